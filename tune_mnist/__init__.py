@@ -1,0 +1,1 @@
+"""Hyperparameter search for one PyTorch training loop: Ray Tune, Optuna and ASHA."""
