@@ -43,7 +43,7 @@ class Dropout(nn.Dropout):
 
 
 class Network(nn.Module):
-    """Two convolutions, a max-pool and two dense layers: about 1.2 million weights, 72 MFLOP an image to train."""
+    """Two convolutions, a max-pool and two dense layers: 1.2 million weights, 72 MFLOP an image to train."""
 
     def __init__(self, hyperparameters: Hyperparameters) -> None:
         """Draw the initial weights from torch's global random state."""

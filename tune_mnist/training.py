@@ -1,4 +1,4 @@
-"""The training loop, free of Ray: ``fit`` yields the outcome of each epoch, and its caller decides whether to go on."""
+"""The training loop, free of Ray: ``fit`` yields each epoch's outcome; its caller decides to go on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
 
 PRECISIONS = ("auto", "fp32", "bf16")
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 250
+"""Images a step of evaluation: on a CPU 250 run 1.7 times as fast as 1000, which outgrow its caches."""
 
 
 class DivergedError(RuntimeError):
@@ -62,7 +63,9 @@ class Training:
             ValueError: for a precision that is unknown or that the device has not.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("this trial was given a GPU, but torch sees no CUDA device; it won't train on the CPU")
+            raise RuntimeError(
+                "this trial was given a GPU, but torch sees no CUDA device; it won't train on the CPU"
+            )
         self.hyperparameters = hyperparameters
         self.seed = seed
         self.device = torch.device(device)
@@ -78,7 +81,9 @@ class Training:
         if self.device.type == "cuda":
             random_states["cuda"] = torch.cuda.get_rng_state()
         state = {"epoch": self.epoch, "random_states": random_states}
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **state}, path)
+        torch.save(
+            {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **state}, path
+        )
 
     def restore(self, path: Path) -> None:
         """Go on from what ``save`` wrote; on the CPU bit for bit as if never interrupted."""
@@ -91,14 +96,16 @@ class Training:
             torch.cuda.set_rng_state(state["random_states"]["cuda"])
 
 
-def fit(training: Training, train: Split, validation: Split, *, cuda_graph: bool = True) -> Iterator[EpochResult]:
+def fit(
+    training: Training, train: Split, validation: Split, *, cuda_graph: bool = True
+) -> Iterator[EpochResult]:
     """Train epoch by epoch up to ``hyperparameters.epochs``, from wherever ``training`` stands.
 
     The order of the images depends on (seed, epoch) alone. ``train`` and ``validation`` are only read.
 
     Raises:
-        DivergedError: at the step (on a GPU: at the end of the epoch) whose loss is not finite. ASHA can't see
-            such a trial, as ``nan < cutoff`` is False.
+        DivergedError: at the step (on a GPU: at the end of the epoch) whose loss is not finite. ASHA can't
+            see such a trial, as ``nan < cutoff`` is False.
     """
     train, validation = train.to(training.device), validation.to(training.device)
     steps = _Steps(training, train, cuda_graph=cuda_graph)
@@ -129,7 +136,9 @@ def evaluate(model: Network, split: Split, *, precision: str = "fp32") -> tuple[
     model.eval()
     with torch.inference_mode(), _autocast(device, precision):
         for images, labels in zip(
-            split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
+            torch.split(split.images, EVALUATION_BATCH),
+            torch.split(split.labels, EVALUATION_BATCH),
+            strict=True,
         ):
             labels = labels.to(device)
             log_probabilities = model(images.to(device))
@@ -152,12 +161,14 @@ def resolve_precision(precision: str, device: str) -> str:
         capabilities = torch.cpu.get_capabilities()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     if precision == "bf16" and not native:
-        raise ValueError(f"precision is bf16, but must be fp32 or auto here: this {device} does not multiply bf16")
+        raise ValueError(
+            f"precision is bf16, but must be fp32 or auto here: this {device} does not multiply bf16"
+        )
     return "bf16" if native and precision != "fp32" else "fp32"
 
 
 class _Steps:
-    """Runs the optimisation steps of an epoch; on a GPU it replays one captured CUDA graph for every full batch.
+    """Runs the optimisation steps of an epoch; on a GPU it replays one CUDA graph for every full batch.
 
     At batch 64 the launches of the step's kernels take longer than the kernels, and a graph launches them
     all at once.
@@ -182,12 +193,16 @@ class _Steps:
         self.steps_finite.zero_()
         self.finite.fill_(True)
         on_cpu = self.training.device.type == "cpu"
-        for index in order.split(self.batch_size):
+        for index in torch.split(order, self.batch_size):
             self._step(index)
-            if on_cpu and not self.finite:  # reading the flag is free here; on a GPU it would stall every step
+            if (
+                on_cpu and not self.finite
+            ):  # reading the flag is free here; on a GPU it would stall every step
                 break
         if not self.finite.item():
-            raise DivergedError(f"the loss is not finite at step {self.steps_finite.item() + 1} of epoch {epoch}")
+            raise DivergedError(
+                f"the loss is not finite at step {self.steps_finite.item() + 1} of epoch {epoch}"
+            )
         return self.loss_sum.item() / len(order)
 
     def _step(self, index: Tensor) -> None:
@@ -215,7 +230,7 @@ class _Steps:
     def _warm_up_and_capture(self, index: Tensor) -> None:
         """Take the first steps on a side stream, as capture wants it, then record the graph for the rest."""
         assert self.capture_after is not None
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._eager(index)
@@ -246,3 +261,24 @@ def _optimizer(model: Network, hyperparameters: Hyperparameters) -> torch.optim.
         return torch.optim.RMSprop(parameters, momentum=momentum, capturable=on_gpu, foreach=True, **common)
     adam = torch.optim.AdamW if hyperparameters.optimizer == "adamw" else torch.optim.Adam
     return adam(parameters, betas=(momentum, 0.999), capturable=on_gpu, fused=True, **common)
+
+
+def release_device_memory() -> None:
+    """Give the memory that torch caches on a GPU back, for whatever trains next in this process."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def score_checkpoint(
+    path: Path, hyperparameters: Hyperparameters, split: Split, *, save_model: Path
+) -> tuple[int, float, float]:
+    """Evaluate a checkpoint in fp32 on the CPU and write its weights as a plain state dict.
+
+    Returns:
+        The epoch of the checkpoint, the accuracy (0..1) and the mean negative log-likelihood
+        (nats) on ``split``.
+    """
+    training = Training(hyperparameters, seed=0, precision="fp32")
+    training.restore(path)
+    torch.save(training.model.state_dict(), save_model)
+    return training.epoch, *evaluate(training.model, split)

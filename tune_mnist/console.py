@@ -1,0 +1,200 @@
+"""What a person sees of a search: one live line while it runs, a summary when it ends."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tune_mnist.hyperparameters import METRIC, Hyperparameters
+from tune_mnist.progress import EndedTrial, Progress
+from tune_mnist.results import trials_frame
+from tune_mnist.search import JOURNAL
+from tune_mnist.tuner import FINISHED, Outcome, trial_records
+
+
+class SearchConsole:
+    """Shows a search as a live line, or a line per ended trial where the output is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Write to ``console``, or to standard output."""
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.started = time.monotonic()
+        self.progress: Progress | None = None
+        self.live = Live(
+            console=self.console, get_renderable=self._line, transient=True, refresh_per_second=2
+        )
+
+    def __enter__(self) -> SearchConsole:
+        """Start the live line."""
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the live line away."""
+        self.live.stop()
+
+    def updated(self, progress: Progress) -> None:
+        """Remember the counts for the next refresh."""
+        if self.progress is None:
+            self.started = time.monotonic()
+        self.progress = progress
+
+    def trial_ended(self, progress: Progress, trial: EndedTrial) -> None:
+        """Print a line for the trial, where there is no live line to show it."""
+        if not self.console.is_terminal:
+            accuracy = "  --   " if trial.accuracy is None else f"{trial.accuracy:7.2%}"
+            self.console.print(
+                f"{len(progress.ended):>4}/{progress.num_samples} trial {trial.number:<3} {trial.state:<8} "
+                f"{accuracy} after {trial.epochs}/{trial.epochs_planned} epochs  {describe(trial.config)}"
+            )
+
+    def _line(self) -> Text:
+        progress = self.progress
+        elapsed = time.monotonic() - self.started
+        if progress is None:
+            return Text(f"starting Ray, reading the data ... {elapsed:.0f} s", style="dim")
+        done = len(progress.ended)
+        parts = [f"{done}/{progress.num_samples} trials done", f"{progress.running} running"]
+        parts += [
+            f"{progress.count(state)} {word}" for state, word in (("PRUNED", "pruned"), ("FAIL", "failed"))
+        ]
+        parts.append(f"{progress.epochs} epochs")
+        if progress.best_accuracy is not None and progress.best_config is not None:
+            parts.append(f"best {progress.best_accuracy:.2%} ({describe(progress.best_config)})")
+        if done:
+            left = elapsed / done * (progress.num_samples - done)
+            parts.append(f"about {duration(left)} left")
+        else:
+            parts.append(duration(elapsed))
+        return Text(" · ".join(parts))
+
+
+def print_start(console: Console, num_samples: int) -> None:
+    """Say what is about to happen, before anything takes time."""
+    console.print(f"Searching: {num_samples} trials. Ctrl-C ends the search in order.")
+
+
+def print_summary(console: Console, outcome: Outcome) -> None:
+    """Print the best trials, the winner with its test score, what ASHA saved, and how to look further."""
+    trials = trials_frame(outcome.grid)
+    counts = trials["state"].value_counts()
+    states = ", ".join(f"{counts.get(state, 0)} {state}" for state in ("COMPLETE", "PRUNED", "FAIL"))
+    ended = "" if outcome.ended_by == FINISHED else f"; ended by {outcome.ended_by}"
+    asked, took = outcome.settings.num_samples, duration(outcome.seconds)
+    console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
+    _print_best(console, trials)
+    trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
+    saved = (planned - trained) if outcome.ended_by == FINISHED else None
+    console.print(
+        f"Epochs trained: {trained}" + ("" if saved is None else f" of {planned} planned; ASHA saved {saved}")
+    )
+    _print_winner(console, outcome, trials)
+    _print_failures(console, outcome)
+    run_dir = _short(outcome.run_dir)
+    console.print(f"\nRun folder: {run_dir}")
+    console.print(f"  optuna-dashboard {run_dir / JOURNAL}     (pip install optuna-dashboard)", markup=False)
+    console.print(f"  tensorboard --logdir {run_dir}     (pip install tensorboard)", markup=False)
+    console.print(
+        f"  python -c \"import pandas as pd; print(pd.read_parquet('{run_dir}/trials.parquet'))\"",
+        markup=False,
+    )
+
+
+def exit_code(outcome: Outcome) -> int:
+    """Give 0 for a search that came to what was asked; 130 and 143 for Ctrl-C and SIGTERM; else 1."""
+    signals = {"SIGINT": 130, "SIGTERM": 143}
+    if outcome.ended_by in signals:
+        return signals[outcome.ended_by]
+    short = outcome.ended_by == FINISHED and len(outcome.grid) < outcome.settings.num_samples
+    return 1 if short or outcome.winner is None else 0
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """Write a configuration in a few words, what differs from the defaults of a hyper-parameter first."""
+    return " ".join(f"{name}={_short_value(value)}" for name, value in config.items())
+
+
+def standard_error(share: float, n: int) -> float:
+    """Standard error of a share of n independent images: sqrt(p (1 - p) / n)."""
+    return math.sqrt(share * (1 - share) / n)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person would: 42 s, 3 min 05 s, 1 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _print_best(console: Console, trials: pd.DataFrame) -> None:
+    ranked = trials[trials["state"] != "FAIL"].dropna(subset=[METRIC])
+    ranked = ranked.sort_values(METRIC, ascending=False).head(5)
+    if ranked.empty:
+        return
+    drawn = [name for name in vars(Hyperparameters()) if name != "epochs" and trials[name].nunique() > 1]
+    table = Table(title=f"Best {len(ranked)} trials", title_justify="left", title_style="bold", box=None)
+    for heading in ("trial", "state", "validation", "epochs", *drawn):
+        table.add_column(heading, justify="left" if heading in ("state", "optimizer") else "right")
+    for row in ranked.to_dict("records"):
+        epochs = f"{row['epochs_trained']}/{row['epochs_planned']}"
+        values = [_short_value(row[name]) for name in drawn]
+        table.add_row(str(row["number"]), row["state"], f"{row[METRIC]:.2%}", epochs, *values)
+    console.print(table)
+
+
+def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
+    winner = outcome.winner
+    if winner is None:
+        console.print("No trial got as far as a checkpoint, so there is no winner.")
+        return
+    hand_set = trials[(trials["number"] == 0) & _is_hand_set(trials)]
+    if not hand_set.empty and winner.number != 0:
+        row = hand_set.iloc[0]
+        console.print(
+            f"The blog's hand-set configuration: {row[METRIC]:.2%} after {row['epochs_trained']} epochs "
+            f"({row['state']}); the best trial has {winner.accuracy - row[METRIC]:+.2%}"
+        )
+    validation_error = standard_error(winner.accuracy, winner.val_size)
+    test_error = standard_error(winner.test_accuracy, winner.test_size)
+    console.print(
+        f"Winner, trial {winner.number} at epoch {winner.epoch}: "
+        f"validation {winner.accuracy:.2%} ± {validation_error:.2%} (n = {winner.val_size}), "
+        f"test {winner.test_accuracy:.2%} ± {test_error:.2%} (n = {winner.test_size}; ± standard error)"
+    )
+
+
+def _print_failures(console: Console, outcome: Outcome) -> None:
+    failed = [record for record in trial_records(outcome.grid) if record.error_file]
+    if failed:
+        first = min(failed, key=lambda record: record.number)
+        console.print(f"{len(failed)} failed; the first error: {_short(first.error_file or Path())}")
+
+
+def _is_hand_set(trials: pd.DataFrame) -> pd.Series[bool]:
+    blog = Hyperparameters()
+    return (
+        (trials["lr"] - blog.lr).abs().lt(1e-9)
+        & trials["momentum"].eq(blog.momentum)
+        & trials["optimizer"].eq(blog.optimizer)
+    )
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _short_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,88 @@
+"""The outcome of a run as tidy, typed pandas frames, and as Parquet files beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
+from tune_mnist.tuner import ResultGrid, TrialRecord, load, trial_records
+
+__all__ = ["epochs_frame", "load", "trials_frame", "write_tables"]
+
+TRIAL_DTYPES = {
+    "trial_id": "string",
+    "number": "int64",
+    "state": "string",
+    METRIC: "float64",
+    "val_loss": "float64",
+    "epochs_trained": "int64",
+    "epochs_planned": "int64",
+    "seconds": "float64",
+    "node": "string",
+}
+"""Columns of `trials_frame` before the hyper-parameters, in the pandas types they have."""
+
+EPOCH_DTYPES = {
+    "trial_id": "string",
+    "number": "int64",
+    TIME_ATTR: "int64",
+    METRIC: "float64",
+    "val_loss": "float64",
+    "train_loss": "float64",
+    "epoch_seconds": "float64",
+    "images_per_second": "float64",
+    "timestamp": "datetime64[s]",
+}
+"""Columns of `epochs_frame`, in the pandas types they have."""
+
+
+def trials_frame(grid: ResultGrid) -> pd.DataFrame:
+    """One row a trial, in the order of the study.
+
+    ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended;
+    ``accuracy`` and ``val_loss`` are of the last epoch, on the validation split, NaN before the first;
+    ``seconds`` is training time; ``node`` the host name. Each hyper-parameter has a column of its own, with
+    its default where the search did not draw it.
+    """
+    hyperparameter_dtypes = {
+        name: {int: "int64", float: "float64", str: "string"}[type(value)]
+        for name, value in vars(Hyperparameters()).items()
+    }
+    dtypes = TRIAL_DTYPES | hyperparameter_dtypes
+    rows = [_trial_row(record) for record in trial_records(grid)]
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+
+
+def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
+    """One row a trial and epoch: the fields of an `EpochResult`, and when it was reported (UTC)."""
+    rows = []
+    for record in trial_records(grid):
+        for epoch in record.epochs:
+            row = {name: epoch.get(name) for name in EPOCH_DTYPES}
+            stamp = pd.Timestamp(epoch["timestamp"], unit="s")
+            rows.append({**row, "trial_id": record.trial_id, "number": record.number, "timestamp": stamp})
+    return pd.DataFrame(rows, columns=list(EPOCH_DTYPES)).astype(EPOCH_DTYPES)
+
+
+def write_tables(grid: ResultGrid, run_dir: Path) -> None:
+    """Write ``trials.parquet`` and ``epochs.parquet`` into the run folder."""
+    trials_frame(grid).to_parquet(run_dir / "trials.parquet", index=False)
+    epochs_frame(grid).to_parquet(run_dir / "epochs.parquet", index=False)
+
+
+def _trial_row(record: TrialRecord) -> dict[str, object]:
+    last = record.last_result
+    return {
+        "trial_id": record.trial_id,
+        "number": record.number,
+        "state": record.state,
+        METRIC: last.get(METRIC),
+        "val_loss": last.get("val_loss"),
+        "epochs_trained": last.get(TIME_ATTR, 0),
+        "epochs_planned": record.config["epochs"],
+        "seconds": last.get("time_total_s", 0.0),
+        "node": last.get("hostname"),
+        **vars(Hyperparameters(**record.config)),
+    }

@@ -1,0 +1,185 @@
+"""The settings of a search: one dataclass, the source of the Python API as of the command line's flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def setting(default: Any, group: str, help: str) -> Any:
+    """Declare a field that becomes the flag ``--name-of-the-field`` in a group of ``--help``."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a search.
+
+    Raises:
+        ValueError: for a value out of range; the text states the value and the rule.
+    """
+
+    num_samples: int = setting(20, "search", "trials in all")
+    max_epochs: int = setting(5, "search", "most epochs of a trial")
+    space: str = setting("blog", "search", "blog, wide, or package.module:NAME of one's own")
+    sampler: str = setting("tpe", "search", "Optuna's sampler: tpe, random or qmc")
+    seed: int = setting(0, "search", "of the sampler, the validation split and the trials")
+    time_budget: float | None = setting(None, "search", "end the search after SECONDS, or 10m, or 2h")
+    target_accuracy: float | None = setting(
+        None, "search", "end it when a trial's validation accuracy gets here"
+    )
+
+    grace_period: int = setting(1, "scheduler (ASHA)", "epochs before a trial can be cut: the first rung")
+    reduction_factor: float = setting(
+        2.0, "scheduler (ASHA)", "keep the best 1/FACTOR of the trials at a rung"
+    )
+
+    cpus_per_trial: float = setting(1.0, "resources", "CPU cores of a trial")
+    gpus_per_trial: float | None = setting(
+        None,
+        "resources",
+        "GPUs of a trial, 0.5 for two trials on one (default: 0.5 where there are GPUs, else 0)",
+    )
+    max_concurrent_trials: int | None = setting(
+        None, "resources", "trials at a time (default: as many as the resources hold)"
+    )
+    fresh_actors: bool = setting(
+        False, "resources", "start a new process for every trial: slower, but nothing shared"
+    )
+    address: str | None = setting(
+        None,
+        "resources",
+        "running Ray cluster, auto or HOST:PORT (default: RAY_ADDRESS, else a Ray of its own)",
+    )
+
+    dataset: str = setting("mnist", "data", "mnist, fashion-mnist or kmnist")
+    data_dir: Path = setting(Path("data"), "data", "folder of the data set, filled when empty")
+    train_size: int | None = setting(None, "data", "training images (default: all but the validation part)")
+    val_size: int = setting(5000, "data", "images cut from the training set for validation")
+
+    precision: str = setting("auto", "training", "fp32, bf16, or auto: bf16 where the hardware has it")
+    checkpoint_seconds: float = setting(30.0, "training", "longest time without a checkpoint, at epoch ends")
+
+    name: str | None = setting(None, "run", "name of the run (default: data set, date and time)")
+    storage_path: Path = setting(Path("runs"), "run", "folder of the runs; this one is STORAGE_PATH/NAME")
+
+    def __post_init__(self) -> None:
+        """Check each value that can be checked without looking at the machine."""
+        for name in ("num_samples", "max_epochs", "grace_period", "val_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("train_size", "max_concurrent_trials"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1")
+        self._require("seed", 0 <= self.seed < 2**31, f"0 to {2**31 - 1}")
+        self._require(
+            "grace_period", self.grace_period <= self.max_epochs, f"at most max_epochs, {self.max_epochs}"
+        )
+        factor = self.reduction_factor
+        self._require("reduction_factor", math.isfinite(factor) and factor >= 2, "at least 2")
+        self._require(
+            "cpus_per_trial", _is_share(self.cpus_per_trial) and self.cpus_per_trial > 0, SHARE_RULE
+        )
+        gpus = self.gpus_per_trial
+        self._require("gpus_per_trial", gpus is None or _is_share(gpus), f"0, {SHARE_RULE}")
+        budget = self.time_budget
+        self._require("time_budget", budget is None or 0 < budget < math.inf, "above 0 seconds")
+        target = self.target_accuracy
+        self._require("target_accuracy", target is None or 0 < target <= 1, "above 0 and at most 1")
+        self._require("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0")
+        self._one_of("sampler", ("tpe", "random", "qmc"))
+        self._one_of("dataset", ("mnist", "fashion-mnist", "kmnist"))
+        self._one_of("precision", ("auto", "fp32", "bf16"))
+        self._require(
+            "name",
+            self.name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+            "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit",
+        )
+        self._require("storage_path", ":/" not in str(self.storage_path), "a local folder")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} is {getattr(self, name)}, but must be {rule}")
+
+    def _one_of(self, name: str, known: Sequence[str]) -> None:
+        self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+
+    def to_json(self) -> str:
+        """Write the settings as JSON; paths become absolute, so that the file holds from any folder."""
+        values = {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return json.dumps(values, indent=2) + "\n"
+
+
+SHARE_RULE = "a fraction of 1 or a whole number"
+
+
+def parse_settings(arguments: Sequence[str] | None = None, *, description: str) -> Settings:
+    """Read the flags of a command line; on a mistake print one line and exit with code 2."""
+    parser = OneLineParser(description=description, allow_abbrev=False)
+    add_flags(parser, Settings)
+    try:
+        return Settings(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Add one flag for each field of a dataclass, grouped and explained by the fields' metadata."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        title = field.metadata.get("group", "options")
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        flag, help = f"--{field.name.replace('_', '-')}", field.metadata.get("help", "")
+        if hints[field.name] is bool:
+            group.add_argument(flag, action="store_true", help=help)
+            continue
+        if field.default is not None:
+            help = f"{help} (default: {field.default})"
+        kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
+        group.add_argument(
+            flag, type=kind, default=field.default, help=help, metavar=_metavar(field.name, kind)
+        )
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def _plain_type(hint: Any) -> Any:
+    """Give the T of ``T | None``."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (argument for argument in typing.get_args(hint) if argument is not type(None))
+    return hint
+
+
+def _metavar(name: str, kind: Any) -> str:
+    return "DURATION" if kind is _seconds else {int: "N", float: "X", Path: "FOLDER"}.get(kind, name.upper())
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, nor one like 90s, 10m or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value < math.inf and (value <= 1 or value == int(value))

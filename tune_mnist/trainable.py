@@ -1,0 +1,81 @@
+"""One trial, as Ray runs it: goes on from its newest checkpoint, trains, and reports every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import tempfile
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from tune_mnist.data import Split
+from tune_mnist.hyperparameters import METRIC, OPTUNA_NUMBER, Hyperparameters
+from tune_mnist.training import Training, fit, release_device_memory
+
+CHECKPOINT = "training.pt"
+"""Name of the file in a checkpoint's folder."""
+
+
+def train_trial(
+    config: dict[str, Any],
+    *,
+    train: Mapping[str, Any],
+    validation: Mapping[str, Any],
+    seed: int,
+    device: str,
+    precision: str,
+    rungs: Collection[int],
+    checkpoint_seconds: float,
+    target_accuracy: float | None,
+) -> None:
+    """Train one configuration, reporting the fields of an `EpochResult` after each epoch.
+
+    Args:
+        config: the keywords of `Hyperparameters`, and the number of the trial in the study.
+        train: arrays of the training split, read-only memory shared with other trials.
+        validation: arrays of the validation split, likewise.
+        seed: of the search; each trial adds its number in the study.
+        device: cpu or cuda.
+        precision: auto, fp32 or bf16.
+        rungs: epochs that are written as a checkpoint because ASHA may stop there.
+        checkpoint_seconds: longest time without a checkpoint, looked at when an epoch ends.
+        target_accuracy: the accuracy that ends the search; an epoch that reaches it is written too.
+
+    Raises:
+        DivergedError: if the loss is not finite.
+        RuntimeError: if ``device`` is cuda and there is none.
+    """
+    config = dict(config)
+    number = config.pop(OPTUNA_NUMBER, 0)
+    hyperparameters = Hyperparameters(**config)
+    training = Training(hyperparameters, seed=seed + number, device=device, precision=precision)
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            training.restore(Path(folder) / CHECKPOINT)
+    saved_at = time.monotonic()
+    try:
+        for result in fit(training, Split.from_arrays(**train), Split.from_arrays(**validation)):
+            metrics = dataclasses.asdict(result)
+            due = (
+                result.epoch in rungs
+                or result.epoch == hyperparameters.epochs
+                or (target_accuracy is not None and metrics[METRIC] >= target_accuracy)
+                or time.monotonic() - saved_at > checkpoint_seconds
+            )
+            if due:
+                saved_at = time.monotonic()
+                with tempfile.TemporaryDirectory() as folder:
+                    training.save(Path(folder) / CHECKPOINT)
+                    tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+            else:
+                tune.report(metrics)
+    finally:
+        # The next trial may run in this process: leave it no memory of this one.
+        del training
+        gc.collect()
+        release_device_memory()
