@@ -24,6 +24,10 @@ def main() -> int:
     parser.add_argument(
         "--data-dir", type=Path, default=Path("data"), help="filled when empty (default: data)"
     )
+    parser.add_argument(
+        "--train-size", type=int, help="training images (default: all but the validation part)"
+    )
+    parser.add_argument("--val-size", type=int, default=5000, help="images for validation (default: 5000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
@@ -31,11 +35,12 @@ def main() -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     flags = vars(parser.parse_args())
     dataset, data_dir, seed = flags.pop("dataset"), flags.pop("data_dir"), flags.pop("seed")
+    sizes = {name: flags.pop(name) for name in ("train_size", "val_size")}
     device, precision = flags.pop("device"), flags.pop("precision")
     try:
         hyperparameters = Hyperparameters(**flags)
         training = Training(hyperparameters, seed=seed, device=device, precision=precision)
-        train, validation = load_train_val(dataset, data_dir, seed=seed)
+        train, validation = load_train_val(dataset, data_dir, seed=seed, **sizes)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -126,10 +128,13 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     if name == "random":
         return RandomSampler(seed=seed)
     if name == "qmc":
-        # Optuna 5 warns that a seedless scramble differs between processes; only the driver samples here.
-        return QMCSampler(
-            seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            # Its other warnings are about samplers in several processes, and about choices, which it draws
+            # at random; here only the driver samples.
+            return QMCSampler(
+                seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
+            )
     raise ValueError(f"sampler is {name}, but must be one of tpe, random, qmc")
 
 

@@ -87,9 +87,8 @@ class Settings:
         )
         factor = self.reduction_factor
         self._require("reduction_factor", math.isfinite(factor) and factor >= 2, "at least 2")
-        self._require(
-            "cpus_per_trial", _is_share(self.cpus_per_trial) and self.cpus_per_trial > 0, SHARE_RULE
-        )
+        cpus = self.cpus_per_trial
+        self._require("cpus_per_trial", _is_share(cpus) and cpus > 0, f"above 0: {SHARE_RULE}")
         gpus = self.gpus_per_trial
         self._require("gpus_per_trial", gpus is None or _is_share(gpus), f"0, {SHARE_RULE}")
         budget = self.time_budget

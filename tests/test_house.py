@@ -1,0 +1,97 @@
+"""The house: which file may import which, and names that are written once."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import tune_mnist
+from tune_mnist.hyperparameters import METRIC, TIME_ATTR
+from tune_mnist.training import EpochResult
+
+PACKAGE = Path(tune_mnist.__file__).parent
+
+# Each file, and what it may import of the package: only files to its left.
+HOUSE = {
+    "hyperparameters": set(),
+    "settings": set(),
+    "spaces": {"hyperparameters"},
+    "model": {"hyperparameters"},
+    "data": set(),
+    "training": {"hyperparameters", "model", "data"},
+    "trainable": {"hyperparameters", "data", "training"},
+    "search": {"hyperparameters", "settings", "spaces"},
+    "cluster": set(),
+    "progress": {"hyperparameters", "search"},
+    "tuner": {
+        "hyperparameters",
+        "settings",
+        "spaces",
+        "data",
+        "training",
+        "trainable",
+        "search",
+        "cluster",
+        "progress",
+    },
+    "results": {"hyperparameters", "tuner"},
+    "console": {"hyperparameters", "progress", "search", "tuner", "results"},
+}
+WITHOUT_RAY = {"hyperparameters", "settings", "spaces", "model", "data", "training", "results", "console"}
+WITHOUT_TORCH = {
+    "trainable",
+    "search",
+    "cluster",
+    "progress",
+    "tuner",
+    "hyperparameters",
+    "settings",
+    "spaces",
+    "results",
+    "console",
+}
+
+
+def imports(file: Path) -> tuple[set[str], set[str]]:
+    """What a file imports anywhere in it: top-level packages, and files of this package."""
+    packages, own = set(), set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name} has a relative import"
+            modules = [node.module or ""]
+            if node.module == "tune_mnist":
+                modules = [f"tune_mnist.{alias.name}" for alias in node.names]
+        for module in modules:
+            packages.add(module.split(".")[0])
+            if module.startswith("tune_mnist."):
+                own.add(module.split(".")[1])
+    return packages, own
+
+
+def test_every_file_has_its_place_in_the_house() -> None:
+    assert {file.stem for file in PACKAGE.glob("*.py")} - {"__init__"} == set(HOUSE)
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_a_file_imports_only_files_to_its_left(name: str) -> None:
+    packages, own = imports(PACKAGE / f"{name}.py")
+    assert own <= HOUSE[name]
+    left = list(HOUSE)[: list(HOUSE).index(name)]
+    assert HOUSE[name] <= set(left)
+    if name in WITHOUT_RAY:
+        assert "ray" not in packages
+    if name in WITHOUT_TORCH:
+        assert not packages & {"torch", "torchvision"}
+
+
+def test_every_file_opens_with_its_role() -> None:
+    for file in [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "scripts").glob("*.py")]:
+        assert ast.get_docstring(ast.parse(file.read_text())), file.name
+
+
+def test_metric_names_are_fields_of_an_epoch_result() -> None:
+    assert {METRIC, TIME_ATTR} <= {field.name for field in dataclasses.fields(EpochResult)}

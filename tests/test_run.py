@@ -1,0 +1,349 @@
+"""The real scripts on real MNIST, small by numbers: the run folder, the exit codes, the ways to stop."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from tune_mnist import results
+from tune_mnist.data import load_test
+from tune_mnist.hyperparameters import Hyperparameters
+from tune_mnist.model import Network
+from tune_mnist.settings import Settings
+from tune_mnist.training import evaluate
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SMALL = ["--train-size", "1024", "--val-size", "500", "--max-epochs", "3"]
+
+
+class Runner:
+    """Runs scripts in a folder and with a temp dir for Ray of their own, and leaves no process behind."""
+
+    def __init__(self, folder: Path, mnist_dir: Path) -> None:
+        self.folder, self.mnist_dir = folder, mnist_dir
+        self.ray_temp = Path(
+            f"/tmp/tm{os.getpid()}-{time.monotonic_ns() % 10**9}"
+        )  # sockets need a short path
+        self.ray_temp.mkdir()
+        self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": str(folder)}
+        self.environment.pop("RAY_ADDRESS", None)
+
+    def start(self, *flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(SCRIPTS / "tune.py"), "--data-dir", str(self.mnist_dir), *flags]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *flags: str) -> tuple[int, str, str]:
+        process = self.start(*flags)
+        out, err = process.communicate(timeout=200)
+        return process.returncode, out, err
+
+    def processes(self) -> list[int]:
+        """Pids of what Ray started for these runs: each has the temp dir in its command line."""
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        return [int(line.split()[0]) for line in listed.splitlines() if str(self.ray_temp) in line]
+
+    def close(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.ray_temp, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterator[Runner]:
+    runner = Runner(tmp_path_factory.mktemp("work"), mnist_dir)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def finished(runner: Runner) -> tuple[Path, str, str]:
+    code, out, err = runner.run("--num-samples", "8", "--name", "finished", *SMALL)
+    assert code == 0, out + err
+    return runner.folder / "runs" / "finished", out, err
+
+
+def study_of(run_dir: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(run_dir / "study.journal")))
+    return optuna.load_study(study_name=run_dir.name, storage=storage)
+
+
+def reported(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each trial reported, by trial id, straight from the files that Ray wrote."""
+    return {
+        folder.name.split("_")[2]: [
+            json.loads(line) for line in (folder / "result.json").read_text().splitlines()
+        ]
+        for folder in run_dir.glob("trial_*_*")
+    }
+
+
+def state_of(lines: list[dict[str, Any]]) -> str:
+    if not lines:
+        return "FAIL"
+    return "COMPLETE" if lines[-1]["epoch"] == lines[-1]["config"]["epochs"] else "PRUNED"
+
+
+def test_the_console_is_quiet(finished: tuple[Path, str, str]) -> None:
+    _, out, err = finished
+    assert err == ""
+    lines = out.splitlines()
+    assert sum(bool(re.match(r" +\d/8 trial \d +(COMPLETE|PRUNED|FAIL) ", line)) for line in lines) == 8
+    assert len(lines) < 8 + 25
+    assert "\x1b" not in out and "Warning" not in out
+
+
+def test_the_summary_names_the_winner_with_its_errors(finished: tuple[Path, str, str]) -> None:
+    run_dir, out, _ = finished
+    metrics = json.loads((run_dir / "best" / "metrics.json").read_text())
+    assert f"Winner, trial {metrics['number']} at epoch {metrics['epoch']}: " in out
+    error = (metrics["test_accuracy"] * (1 - metrics["test_accuracy"]) / 10_000) ** 0.5
+    assert f"test {metrics['test_accuracy']:.2%} ± {error:.2%} (n = 10000" in out
+    assert "The blog's hand-set configuration" in out or metrics["number"] == 0
+
+
+def test_the_study_agrees_with_rays_own_files(finished: tuple[Path, str, str]) -> None:
+    run_dir = finished[0]
+    rows = reported(run_dir)
+    trials = study_of(run_dir).trials
+    assert len(trials) == len(rows) == 8
+    for trial in trials:
+        lines = rows[trial.user_attrs["ray_trial_id"]]
+        assert trial.state.name == state_of(lines)
+        assert trial.intermediate_values == {line["epoch"]: line["accuracy"] for line in lines}
+        assert trial.value == lines[-1]["accuracy"]
+        assert lines[0]["config"]["optuna_trial_number"] == trial.number
+        assert trial.params["lr"] == lines[0]["config"]["lr"]
+    assert {trial.state.name for trial in trials} >= {"COMPLETE", "PRUNED"}
+
+
+def test_the_tables_agree_with_the_study(finished: tuple[Path, str, str]) -> None:
+    run_dir = finished[0]
+    trials, epochs = pd.read_parquet(run_dir / "trials.parquet"), pd.read_parquet(run_dir / "epochs.parquet")
+    study = study_of(run_dir).trials
+    assert trials["number"].tolist() == list(range(8))
+    assert trials["state"].tolist() == [trial.state.name for trial in study]
+    assert trials["accuracy"].tolist() == [trial.value for trial in study]
+    assert trials["trial_id"].tolist() == [trial.user_attrs["ray_trial_id"] for trial in study]
+    assert trials["epochs_trained"].sum() == len(epochs) == sum(map(len, reported(run_dir).values()))
+    assert not epochs.duplicated(["trial_id", "epoch"]).any()
+    assert set(vars(Hyperparameters())) - {"epochs"} <= set(trials.columns)
+    assert epochs["accuracy"].between(0, 1).all() and epochs["images_per_second"].gt(0).all()
+
+
+def test_a_run_can_be_loaded_again(finished: tuple[Path, str, str]) -> None:
+    run_dir = finished[0]
+    grid = results.load(run_dir)
+    pd.testing.assert_frame_equal(results.trials_frame(grid), pd.read_parquet(run_dir / "trials.parquet"))
+    pd.testing.assert_frame_equal(results.epochs_frame(grid), pd.read_parquet(run_dir / "epochs.parquet"))
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        results.load(run_dir / "best")
+
+
+def test_the_winner_is_the_best_trial_and_its_model_scores_what_it_says(
+    finished: tuple[Path, str, str], mnist_dir: Path
+) -> None:
+    run_dir = finished[0]
+    metrics = json.loads((run_dir / "best" / "metrics.json").read_text())
+    drawn = json.loads((run_dir / "best" / "hyperparameters.json").read_text())
+    best = pd.read_parquet(run_dir / "trials.parquet").sort_values("accuracy").iloc[-1]
+    assert (metrics["trial_id"], metrics["accuracy"]) == (best["trial_id"], best["accuracy"])
+    assert drawn["lr"] == best["lr"]
+    network = Network(Hyperparameters(**drawn))
+    network.load_state_dict(torch.load(run_dir / "best" / "model.pt", weights_only=True))
+    accuracy, loss = evaluate(network, load_test("mnist", mnist_dir))
+    assert accuracy == metrics["test_accuracy"]
+    assert loss == pytest.approx(metrics["test_loss"])
+
+
+def test_settings_are_written_and_at_most_two_checkpoints_a_trial_kept(
+    finished: tuple[Path, str, str],
+) -> None:
+    run_dir = finished[0]
+    settings = json.loads((run_dir / "settings.json").read_text())
+    assert settings["num_samples"] == 8 and settings["gpus_per_trial"] == 0
+    Settings(**{**settings, "data_dir": Path(), "storage_path": Path()})
+    for folder in run_dir.glob("trial_*"):
+        assert 1 <= len(list(folder.glob("checkpoint_*"))) <= 2
+
+
+def test_results_are_the_same_in_reused_and_in_fresh_processes(runner: Runner) -> None:
+    frames = []
+    for flags in (["--name", "reused"], ["--name", "fresh", "--fresh-actors"]):
+        code, out, err = runner.run(
+            "--num-samples", "4", "--sampler", "random", "--max-concurrent-trials", "1", *flags, *SMALL
+        )
+        assert code == 0, out + err
+        frame = pd.read_parquet(runner.folder / "runs" / flags[1] / "epochs.parquet")
+        frames.append(frame[["number", "epoch", "accuracy", "val_loss", "train_loss"]])
+    pd.testing.assert_frame_equal(frames[0], frames[1])
+
+
+def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(runner: Runner) -> None:
+    space = 'from optuna.distributions import *\nSPACE = {"lr": CategoricalDistribution((0.01, 1e30))}\n'
+    (runner.folder / "half_diverges.py").write_text(space)
+    code, out, err = runner.run(
+        "--num-samples", "6", "--space", "half_diverges:SPACE", "--name", "half", *SMALL
+    )
+    assert (code, err) == (0, ""), out
+    trials = pd.read_parquet(runner.folder / "runs" / "half" / "trials.parquet")
+    failed = trials["lr"] > 1
+    assert 0 < failed.sum() < 6
+    assert (trials["state"] == "FAIL").tolist() == failed.tolist()
+    assert [trial.state.name for trial in study_of(runner.folder / "runs" / "half").trials] == list(
+        trials["state"]
+    )
+    named = re.search(r"(\d) failed; the first error: (\S+)", out)
+    assert named and int(named[1]) == failed.sum()
+    assert "the loss is not finite at step 2 of epoch 1" in (runner.folder / named[2]).read_text()
+
+
+def test_a_search_in_which_every_trial_fails_exits_1(runner: Runner) -> None:
+    space = 'from optuna.distributions import *\nSPACE = {"lr": FloatDistribution(1e30, 1e31)}\n'
+    (runner.folder / "all_diverge.py").write_text(space)
+    code, out, err = runner.run("--num-samples", "3", "--space", "all_diverge:SPACE", "--name", "all", *SMALL)
+    assert (code, err) == (1, "")
+    assert (
+        "3 of 3 trials (0 COMPLETE, 0 PRUNED, 3 FAIL)" in out
+        and "3 failed; the first error: runs/all/" in out
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_ends_the_search_in_order(number: signal.Signals, code: int, runner: Runner) -> None:
+    name = number.name.lower()
+    process = runner.start(
+        "--num-samples", "500", "--name", name, "--train-size", "4096", "--val-size", "500"
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert "1/500 trial" in first
+    if number == signal.SIGINT:  # a terminal's Ctrl-C reaches every process of the group
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, ""), out
+    run_dir = runner.folder / "runs" / name
+    assert f"ended by {number.name}" in out and (run_dir / "best" / "model.pt").exists()
+    states = [trial.state.name for trial in study_of(run_dir).trials]
+    assert 1 <= len(states) < 500 and "RUNNING" not in states
+    assert pd.read_parquet(run_dir / "trials.parquet")["state"].tolist() == states
+    deadline = time.monotonic() + 20
+    while runner.processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert runner.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(["--time-budget", "12s"], "time budget"), (["--target-accuracy", "0.2"], "target accuracy")],
+)
+def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
+    flags: list[str], reason: str, runner: Runner
+) -> None:
+    name = reason.replace(" ", "-")
+    code, out, err = runner.run("--num-samples", "500", "--name", name, *flags, *SMALL)
+    assert (code, err) == (0, ""), out
+    assert f"ended by {reason}" in out
+    run_dir = runner.folder / "runs" / name
+    trials = pd.read_parquet(run_dir / "trials.parquet")
+    assert len(trials) < 500
+    assert [trial.state.name for trial in study_of(run_dir).trials] == trials["state"].tolist()
+    if reason == "target accuracy":
+        assert json.loads((run_dir / "best" / "metrics.json").read_text())["accuracy"] >= 0.2
+
+
+@pytest.fixture
+def corrupt_data(tmp_path: Path, mnist_dir: Path) -> Path:
+    raw = mnist_dir / "MNIST" / "raw"
+    for file in raw.glob("*-ubyte*"):
+        shutil.copy(file, tmp_path)
+    images = next(iter(sorted(tmp_path.glob("train-images*"))))
+    images.write_bytes(images.read_bytes()[:-1])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--gpus-per-trial", "0.5"], r"asks for 1 CPU and 0.5 GPU, .* and 0 GPU: use --gpus-per-trial 0"),
+        (["--name", "finished"], r"name is finished, but must be a new one: \S+ exists"),
+        (["--storage-path", "a-file"], r"Not a directory|File exists"),
+        (["--space", "wild"], r"space is wild, but must be blog, wide or package.module:NAME"),
+        (["--val-size", "70000"], r"val_size is 70000, but must be 1 to 59999"),
+        (["--train-size", "59000"], r"train_size is 59000, but must be 1 to 55000"),
+        (
+            ["--data-dir", "CORRUPT"],
+            r"train-images-idx3-ubyte\S* .*MD5.*delete it, or give another --data-dir",
+        ),
+        (["--address", "127.0.0.1:1"], r"no Ray cluster answers at 127.0.0.1:1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_refused_in_one_line(
+    flags: list[str], complaint: str, runner: Runner, finished: tuple[Path, str, str], corrupt_data: Path
+) -> None:
+    if torch.cuda.is_available() and "--gpus-per-trial" in flags:
+        pytest.skip("this machine has a GPU")
+    (runner.folder / "a-file").touch()
+    before = {path: path.stat().st_mtime_ns for path in (runner.folder / "runs").rglob("*")}
+    code, out, err = runner.run(*[str(corrupt_data) if flag == "CORRUPT" else flag for flag in flags])
+    assert code == 2
+    assert re.search(complaint, err) and err.count("\n") == 1 and err.startswith("tune.py: error: ")
+    assert out == ""
+    assert {path: path.stat().st_mtime_ns for path in (runner.folder / "runs").rglob("*")} == before
+
+
+def train(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / "train.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_one_plain_training(mnist_dir: Path) -> None:
+    done = train(
+        *["--lr", "0.01", "--momentum", "0.9", "--optimizer", "sgd", "--epochs", "2", "--train-size", "6000"],
+        "--data-dir",
+        str(mnist_dir),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, test = done.stdout.splitlines()
+    assert first.startswith("epoch 1: validation accuracy ") and second.startswith("epoch 2: ")
+    accuracy = re.match(r"test accuracy (\d\d\.\d\d)%", test)
+    assert accuracy and float(accuracy[1]) > 90
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "complaint"),
+    [
+        ("--optimizer lion", 2, "optimizer is lion, but must be one of sgd, rmsprop, adam, adamw"),
+        ("--lr 0", 2, "lr is 0.0, but must be above 0"),
+        ("--epochs 0", 2, "epochs is 0, but must be a whole number of at least 1"),
+        ("--lr 1e30 --train-size 640", 1, "the loss is not finite at step 2 of epoch 1"),
+    ],
+)
+def test_a_training_that_cannot_be(flags: str, code: int, complaint: str, mnist_dir: Path) -> None:
+    done = train(*flags.split(), "--data-dir", str(mnist_dir))
+    assert done.returncode == code
+    assert complaint in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,214 @@
+"""Searcher and scheduler, driven by hand: what they decide, and what the study says about it."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from tune_mnist.hyperparameters import OPTUNA_NUMBER
+from tune_mnist.search import (
+    HAND_SET,
+    JOURNAL,
+    RAY_TRIAL_ID,
+    STOPPED_BY,
+    TruthfulOptunaSearch,
+    make_scheduler,
+    rungs,
+    trial_state,
+)
+from tune_mnist.settings import Settings
+
+
+def searcher(run_dir: Path, **settings: Any) -> TruthfulOptunaSearch:
+    return TruthfulOptunaSearch(Settings(**settings), run_dir)
+
+
+def read_study(run_dir: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(run_dir / JOURNAL)))
+    return optuna.load_study(study_name=run_dir.name, storage=storage)
+
+
+def result(epoch: int, accuracy: float) -> dict[str, Any]:
+    # Ray counts its own iterations from 1 again after some restarts; only the epoch may be used.
+    return {"epoch": epoch, "accuracy": accuracy, "training_iteration": 99}
+
+
+# The trials, in the order of their reports, and whether ASHA lets them go on. With reduction factor 2 a trial
+# is cut when it lies below the median of those that were at its rung before it.
+ASHA_TABLE = [
+    # trial, epoch, accuracy, goes on
+    ("a", 1, 0.50, True),  # the first at rung 1
+    ("b", 1, 0.40, False),  # below 0.50
+    ("c", 1, 0.60, True),  # above the median of 0.50, 0.40
+    ("a", 2, 0.70, True),  # the first at rung 2
+    ("d", 1, 0.49, False),  # below the median of 0.50, 0.40, 0.60
+    ("c", 2, 0.65, False),  # below 0.70
+    ("a", 3, 0.10, True),  # 3 is no rung
+    ("e", 1, 0.55, True),
+    ("e", 2, 0.70, True),  # equal to 0.70, above 0.65
+    ("a", 4, 0.80, True),  # the first at rung 4
+    ("a", 5, 0.90, False),  # max_epochs
+    ("e", 3, 0.60, True),
+    ("e", 4, 0.79, False),  # below 0.80
+]
+
+
+def test_asha_decides_as_the_paper_says() -> None:
+    scheduler = make_scheduler(Settings())
+    controller: Any = None
+    trials = {name: cast(Any, SimpleNamespace(trial_id=name)) for name, *_ in ASHA_TABLE}
+    for trial in trials.values():
+        scheduler.on_trial_add(controller, trial)
+    decisions = []
+    for name, epoch, accuracy, _ in ASHA_TABLE:
+        decision = scheduler.on_trial_result(controller, trials[name], result(epoch, accuracy))
+        decisions.append((name, epoch, accuracy, decision == "CONTINUE"))
+    assert decisions == ASHA_TABLE
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "grace_period", "reduction_factor", "expected"),
+    [
+        (5, 1, 2, (1, 2, 4)),
+        (5, 1, 3, (1, 3)),
+        (5, 1, 4, (1, 4)),
+        (1, 1, 2, (1,)),
+        (5, 5, 2, (5,)),
+        (27, 1, 3, (1, 3, 9, 27)),
+        (20, 2, 2.5, (2, 5, 13)),
+        (64, 3, 2, (3, 6, 12, 24, 48)),
+    ],
+)
+def test_rungs_are_those_of_rays_asha(
+    max_epochs: int, grace_period: int, reduction_factor: float, expected: tuple[int, ...]
+) -> None:
+    settings = Settings(max_epochs=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
+    assert rungs(settings) == expected
+    milestones = [milestone for milestone, _ in make_scheduler(settings)._brackets[0]._rungs]
+    assert [-(-milestone // 1) for milestone in sorted(milestones)] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("trained", "planned", "failed", "state"),
+    [
+        (5, 5, False, "COMPLETE"),
+        (1, 5, False, "PRUNED"),
+        (0, 5, False, "FAIL"),
+        (5, 5, True, "FAIL"),
+        (2, 5, True, "FAIL"),
+    ],
+)
+def test_state_of_a_trial_that_has_ended(trained: int, planned: int, failed: bool, state: str) -> None:
+    assert trial_state(trained, planned, failed=failed) == state
+
+
+def test_the_study_says_the_truth(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    configs = {name: search.suggest(name) for name in ("complete", "pruned", "failed", "unborn", "late")}
+    epochs = configs["complete"]["epochs"]
+    for epoch in range(1, epochs):
+        search.on_trial_result("complete", result(epoch, epoch / 10))
+    # Ray sends the result at which a trial stops with its completion only.
+    search.on_trial_complete("complete", result(epochs, 0.9))
+    search.on_trial_result("pruned", result(1, 0.3))
+    search.on_trial_complete("pruned", result(2, 0.2))
+    search.on_trial_result("failed", result(1, 0.4))
+    search.on_trial_complete("failed", error=True)
+    search.on_trial_complete("unborn", None)
+    search.on_trial_complete("late", result(1, 0.1))
+
+    complete, pruned, failed, unborn, late = read_study(tmp_path).trials
+    assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.9)
+    assert complete.intermediate_values == {**{e: e / 10 for e in range(1, epochs)}, epochs: 0.9}
+    assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {1: 0.3, 2: 0.2})
+    assert (failed.state, failed.value, failed.intermediate_values) == (TrialState.FAIL, None, {1: 0.4})
+    assert (unborn.state, unborn.intermediate_values) == (TrialState.FAIL, {})
+    assert (late.state, late.intermediate_values) == (TrialState.PRUNED, {1: 0.1})
+
+
+def test_a_call_about_a_finished_trial_changes_nothing(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    search.suggest("a")
+    search.on_trial_complete("a", result(2, 0.5))
+    before = (tmp_path / JOURNAL).read_bytes()
+    search.on_trial_result("a", result(3, 0.9))
+    search.on_trial_complete("a", result(3, 0.9))
+    search.on_trial_complete("a", error=True)
+    search.close("SIGINT")
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_what_the_end_of_the_search_cuts_is_not_left_running(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    search.suggest("with a value")
+    search.suggest("without one")
+    search.on_trial_result("with a value", result(1, 0.5))
+    search.on_trial_result("with a value", result(2, 0.6))
+    search.close("time budget")
+    first, second = read_study(tmp_path).trials
+    assert (first.state, first.value) == (TrialState.PRUNED, 0.6)
+    assert second.state == TrialState.FAIL
+    assert first.user_attrs[STOPPED_BY] == second.user_attrs[STOPPED_BY] == "time budget"
+
+
+def test_each_trial_knows_its_other_id(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    configs = [search.suggest(name) for name in "abc"]
+    assert [config[OPTUNA_NUMBER] for config in configs] == [0, 1, 2]
+    assert [trial.user_attrs[RAY_TRIAL_ID] for trial in read_study(tmp_path).trials] == list("abc")
+
+
+def test_the_blogs_configuration_goes_first_and_the_direction_is_the_studys(tmp_path: Path) -> None:
+    first = searcher(tmp_path).suggest("a")
+    study = read_study(tmp_path)
+    assert first == {"lr": 0.001, "momentum": 0.5, "optimizer": "sgd", "epochs": 5, OPTUNA_NUMBER: 0}
+    assert study.trials[0].user_attrs[HAND_SET] is True
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_the_seed_decides_what_is_drawn(sampler: str, tmp_path: Path) -> None:
+    def draw(name: str, seed: int) -> list[dict[str, Any]]:
+        (tmp_path / name).mkdir()
+        search = searcher(tmp_path / name, sampler=sampler, seed=seed)
+        configs = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for i in range(14):  # past TPE's ten start-up trials
+                configs.append(search.suggest(str(i)))
+                search.on_trial_complete(str(i), result(configs[-1]["epochs"], configs[-1]["momentum"]))
+        return configs
+
+    assert draw("one", 0) == draw("same", 0)
+    assert draw("other", 1)[1:] != draw("again", 0)[1:]
+
+
+def test_the_best_values_draw_tpe_to_them(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    momenta = []
+    for i in range(60):
+        config = search.suggest(str(i))
+        momenta.append(config["momentum"])
+        search.on_trial_complete(str(i), result(config["epochs"], 1 - abs(config["momentum"] - 0.8)))
+    late = momenta[40:]
+    assert sum(abs(m - 0.8) for m in late) / len(late) < 0.08  # 0.17 where they are drawn at random
+
+
+def test_pruned_trials_count_as_the_worse_ones_for_tpe(tmp_path: Path) -> None:
+    """Momentum below 0.7 is always cut after one epoch, at a value that is high for one epoch."""
+    search = searcher(tmp_path)
+    momenta = []
+    for i in range(60):
+        config = search.suggest(str(i))
+        momenta.append(config["momentum"])
+        if config["momentum"] < 0.7:
+            search.on_trial_complete(str(i), result(1, 0.6))
+        else:
+            search.on_trial_complete(str(i), result(config["epochs"], 0.95))
+    assert sum(m >= 0.7 for m in momenta[30:]) >= 25

@@ -1,0 +1,84 @@
+"""The settings: each bad value has its one line, each flag its field."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tune_mnist.settings import Settings, parse_settings
+
+BAD_FLAGS = [
+    ("--frobnicate 1", "unrecognized arguments: --frobnicate 1"),
+    ("--num 3", "unrecognized arguments: --num 3"),
+    ("--num-samples 0", "num_samples is 0, but must be at least 1"),
+    ("--num-samples many", "argument --num-samples: invalid int value: 'many'"),
+    ("--num-samples 2.5", "argument --num-samples: invalid int value: '2.5'"),
+    ("--max-epochs 0", "max_epochs is 0, but must be at least 1"),
+    ("--grace-period 6", "grace_period is 6, but must be at most max_epochs, 5"),
+    ("--grace-period 0", "grace_period is 0, but must be at least 1"),
+    ("--reduction-factor 1", "reduction_factor is 1.0, but must be at least 2"),
+    ("--reduction-factor nan", "reduction_factor is nan, but must be at least 2"),
+    ("--gpus-per-trial -1", "gpus_per_trial is -1.0, but must be 0, a fraction of 1 or a whole number"),
+    ("--gpus-per-trial 1.5", "gpus_per_trial is 1.5, but must be 0, a fraction of 1 or a whole number"),
+    ("--gpus-per-trial nan", "gpus_per_trial is nan, but must be 0, a fraction of 1 or a whole number"),
+    ("--cpus-per-trial 0", "cpus_per_trial is 0.0, but must be above 0: a fraction of 1 or a whole number"),
+    ("--max-concurrent-trials 0", "max_concurrent_trials is 0, but must be at least 1"),
+    ("--train-size 0", "train_size is 0, but must be at least 1"),
+    ("--val-size -5", "val_size is -5, but must be at least 1"),
+    ("--seed -1", "seed is -1, but must be 0 to 2147483647"),
+    ("--dataset cifar", "dataset is cifar, but must be one of mnist, fashion-mnist, kmnist"),
+    ("--sampler cma", "sampler is cma, but must be one of tpe, random, qmc"),
+    ("--precision fp16", "precision is fp16, but must be one of auto, fp32, bf16"),
+    ("--time-budget soon", "'soon' is not a number of seconds, nor one like 90s, 10m or 2h"),
+    ("--time-budget 0", "time_budget is 0.0, but must be above 0 seconds"),
+    ("--target-accuracy 99", "target_accuracy is 99.0, but must be above 0 and at most 1"),
+    ("--checkpoint-seconds -1", "checkpoint_seconds is -1.0, but must be at least 0"),
+    ("--name a/b", "name is a/b, but must be letters, digits"),
+    ("--name ..", "name is .., but must be letters, digits"),
+    ("--storage-path s3://bucket/runs", "but must be a local folder"),
+]
+
+
+@pytest.mark.parametrize(("flags", "complaint"), BAD_FLAGS, ids=[flags for flags, _ in BAD_FLAGS])
+def test_a_bad_flag_gets_one_line_and_exit_code_2(
+    flags: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_settings(flags.split(), description="")
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert complaint in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1.5h", 5400)]
+)
+def test_a_time_budget_may_have_a_unit(text: str, seconds: float) -> None:
+    assert parse_settings(["--time-budget", text], description="").time_budget == seconds
+
+
+def test_no_flags_give_the_defaults_of_the_python_api() -> None:
+    assert parse_settings([], description="") == Settings()
+
+
+def test_every_field_is_a_flag_with_a_group_and_a_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_settings(["--help"], description="")
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(Settings):
+        assert f"--{field.name.replace('_', '-')}" in shown
+        assert field.metadata["group"] in shown
+
+
+def test_settings_as_json_have_every_field_and_absolute_paths() -> None:
+    values = json.loads(Settings(name="x").to_json())
+    assert list(values) == [field.name for field in dataclasses.fields(Settings)]
+    assert Path(values["storage_path"]).is_absolute() and Path(values["data_dir"]).is_absolute()
+
+
+def test_shares_that_ray_can_give_are_taken() -> None:
+    for gpus in (0, 0.125, 0.5, 1, 2):
+        assert Settings(gpus_per_trial=gpus).gpus_per_trial == gpus

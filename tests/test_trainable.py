@@ -1,0 +1,168 @@
+"""One trial, against a stand-in for Ray: what it reports and writes, how it goes on, what it leaves."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray import tune
+
+from tests.test_training import TRAIN, VALIDATION
+from tune_mnist import trainable
+from tune_mnist.hyperparameters import OPTUNA_NUMBER, Hyperparameters
+from tune_mnist.training import DivergedError
+
+CONFIG = {"lr": 0.005, "momentum": 0.9, "optimizer": "sgd", "epochs": 3, OPTUNA_NUMBER: 7}
+
+
+class Stopped(Exception):
+    """Raised out of a report, as if the scheduler had stopped the trial."""
+
+
+class FakeTune:
+    """Keeps what a trial reports and copies its checkpoints; hands one of them back to the next trial."""
+
+    def __init__(self, folder: Path, stop_after: int | None = None, resume_from: Path | None = None) -> None:
+        self.folder, self.stop_after, self.resume_from = folder, stop_after, resume_from
+        self.reports: list[dict[str, Any]] = []
+        self.checkpoints: dict[int, Path] = {}
+
+    Checkpoint = tune.Checkpoint
+
+    def get_checkpoint(self) -> Any:
+        return self.Checkpoint.from_directory(self.resume_from) if self.resume_from else None
+
+    def report(self, metrics: dict[str, Any], checkpoint: Any = None) -> None:
+        self.reports.append(metrics)
+        if checkpoint is not None:
+            copy = self.folder / str(metrics["epoch"])
+            shutil.copytree(checkpoint.path, copy)
+            self.checkpoints[metrics["epoch"]] = copy
+        if metrics["epoch"] == self.stop_after:
+            raise Stopped
+
+
+def read_only(arrays: dict[str, Any]) -> dict[str, Any]:
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+def run(fake: FakeTune, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> FakeTune:
+    monkeypatch.setattr(trainable, "tune", fake)
+    config = {**CONFIG, **changes.pop("config", {})}
+    arguments: dict[str, Any] = {
+        "train": read_only({name: array.copy() for name, array in TRAIN.arrays().items()}),
+        "validation": read_only({name: array.copy() for name, array in VALIDATION.arrays().items()}),
+        "seed": 0,
+        "device": "cpu",
+        "precision": "fp32",
+        "rungs": (1, 2),
+        "checkpoint_seconds": 1e9,
+        "target_accuracy": None,
+    }
+    trainable.train_trial(config, **{**arguments, **changes})
+    return fake
+
+
+def outcomes(fake: FakeTune) -> list[tuple[float, ...]]:
+    return [(r["epoch"], r["accuracy"], r["val_loss"], r["train_loss"]) for r in fake.reports]
+
+
+def test_every_epoch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = run(FakeTune(tmp_path), monkeypatch)
+    assert [r["epoch"] for r in fake.reports] == [1, 2, 3]
+    keys = {"epoch", "accuracy", "val_loss", "train_loss", "epoch_seconds", "images_per_second"}
+    assert set(fake.reports[0]) == keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"rungs": (1, 2)}, [1, 2, 3]),
+        ({"rungs": (2,)}, [2, 3]),
+        ({"rungs": ()}, [3]),
+        ({"rungs": (), "checkpoint_seconds": 0}, [1, 2, 3]),
+        ({"rungs": (), "target_accuracy": 0.01}, [1, 2, 3]),
+    ],
+)
+def test_checkpoints_are_written_at_rungs_at_the_end_and_when_due(
+    changes: dict[str, Any], epochs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(run(FakeTune(tmp_path), monkeypatch, **changes).checkpoints) == epochs
+
+
+def test_a_trial_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(FakeTune(tmp_path / "whole"), monkeypatch)
+    killed = FakeTune(tmp_path / "killed", stop_after=2)
+    with pytest.raises(Stopped):
+        run(killed, monkeypatch)
+    resumed = run(FakeTune(tmp_path / "resumed", resume_from=killed.checkpoints[1]), monkeypatch)
+    assert outcomes(resumed) == outcomes(whole)[1:]
+
+
+def test_a_checkpoint_holds_plain_state_and_loads_with_weights_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = run(FakeTune(tmp_path), monkeypatch)
+    state = torch.load(fake.checkpoints[3] / trainable.CHECKPOINT, weights_only=True)
+    assert set(state) == {"model", "optimizer", "epoch", "random_states"} and state["epoch"] == 3
+
+
+def test_a_result_does_not_depend_on_the_trial_before_it_in_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(FakeTune(tmp_path / "alone"), monkeypatch)
+    other = {"optimizer": "adamw", "activation": "gelu", "batch_size": 32, "epochs": 1, OPTUNA_NUMBER: 1}
+    run(FakeTune(tmp_path / "other"), monkeypatch, config=other)
+    with pytest.raises(DivergedError):
+        run(FakeTune(tmp_path / "diverged"), monkeypatch, config={"lr": 1e30})
+    again = run(FakeTune(tmp_path / "again"), monkeypatch)
+    assert outcomes(again) == outcomes(alone)
+
+
+def test_trials_of_one_search_have_different_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = run(FakeTune(tmp_path / "one"), monkeypatch)
+    two = run(FakeTune(tmp_path / "two"), monkeypatch, config={OPTUNA_NUMBER: 8})
+    assert outcomes(one) != outcomes(two)
+
+
+def test_a_stray_key_of_a_space_fails_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="learning_rate"):
+        run(FakeTune(tmp_path), monkeypatch, config={"learning_rate": 0.1})
+
+
+def test_a_gpu_trial_without_a_gpu_fails_and_never_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    fake = FakeTune(tmp_path)
+    with pytest.raises(RuntimeError, match="sees no CUDA device"):
+        run(fake, monkeypatch, device="cuda")
+    assert fake.reports == []
+
+
+def test_shared_memory_is_not_written_and_no_warning_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = read_only({name: array.copy() for name, array in TRAIN.arrays().items()})
+    run(FakeTune(tmp_path), monkeypatch, train=train, config={"epochs": 1})
+    assert all(np.array_equal(train[name], TRAIN.arrays()[name]) for name in train)
+
+
+def test_a_trial_imports_neither_torchvision_nor_optuna() -> None:
+    code = "import sys, tune_mnist.trainable; print({'torchvision', 'optuna'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+def test_the_configs_fields_are_the_hyperparameters() -> None:
+    names = set(CONFIG) - {OPTUNA_NUMBER}
+    assert names <= set(vars(Hyperparameters()))

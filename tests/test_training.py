@@ -1,0 +1,179 @@
+"""The network and its loop, against plain PyTorch, against themselves interrupted, and against bad luck."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tune_mnist.data import Split
+from tune_mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
+from tune_mnist.model import Dropout, Network
+from tune_mnist.training import DivergedError, EpochResult, Training, evaluate, fit, resolve_precision
+
+
+def learnable(n: int, seed: int = 0) -> Split:
+    """Images that show their label: a bright block in one of ten places, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 60, (n, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(n) % 10
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 5)
+        image[row * 14 : row * 14 + 10, column * 5 : column * 5 + 5] += 150
+    return Split(images=images, labels=labels)
+
+
+TRAIN, VALIDATION = learnable(640), learnable(200, seed=1)
+
+
+def train(hyperparameters: Hyperparameters, seed: int = 0) -> tuple[Training, list[EpochResult]]:
+    training = Training(hyperparameters, seed=seed, precision="fp32")
+    return training, list(fit(training, TRAIN, VALIDATION))
+
+
+def without_times(results: list[EpochResult]) -> list[tuple[float, ...]]:
+    return [(r.epoch, r.accuracy, r.val_loss, r.train_loss) for r in results]
+
+
+def reference(network: Network, images: Tensor) -> Tensor:
+    """The blog's network in its own order (activation, then pool, channels first), with the same weights."""
+    x = (images.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
+    x = F.relu(F.conv2d(x, network.conv1.weight, network.conv1.bias))
+    x = F.relu(F.conv2d(x, network.conv2.weight, network.conv2.bias))
+    x = F.max_pool2d(x, 2).flatten(1)
+    # Our dense layer reads [12, 12, 64]; the blog's reads [64, 12, 12].
+    weight = network.dense1.weight.view(128, 12, 12, 64).permute(0, 3, 1, 2).flatten(1)
+    x = F.relu(F.linear(x, weight, network.dense1.bias))
+    return F.log_softmax(F.linear(x, network.dense2.weight, network.dense2.bias), dim=1)
+
+
+def test_the_network_computes_what_the_blogs_does() -> None:
+    torch.manual_seed(0)
+    network = Network(Hyperparameters()).eval()
+    assert sum(p.numel() for p in network.parameters()) == 320 + 18_496 + 9216 * 128 + 128 + 1290
+    images = VALIDATION.images[:16]
+    torch.testing.assert_close(network(images), reference(network, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_of_sgd_with_momentum_is_the_textbooks() -> None:
+    hyperparameters = Hyperparameters(
+        lr=0.05, momentum=0.9, epochs=1, batch_size=320, dropout_conv=0, dropout_dense=0
+    )
+    training = Training(hyperparameters, seed=3, precision="fp32")
+    network = Network(hyperparameters)
+    network.load_state_dict(training.model.state_dict())
+    order = torch.randperm(640, generator=torch.Generator().manual_seed(3 * 1_000_003 + 1))
+    parameters = dict(network.named_parameters())
+    velocities = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for index in torch.split(order, 320):
+        loss = F.nll_loss(reference(network, TRAIN.images[index]), TRAIN.labels[index])
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with torch.no_grad():
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                velocities[name] = 0.9 * velocities[name] + gradient
+                parameter.sub_(velocities[name], alpha=0.05)
+    list(fit(training, TRAIN, VALIDATION))
+    for name, parameter in training.model.named_parameters():
+        torch.testing.assert_close(parameter, parameters[name], rtol=1e-3, atol=1e-5)
+
+
+def test_training_learns_and_counts_epochs_from_one() -> None:
+    _, results = train(Hyperparameters(lr=0.02, momentum=0.9, epochs=3))
+    assert [r.epoch for r in results] == [1, 2, 3]
+    assert results[-1].accuracy > 0.95 and results[-1].train_loss < results[0].train_loss
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+    hyperparameters = Hyperparameters(
+        lr=0.001, momentum=0.8, optimizer=optimizer, epochs=3, weight_decay=1e-4
+    )
+    whole, expected = train(hyperparameters)
+    first = Training(hyperparameters, seed=0, precision="fp32")
+    next(fit(first, TRAIN, VALIDATION))
+    first.save(tmp_path / "training.pt")
+    second = Training(hyperparameters, seed=0, precision="fp32")
+    torch.rand(17)  # whatever happens in between
+    second.restore(tmp_path / "training.pt")
+    assert without_times(list(fit(second, TRAIN, VALIDATION))) == without_times(expected)[1:]
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, second.model.state_dict()[name]), name
+
+
+def test_the_seed_decides_everything() -> None:
+    hyperparameters = Hyperparameters(epochs=1)
+    same, other = train(hyperparameters), train(hyperparameters, seed=1)
+    torch.rand(5)
+    assert without_times(train(hyperparameters)[1]) == without_times(same[1]) != without_times(other[1])
+
+
+@pytest.mark.parametrize("option", ["optimizer", "activation", "momentum", "dropout_conv", "dropout_dense"])
+def test_each_hyperparameter_reaches_the_training(option: str) -> None:
+    values = {
+        "optimizer": OPTIMIZERS[:3],
+        "activation": ACTIVATIONS,
+        "momentum": (0.1, 0.9),
+        "dropout_conv": (0.1, 0.6),
+        "dropout_dense": (0.1, 0.6),
+    }[option]
+    outcomes = {
+        train(Hyperparameters(epochs=1, batch_size=160, **{option: value}))[1][0].train_loss  # type: ignore[arg-type]
+        for value in values
+    }
+    assert len(outcomes) == len(values)
+
+
+def test_a_loss_that_is_not_finite_raises_at_its_step() -> None:
+    training = Training(Hyperparameters(lr=1e30, epochs=5), seed=0, precision="fp32")
+    with pytest.raises(DivergedError, match=r"the loss is not finite at step [23] of epoch 1"):
+        next(fit(training, TRAIN, VALIDATION))
+
+
+def test_evaluation_is_the_mean_over_all_images_also_of_a_ragged_last_batch() -> None:
+    torch.manual_seed(0)
+    network, split = Network(Hyperparameters()), learnable(613)
+    accuracy, loss = evaluate(network, split)
+    expected = reference(network, split.images)
+    assert accuracy == pytest.approx((expected.argmax(1) == split.labels).float().mean().item())
+    assert loss == pytest.approx(F.nll_loss(expected, split.labels).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.3, 0.5, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    dropout, ones = Dropout(p), torch.ones(1_000_003, requires_grad=True)
+    out = dropout(ones)
+    share = (out == 0).float().mean().item()
+    assert share == pytest.approx(p, abs=0.005)
+    assert out.mean().item() == pytest.approx(1, abs=0.1 if p > 0.9 else 0.005)
+    (gradient,) = torch.autograd.grad(out.sum(), ones)
+    assert torch.equal(gradient, out.detach())  # the gradient passes where the feature did
+    assert torch.equal(dropout.eval()(ones), ones)
+
+
+def test_dropout_drops_features_one_by_one() -> None:
+    torch.manual_seed(0)
+    kept = (Dropout(0.5)(torch.ones(512, 4096)) > 0).float()
+    for axis in (0, 1):
+        assert kept.mean(axis).std().item() == pytest.approx((0.25 / kept.shape[axis]) ** 0.5, rel=0.1)
+    neighbours = torch.corrcoef(torch.stack([kept[:, :-1].flatten(), kept[:, 1:].flatten()]))[0, 1]
+    assert abs(neighbours.item()) < 0.005
+
+
+def test_a_gpu_that_is_not_there_is_an_error() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RuntimeError, match="sees no CUDA device"):
+        Training(Hyperparameters(), seed=0, device="cuda")
+
+
+def test_bf16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert resolve_precision("auto", "cpu") == "fp32"
+    with pytest.raises(ValueError, match="precision is bf16, but must be fp32 or auto here"):
+        resolve_precision("bf16", "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert [resolve_precision(p, "cpu") for p in ("auto", "fp32", "bf16")] == ["bf16", "fp32", "bf16"]
+    with pytest.raises(ValueError, match="precision is int8, but must be one of auto, fp32, bf16"):
+        resolve_precision("int8", "cpu")
