@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +18,13 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from tests.conftest import SCRIPTS, SMALL, Runner
 from tune_mnist import results
 from tune_mnist.data import load_test
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
 from tune_mnist.settings import Settings
 from tune_mnist.training import evaluate
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-SMALL = ["--train-size", "1024", "--val-size", "500", "--max-epochs", "3"]
-
-
-class Runner:
-    """Runs scripts in a folder and with a temp dir for Ray of their own, and leaves no process behind."""
-
-    def __init__(self, folder: Path, mnist_dir: Path) -> None:
-        self.folder, self.mnist_dir = folder, mnist_dir
-        self.ray_temp = Path(
-            f"/tmp/tm{os.getpid()}-{time.monotonic_ns() % 10**9}"
-        )  # sockets need a short path
-        self.ray_temp.mkdir()
-        self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": str(folder)}
-        self.environment.pop("RAY_ADDRESS", None)
-
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(SCRIPTS / "tune.py"), "--data-dir", str(self.mnist_dir), *flags]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *flags: str) -> tuple[int, str, str]:
-        process = self.start(*flags)
-        out, err = process.communicate(timeout=200)
-        return process.returncode, out, err
-
-    def processes(self) -> list[int]:
-        """Pids of what Ray started for these runs: each has the temp dir in its command line."""
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        return [int(line.split()[0]) for line in listed.splitlines() if str(self.ray_temp) in line]
-
-    def close(self) -> None:
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.ray_temp, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("work"), mnist_dir)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture(scope="module")
-def finished(runner: Runner) -> tuple[Path, str, str]:
-    code, out, err = runner.run("--num-samples", "8", "--name", "finished", *SMALL)
-    assert code == 0, out + err
-    return runner.folder / "runs" / "finished", out, err
 
 
 def study_of(run_dir: Path) -> optuna.Study:

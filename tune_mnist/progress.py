@@ -36,6 +36,7 @@ class Progress:
     ended: list[EndedTrial] = field(default_factory=list)
     best_accuracy: float | None = None
     best_config: dict[str, Any] | None = None
+    best_saved_accuracy: float | None = None
 
     def count(self, state: str) -> int:
         """Count the ended trials of a state."""
@@ -83,6 +84,15 @@ class ProgressCallback(Callback):
         if progress.best_accuracy is None or result[METRIC] > progress.best_accuracy:
             progress.best_accuracy, progress.best_config = result[METRIC], _hyperparameters(trial)
         self._updated()
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
+    ) -> None:
+        """Note what is safe on disk: Ray asks for a checkpoint only after it has taken in the report."""
+        saved = (trial.last_result or {}).get(METRIC)
+        best = self.progress.best_saved_accuracy
+        if saved is not None and (best is None or saved > best):
+            self.progress.best_saved_accuracy = saved
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count a trial that trained to its end or was cut."""

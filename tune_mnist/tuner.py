@@ -140,7 +140,8 @@ def load(path: str | Path) -> ResultGrid:
     Raises:
         ValueError: if ``path`` is not the folder of a run.
     """
-    if not list(Path(path).glob("experiment_state-*.json")):
+    path = Path(path).absolute()  # pyarrow takes a relative one for a URI
+    if not list(path.glob("experiment_state-*.json")):
         raise ValueError(f"{path} is not the folder of a run: it has no experiment_state-*.json")
     return ResultGrid(ExperimentAnalysis(str(path), default_metric=METRIC, default_mode=MODE))
 
@@ -198,7 +199,7 @@ class _StopRequest:
 
     def check(self, progress: Progress) -> None:
         """End the search when its target or its deadline is reached."""
-        best = progress.best_accuracy
+        best = progress.best_saved_accuracy  # a winner needs its checkpoint
         if self.target is not None and best is not None and best >= self.target:
             self.request("target accuracy")
         elif self.deadline is not None and time.monotonic() > self.deadline:

@@ -1,0 +1,75 @@
+"""What the README says is so: its commands, its flags, its tree and its Python."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tune_mnist.settings import Settings, parse_settings
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+
+
+def test_the_search_commands_parse() -> None:
+    commands = [line for line in COMMANDS if line.startswith("python scripts/tune.py")]
+    assert commands
+    for command in commands:
+        parse_settings(shlex.split(command)[2:], description="")
+
+
+def test_the_make_commands_are_targets_and_pass_flags_that_parse() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = [shlex.split(line, comments=True) for line in COMMANDS if line.startswith("make ")]
+    assert {command[1] for command in commands} == {"tune", "test"} <= targets
+    for command in commands:
+        for argument in command[2:]:
+            parse_settings(shlex.split(argument.removeprefix("ARGS=")), description="")
+
+
+def test_the_named_scripts_exist() -> None:
+    for script in re.findall(r"scripts/\w+\.py", README):
+        assert (ROOT / script).is_file()
+
+
+def test_the_flags_and_their_defaults_are_the_settings() -> None:
+    defaults = vars(Settings())
+    rows = re.findall(r"^\| (`--[^|]+) \| ([^|]+) \|", README, re.MULTILINE)
+    assert len(rows) >= 8
+    for flags, default in rows:
+        names = [flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", flags)]
+        assert set(names) <= set(defaults)
+        shown = default.replace("`", "").split(", ")
+        for name, value in zip(names, shown, strict=False):
+            own = defaults[name]
+            expected = f"{own:g}" if isinstance(own, int | float) else str(own)
+            assert own is None or value == expected
+
+
+def test_the_tree_has_every_file_in_the_order_of_the_imports() -> None:
+    tree = README.split("    tune_mnist/\n")[1].split("    tests/")[0]
+    listed = re.findall(r"^ +(\w+\.py) +\S", tree, re.MULTILINE)
+    files = {f.name for folder in ("tune_mnist", "scripts") for f in (ROOT / folder).glob("*.py")}
+    assert set(listed) == files - {"__init__.py"}
+    package = listed[: listed.index("tune.py")]
+    for position, name in enumerate(package):
+        source = ast.parse((ROOT / "tune_mnist" / name).read_text())
+        for node in ast.walk(source):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tune_mnist."):
+                assert f"{node.module.split('.')[1]}.py" in package[:position]  # type: ignore[union-attr]
+
+
+def test_the_python_of_the_readme_runs_on_a_finished_run(
+    finished: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished[0].parents[1])
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("NAME", "finished"), names)
+    assert len(names["trials"]) == len(names["study"].trials) == 8  # type: ignore[arg-type, attr-defined]
+    assert "momentum" in capsys.readouterr().out
