@@ -6,20 +6,21 @@ python scripts/tune.py --num-samples 64 --gpus-per-trial 0.5
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from tune_mnist import results, tuner
-from tune_mnist.cluster import ClusterError
 from tune_mnist.console import SearchConsole, exit_code, print_summary
 from tune_mnist.settings import parse_settings
 
 
 def main() -> int:
     """Search as the flags say; return the exit code."""
+    sys.path.append(str(Path.cwd()))  # where a --space of one's own lies
     settings = parse_settings(description="Search the hyper-parameters of an MNIST network.")
     with SearchConsole() as console:
         try:
             outcome = tuner.run(settings, console)
-        except (ClusterError, ValueError, OSError) as error:
+        except tuner.InputError as error:
             console.live.stop()
             print(f"tune.py: error: {error}", file=sys.stderr)
             return 2

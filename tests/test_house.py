@@ -19,11 +19,14 @@ HOUSE = {
     "spaces": {"hyperparameters"},
     "model": {"hyperparameters"},
     "data": set(),
-    "training": {"hyperparameters", "model", "data"},
+    "steps": {"hyperparameters", "model", "data"},
+    "training": {"hyperparameters", "model", "data", "steps"},
     "trainable": {"hyperparameters", "data", "training"},
     "search": {"hyperparameters", "settings", "spaces"},
     "cluster": set(),
     "progress": {"hyperparameters", "search"},
+    "stop": {"settings", "progress"},
+    "records": {"hyperparameters", "search"},
     "tuner": {
         "hyperparameters",
         "settings",
@@ -34,23 +37,25 @@ HOUSE = {
         "search",
         "cluster",
         "progress",
+        "stop",
+        "records",
     },
-    "results": {"hyperparameters", "tuner"},
-    "console": {"hyperparameters", "progress", "search", "tuner", "results"},
+    "results": {"hyperparameters", "records"},
+    "console": {"hyperparameters", "progress", "search", "records", "tuner", "results"},
 }
-WITHOUT_RAY = {"hyperparameters", "settings", "spaces", "model", "data", "training", "results", "console"}
-WITHOUT_TORCH = {
-    "trainable",
-    "search",
-    "cluster",
-    "progress",
-    "tuner",
+WITHOUT_RAY = {
     "hyperparameters",
     "settings",
     "spaces",
+    "model",
+    "data",
+    "steps",
+    "training",
+    "stop",
     "results",
     "console",
 }
+WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
 
 
 def imports(file: Path) -> tuple[set[str], set[str]]:

@@ -17,9 +17,10 @@ from rich.text import Text
 
 from tune_mnist.hyperparameters import METRIC, Hyperparameters
 from tune_mnist.progress import EndedTrial, Progress
+from tune_mnist.records import trial_records
 from tune_mnist.results import trials_frame
 from tune_mnist.search import JOURNAL
-from tune_mnist.tuner import FINISHED, Outcome, trial_records
+from tune_mnist.tuner import FINISHED, Outcome
 
 
 class SearchConsole:
@@ -74,15 +75,12 @@ class SearchConsole:
             parts.append(f"best {progress.best_accuracy:.2%} ({describe(progress.best_config)})")
         if done:
             left = elapsed / done * (progress.num_samples - done)
+            if progress.deadline is not None:
+                left = max(0.0, min(left, progress.deadline - time.monotonic()))
             parts.append(f"about {duration(left)} left")
         else:
             parts.append(duration(elapsed))
         return Text(" · ".join(parts))
-
-
-def print_start(console: Console, num_samples: int) -> None:
-    """Say what is about to happen, before anything takes time."""
-    console.print(f"Searching: {num_samples} trials. Ctrl-C ends the search in order.")
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:

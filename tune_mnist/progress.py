@@ -30,7 +30,8 @@ class Progress:
     """The counts of a running search."""
 
     num_samples: int
-    max_epochs: int
+    deadline: float | None = None
+    "When the time budget ends, on the clock of `time.monotonic`."
     running: int = 0
     epochs: int = 0
     ended: list[EndedTrial] = field(default_factory=list)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
-from tune_mnist.tuner import ResultGrid, TrialRecord, load, trial_records
+from tune_mnist.records import ResultGrid, TrialRecord, load, trial_records
 
 __all__ = ["epochs_frame", "load", "trials_frame", "write_tables"]
 

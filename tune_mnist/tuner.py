@@ -6,29 +6,25 @@ import dataclasses
 import json
 import logging
 import os
-import signal
-import threading
-import time
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import optuna
 from ray import tune
-from ray.tune import ExperimentAnalysis
-from ray.tune import ResultGrid as ResultGrid
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
 
 from tune_mnist import cluster, data
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR, Hyperparameters
 from tune_mnist.progress import Listener, Progress, ProgressCallback
-from tune_mnist.search import TruthfulOptunaSearch, make_scheduler, rungs, trial_state
+from tune_mnist.records import ResultGrid, mark_ended, trial_records
+from tune_mnist.search import TruthfulOptunaSearch, make_scheduler, rungs
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import load_space
+from tune_mnist.stop import StopRequest
 from tune_mnist.trainable import CHECKPOINT, train_trial
 from tune_mnist.training import resolve_precision, score_checkpoint
 
@@ -39,18 +35,8 @@ FINISHED = "finished"
 """Why a search ended that was neither stopped nor out of time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """One trial as plain values, for the tables."""
-
-    trial_id: str
-    number: int
-    state: str
-    config: dict[str, Any]
-    last_result: dict[str, Any]
-    epochs: list[dict[str, Any]]
-    checkpoint: tune.Checkpoint | None
-    error_file: Path | None
+class InputError(ValueError):
+    """The settings can't be met here; the text is one line (for data, a few) for the person who gave them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,43 +73,35 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     ``best/``. Ctrl-C and SIGTERM end the search in order: what there is, is written.
 
     Raises:
-        ClusterError: if there is no cluster, or none that can hold a trial.
-        DataError: if the data can't be had.
-        ValueError: for a space, size or name that does not do.
-        OSError: if the run folder can't be written.
+        InputError: before anything is written, if the settings can't be met: no such cluster, data, space or
+            folder, or a share that no node has.
+        SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
-    load_space(settings.space, settings.max_epochs)
-    name = settings.name or f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    settings = dataclasses.replace(settings, name=name, storage_path=settings.storage_path.absolute())
-    run_dir = settings.storage_path / name
-    if run_dir.exists():
-        raise ValueError(f"name is {name}, but must be a new one: {run_dir} exists")
-    _check_writable(settings.storage_path)
-    with cluster.connected(settings.address):
-        resources = cluster.fit_resources(
-            settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
-        )
-        settings = dataclasses.replace(
-            settings, gpus_per_trial=resources.gpus, max_concurrent_trials=resources.slots
-        )
-        if not settings.address and not resources.gpus:
-            resolve_precision(settings.precision, "cpu")
-        train, validation = data.load_train_val(
-            settings.dataset,
-            settings.data_dir,
-            val_size=settings.val_size,
-            train_size=settings.train_size,
-            seed=settings.seed,
-        )
-        run_dir.mkdir(parents=True)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest(settings))
+        with _input_errors():
+            settings, run_dir = _name_run(settings)
+            stack.enter_context(cluster.connected(settings.address))
+            stop.install()  # ray.init has put handlers of its own in place
+            settings = _fit_to_cluster(settings)
+            train, validation = data.load_train_val(
+                settings.dataset,
+                settings.data_dir,
+                val_size=settings.val_size,
+                train_size=settings.train_size,
+                seed=settings.seed,
+            )
+            run_dir.mkdir(parents=True)
         (run_dir / "settings.json").write_text(settings.to_json())
-        started = time.monotonic()
-        with _StopRequest(settings) as stop, _ray_log(run_dir / RAY_LOG):
-            searcher = TruthfulOptunaSearch(settings, run_dir)
-            grid = _tuner(settings, train, validation, searcher, listener, stop).fit()
-            searcher.close(stop.reason or FINISHED)
-            seconds = time.monotonic() - started
-            winner = _score_winner(settings, grid, run_dir / "best")
+        stack.enter_context(_ray_log(run_dir / RAY_LOG))
+        searcher = TruthfulOptunaSearch(settings, run_dir)
+        tuner = _tuner(settings, train, validation, searcher, listener, stop)
+        stop.begin()
+        grid = tuner.fit()
+        seconds = stop.seconds()
+        searcher.close(stop.reason or FINISHED)
+        mark_ended(grid)
+        winner = _score_winner(settings, grid, run_dir / "best")
         return Outcome(
             settings=settings,
             run_dir=run_dir,
@@ -134,88 +112,36 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
         )
 
 
-def load(path: str | Path) -> ResultGrid:
-    """Read the trials of a run, finished or not.
-
-    Raises:
-        ValueError: if ``path`` is not the folder of a run.
-    """
-    path = Path(path).absolute()  # pyarrow takes a relative one for a URI
-    if not list(path.glob("experiment_state-*.json")):
-        raise ValueError(f"{path} is not the folder of a run: it has no experiment_state-*.json")
-    return ResultGrid(ExperimentAnalysis(str(path), default_metric=METRIC, default_mode=MODE))
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    try:
+        yield
+    except (cluster.ClusterError, ValueError, OSError) as error:
+        raise InputError(str(error)) from error
 
 
-def trial_records(grid: ResultGrid) -> list[TrialRecord]:
-    """Give each trial of a grid as plain values, in the order of the study.
-
-    The state is RUNNING for a trial that has not ended: the search runs, or was interrupted there.
-    """
-    analysis = grid._experiment_analysis
-    records = []
-    for trial in analysis.trials:
-        last = trial.last_result or {}
-        epochs = last.get(TIME_ATTR, 0)
-        failed = trial.status == "ERROR"
-        ended = failed or trial.status == "TERMINATED"
-        frame = analysis.trial_dataframes.get(trial.trial_id)
-        records.append(
-            TrialRecord(
-                trial_id=trial.trial_id,
-                number=trial.config[OPTUNA_NUMBER],
-                state=trial_state(epochs, trial.config["epochs"], failed=failed) if ended else "RUNNING",
-                config={key: value for key, value in trial.config.items() if key != OPTUNA_NUMBER},
-                last_result=last,
-                epochs=[] if frame is None else [dict(row) for _, row in frame.iterrows()],
-                checkpoint=trial.checkpoint,
-                error_file=Path(trial.path) / "error.txt" if failed and trial.path else None,
-            )
-        )
-    return sorted(records, key=lambda record: record.number)
+def _name_run(settings: Settings) -> tuple[Settings, Path]:
+    """Settle the run's name and folder, and find out now whether they do."""
+    load_space(settings.space, settings.max_epochs)
+    name = settings.name or f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    storage_path = settings.storage_path.absolute()
+    run_dir = storage_path / name
+    if run_dir.exists():
+        raise ValueError(f"name is {name}, but must be a new one: {run_dir} exists")
+    storage_path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=storage_path):
+        pass  # it can be written
+    return dataclasses.replace(settings, name=name, storage_path=storage_path), run_dir
 
 
-class _StopRequest:
-    """Ends a search in order, once, on a signal, when its time is up, or when it has reached its target."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.reason: str | None = None
-        self.target = settings.target_accuracy
-        self.deadline = time.monotonic() + settings.time_budget if settings.time_budget else None
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("a search must be run from the main thread, where its stop signals arrive")
-        # Ray's own SIGINT handler returns from fit() as if the search were done, and it has none for SIGTERM.
-        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        self.previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def check(self, progress: Progress) -> None:
-        """End the search when its target or its deadline is reached."""
-        best = progress.best_saved_accuracy  # a winner needs its checkpoint
-        if self.target is not None and best is not None and best >= self.target:
-            self.request("target accuracy")
-        elif self.deadline is not None and time.monotonic() > self.deadline:
-            self.request("time budget")
-
-    def request(self, reason: str) -> None:
-        """Ask Ray Tune to stop and write its state, with the signal that it offers for that."""
-        if self.reason is None:
-            self.reason = reason
-            signal.raise_signal(signal.SIGUSR1)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.reason in ("SIGINT", "SIGTERM"):
-            raise SystemExit(128 + number)  # a second one: at once
-        self.reason = self.reason or signal.Signals(number).name
-        signal.raise_signal(signal.SIGUSR1)
+def _fit_to_cluster(settings: Settings) -> Settings:
+    """Settle a trial's share and the number of trials at a time."""
+    resources = cluster.fit_resources(
+        settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
+    )
+    if not settings.address and not resources.gpus:
+        resolve_precision(settings.precision, "cpu")
+    return dataclasses.replace(settings, gpus_per_trial=resources.gpus, max_concurrent_trials=resources.slots)
 
 
 def _tuner(
@@ -224,7 +150,7 @@ def _tuner(
     validation: data.Split,
     searcher: TruthfulOptunaSearch,
     listener: Listener | None,
-    stop: _StopRequest,
+    stop: StopRequest,
 ) -> tune.Tuner:
     trainable = tune.with_parameters(
         train_trial,
@@ -237,7 +163,7 @@ def _tuner(
         checkpoint_seconds=settings.checkpoint_seconds,
         target_accuracy=settings.target_accuracy,
     )
-    progress = Progress(num_samples=settings.num_samples, max_epochs=settings.max_epochs)
+    progress = Progress(num_samples=settings.num_samples, deadline=stop.deadline)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # or Ray adds a CSV logger that nobody reads
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints its banner even with verbose=0
     return tune.Tuner(
@@ -297,14 +223,6 @@ def _score_winner(settings: Settings, grid: ResultGrid, best_dir: Path) -> Winne
     (best_dir / "hyperparameters.json").write_text(json.dumps(values.pop("hyperparameters"), indent=2) + "\n")
     (best_dir / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
     return winner
-
-
-def _check_writable(storage_path: Path) -> None:
-    """Find out now, not after the first trial."""
-    storage_path.mkdir(parents=True, exist_ok=True)
-    probe = storage_path / f".write-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
 
 
 @contextmanager

@@ -1,0 +1,74 @@
+"""Reads Ray's own record of a run, and hands its trials on as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Checkpoint, ExperimentAnalysis
+from ray.tune import ResultGrid as ResultGrid
+
+from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
+from tune_mnist.search import trial_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial as plain values, for the tables."""
+
+    trial_id: str
+    number: int
+    state: str
+    config: dict[str, Any]
+    last_result: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    checkpoint: Checkpoint | None
+    error_file: Path | None
+
+
+def load(path: str | Path) -> ResultGrid:
+    """Read the trials of a run, finished or not.
+
+    Raises:
+        ValueError: if ``path`` is not the folder of a run.
+    """
+    path = Path(path).absolute()  # pyarrow takes a relative one for a URI
+    if not list(path.glob("experiment_state-*.json")):
+        raise ValueError(f"{path} is not the folder of a run: it has no experiment_state-*.json")
+    return ResultGrid(ExperimentAnalysis(str(path), default_metric=METRIC, default_mode=MODE))
+
+
+def trial_records(grid: ResultGrid) -> list[TrialRecord]:
+    """Give each trial of a grid as plain values, in the order of the study.
+
+    The state is RUNNING for a trial that has not ended: the search runs, or was interrupted there.
+    """
+    analysis = grid._experiment_analysis
+    records = []
+    for trial in analysis.trials:
+        last = trial.last_result or {}
+        epochs = last.get(TIME_ATTR, 0)
+        failed = trial.status == "ERROR"
+        ended = failed or trial.status == "TERMINATED"
+        frame = analysis.trial_dataframes.get(trial.trial_id)
+        records.append(
+            TrialRecord(
+                trial_id=trial.trial_id,
+                number=trial.config[OPTUNA_NUMBER],
+                state=trial_state(epochs, trial.config["epochs"], failed=failed) if ended else "RUNNING",
+                config={key: value for key, value in trial.config.items() if key != OPTUNA_NUMBER},
+                last_result=last,
+                epochs=[] if frame is None else [dict(row) for _, row in frame.iterrows()],
+                checkpoint=trial.checkpoint,
+                error_file=Path(trial.path) / "error.txt" if failed and trial.path else None,
+            )
+        )
+    return sorted(records, key=lambda record: record.number)
+
+
+def mark_ended(grid: ResultGrid) -> None:
+    """Mark what an interrupt left waiting as ended; on disk Ray keeps it as it was, ready to go on."""
+    for trial in grid._experiment_analysis.trials:
+        if trial.status not in ("TERMINATED", "ERROR"):
+            trial.set_status("TERMINATED")  # type: ignore[no-untyped-call]

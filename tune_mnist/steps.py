@@ -1,0 +1,130 @@
+"""The optimisation steps of an epoch: eager, or on a GPU replayed as one CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tune_mnist.data import Split
+from tune_mnist.hyperparameters import Hyperparameters
+from tune_mnist.model import Network
+
+
+class DivergedError(RuntimeError):
+    """The training loss became NaN or infinite."""
+
+
+class Steps:
+    """Runs the optimisation steps of an epoch; on a GPU it replays one CUDA graph for every full batch.
+
+    At batch 64 the launches of the step's kernels take longer than the kernels, and a graph launches them
+    all at once.
+    """
+
+    WARM_UP = 3
+
+    def __init__(
+        self,
+        model: Network,
+        optimizer: torch.optim.Optimizer,
+        train: Split,
+        *,
+        batch_size: int,
+        precision: str,
+        cuda_graph: bool,
+    ) -> None:
+        """Prepare to train ``model`` on ``train``, which lies on the model's device."""
+        self.model, self.optimizer, self.train = model, optimizer, train
+        self.batch_size, self.precision = batch_size, precision
+        self.device = device = train.images.device
+        self.loss_sum = torch.zeros((), device=device)
+        self.steps_finite = torch.zeros((), dtype=torch.int64, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.replay: Callable[[], None] | None = None
+        self.capture_after = self.WARM_UP if cuda_graph and device.type == "cuda" else None
+
+    def run(self, order: Tensor, epoch: int) -> float:
+        """Take one step for each batch of ``order`` (int64 [n]); return the mean loss of an image.
+
+        Raises:
+            DivergedError: if the loss is not finite; on a CPU at once, on a GPU after the last step.
+        """
+        self.model.train()
+        self.loss_sum.zero_()
+        self.steps_finite.zero_()
+        self.finite.fill_(True)
+        on_cpu = self.device.type == "cpu"
+        for index in torch.split(order, self.batch_size):
+            self._step(index)
+            if (
+                on_cpu and not self.finite
+            ):  # reading the flag is free here; on a GPU it would stall every step
+                break
+        if not self.finite.item():
+            raise DivergedError(
+                f"the loss is not finite at step {self.steps_finite.item() + 1} of epoch {epoch}"
+            )
+        return self.loss_sum.item() / len(order)
+
+    def _step(self, index: Tensor) -> None:
+        if len(index) < self.batch_size or (self.replay is None and self.capture_after is None):
+            self._eager(index)
+        elif self.replay is not None:
+            self.index.copy_(index)
+            self.replay()
+        else:
+            self._warm_up_and_capture(index)
+
+    def _eager(self, index: Tensor) -> None:
+        with autocast(self.device, self.precision):
+            loss = F.nll_loss(self.model(self.train.images[index]), self.train.labels[index])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        loss = loss.detach()
+        self.finite.logical_and_(torch.isfinite(loss))
+        self.steps_finite.add_(self.finite)
+        self.loss_sum.add_(loss, alpha=len(index))
+
+    def _warm_up_and_capture(self, index: Tensor) -> None:
+        """Take the first steps on a side stream, as capture wants it, then record the graph for the rest."""
+        assert self.capture_after is not None
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._eager(index)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.capture_after -= 1
+        if self.capture_after == 0:
+            self.capture_after = None
+            with contextlib.suppress(RuntimeError):  # a step that can't be captured goes on step by step
+                graph = torch.cuda.CUDAGraph()
+                self.optimizer.zero_grad(set_to_none=True)
+                with torch.cuda.graph(graph):
+                    self._eager(self.index)
+                self.replay = graph.replay
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Let matrix products run in bf16 where ``precision`` says so."""
+    # Under capture a cached cast of the weights would be replayed stale, so no casts are cached.
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def make_optimizer(model: Network, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
+    """Build the optimizer; on a GPU one whose step can be captured in a CUDA graph."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    common: dict[str, Any] = {"lr": hyperparameters.lr, "weight_decay": hyperparameters.weight_decay}
+    parameters, momentum = model.parameters(), hyperparameters.momentum
+    if hyperparameters.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=momentum, fused=True, **common)
+    if hyperparameters.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, momentum=momentum, capturable=on_gpu, foreach=True, **common)
+    adam = torch.optim.AdamW if hyperparameters.optimizer == "adamw" else torch.optim.Adam
+    return adam(parameters, betas=(momentum, 0.999), capturable=on_gpu, fused=True, **common)

@@ -1,0 +1,77 @@
+"""Every reason to end a search early, turned into the one signal on which Ray Tune stops in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from tune_mnist.progress import Progress
+from tune_mnist.settings import Settings
+
+
+class StopRequest:
+    """Ends a search in order, once, on a signal, when its time is up, or when it has reached its target.
+
+    Ray's own SIGINT handler returns from ``fit()`` as if the search were done, and on SIGTERM it saves
+    nothing; on SIGUSR1 it stops in order.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.reason: str | None = None
+        self.target, self.budget = settings.target_accuracy, settings.time_budget
+        self.started: float | None = None
+        self.deadline: float | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a search must be run from the main thread, where its stop signals arrive")
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self.previous[number] = signal.getsignal(number)
+        self.install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Take the signals, again where somebody else has taken them since."""
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def begin(self) -> None:
+        """Start the clock: from here on a first signal ends the search in order."""
+        # Until Ray Tune puts its handler in place: the default would kill the process.
+        signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(130))
+        self.started = time.monotonic()
+        self.deadline = self.started + self.budget if self.budget else None
+
+    def seconds(self) -> float:
+        """Wall time of the search so far."""
+        return time.monotonic() - (self.started or time.monotonic())
+
+    def check(self, progress: Progress) -> None:
+        """End the search when its target or its deadline is reached."""
+        progress.deadline = self.deadline
+        best = progress.best_saved_accuracy  # a winner needs its checkpoint
+        if self.reason is not None:
+            return
+        if self.target is not None and best is not None and best >= self.target:
+            self.reason = "target accuracy"
+        elif self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "time budget"
+        if self.reason is not None:
+            signal.raise_signal(signal.SIGUSR1)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.started is None or self.reason in ("SIGINT", "SIGTERM"):
+            raise SystemExit(128 + number)  # before the search, or for the second time: at once
+        self.reason = signal.Signals(number).name
+        signal.raise_signal(signal.SIGUSR1)
