@@ -62,9 +62,8 @@ class Steps:
         on_cpu = self.device.type == "cpu"
         for index in torch.split(order, self.batch_size):
             self._step(index)
-            if (
-                on_cpu and not self.finite
-            ):  # reading the flag is free here; on a GPU it would stall every step
+            # Reading the flag is free on a CPU; on a GPU it would stall every step.
+            if on_cpu and not self.finite:
                 break
         if not self.finite.item():
             raise DivergedError(

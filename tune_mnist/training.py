@@ -61,6 +61,8 @@ class Training:
             raise RuntimeError(
                 "this trial was given a GPU, but torch sees no CUDA device; it won't train on the CPU"
             )
+        if device == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 where the precision is fp32
         self.hyperparameters = hyperparameters
         self.seed = seed
         self.device = torch.device(device)

@@ -163,7 +163,7 @@ def _tuner(
         checkpoint_seconds=settings.checkpoint_seconds,
         target_accuracy=settings.target_accuracy,
     )
-    progress = Progress(num_samples=settings.num_samples, deadline=stop.deadline)
+    progress = Progress(num_samples=settings.num_samples)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # or Ray adds a CSV logger that nobody reads
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints its banner even with verbose=0
     return tune.Tuner(
