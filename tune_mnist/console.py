@@ -73,7 +73,9 @@ class SearchConsole:
         parts.append(f"{progress.epochs} epochs")
         if progress.best_accuracy is not None and progress.best_config is not None:
             parts.append(f"best {progress.best_accuracy:.2%} ({describe(progress.best_config)})")
-        if done:
+        if done == progress.num_samples:
+            parts.append("scoring the winner")
+        elif done:
             left = elapsed / done * (progress.num_samples - done)
             if progress.deadline is not None:
                 left = max(0.0, min(left, progress.deadline - time.monotonic()))
@@ -162,8 +164,8 @@ def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> N
     if not hand_set.empty and winner.number != 0:
         row = hand_set.iloc[0]
         console.print(
-            f"The blog's hand-set configuration: {row[METRIC]:.2%} after {row['epochs_trained']} epochs "
-            f"({row['state']}); the best trial has {winner.accuracy - row[METRIC]:+.2%}"
+            f"The blog's hand-set configuration: {row[METRIC]:.2%} at epoch {row['epochs_trained']} "
+            f"({row['state']}); the winner is {100 * (winner.accuracy - row[METRIC]):.2f} points above it"
         )
     validation_error = standard_error(winner.accuracy, winner.val_size)
     test_error = standard_error(winner.test_accuracy, winner.test_size)
