@@ -38,8 +38,9 @@ class Dropout(nn.Dropout):
         dropped = min(round(self.p * 256), 255)
         count = input.numel()
         words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        kept = (words.view(torch.uint8)[:count] >= dropped).view(input.shape)
-        return input * kept.to(input.dtype).mul_(256 / (256 - dropped))
+        scale = torch.empty(count, dtype=input.dtype)
+        torch.ge(words.view(torch.uint8)[:count], dropped, out=scale)  # straight to floats, without bools
+        return input * scale.view(input.shape).mul_(256 / (256 - dropped))
 
 
 class Network(nn.Module):
