@@ -5,8 +5,12 @@ python scripts/train.py --lr 0.001 --momentum 0.5 --optimizer sgd --epochs 1
 
 from __future__ import annotations
 
+# ruff: noqa: E402 (the imports take seconds, in which Ctrl-C shall not print a traceback)
+import signal
 import sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 

@@ -5,8 +5,12 @@ python scripts/tune.py --num-samples 64 --gpus-per-trial 0.5
 
 from __future__ import annotations
 
+# ruff: noqa: E402 (the imports take seconds, in which Ctrl-C shall not print a traceback)
+import signal
 import sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from tune_mnist import results, tuner
 from tune_mnist.console import SearchConsole, exit_code, print_summary

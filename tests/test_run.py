@@ -199,6 +199,25 @@ def test_a_stop_signal_ends_the_search_in_order(number: signal.Signals, code: in
     assert runner.processes() == []
 
 
+@pytest.mark.parametrize("moment", ["imports", "start of Ray"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_search_ends_it_without_a_word(
+    number: signal.Signals, code: int, moment: str, runner: Runner
+) -> None:
+    process = runner.start("--name", f"{number.name}-early")
+    if moment == "imports":
+        time.sleep(0.5)
+        code = -number  # what a shell calls 130 or 143 too: the process died of it
+    else:
+        while not runner.processes():
+            time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (code, "", "")
+    assert runner.processes() == []
+    assert not (runner.folder / "runs" / f"{number.name}-early").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [(["--time-budget", "12s"], "time budget"), (["--target-accuracy", "0.2"], "target accuracy")],
@@ -233,7 +252,10 @@ def corrupt_data(tmp_path: Path, mnist_dir: Path) -> Path:
     [
         (["--gpus-per-trial", "0.5"], r"asks for 1 CPU and 0.5 GPU, .* and 0 GPU: use --gpus-per-trial 0"),
         (["--name", "finished"], r"name is finished, but must be a new one: \S+ exists"),
-        (["--storage-path", "a-file"], r"Not a directory|File exists"),
+        (
+            ["--storage-path", "a-file"],
+            r"storage_path is \S+a-file, but must be a folder that can be written \(File exists\)",
+        ),
         (["--space", "wild"], r"space is wild, but must be blog, wide or package.module:NAME"),
         (["--val-size", "70000"], r"val_size is 70000, but must be 1 to 59999"),
         (["--train-size", "59000"], r"train_size is 59000, but must be 1 to 55000"),

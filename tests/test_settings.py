@@ -35,6 +35,7 @@ BAD_FLAGS = [
     ("--target-accuracy 99", "target_accuracy is 99.0, but must be above 0 and at most 1"),
     ("--checkpoint-seconds -1", "checkpoint_seconds is -1.0, but must be at least 0"),
     ("--name a/b", "name is a/b, but must be letters, digits"),
+    ("--name=", "name is empty, but must be letters, digits"),
     ("--name ..", "name is .., but must be letters, digits"),
     ("--storage-path s3://bucket/runs", "but must be a local folder"),
 ]

@@ -108,7 +108,8 @@ class Settings:
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise ValueError(f"{name} is {getattr(self, name)}, but must be {rule}")
+            value = getattr(self, name)
+            raise ValueError(f"{name} is {value if value != '' else 'empty'}, but must be {rule}")
 
     def _one_of(self, name: str, known: Sequence[str]) -> None:
         self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")

@@ -116,8 +116,8 @@ def _import_space(name: str) -> Any:
         raise ValueError(rule)
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{rule} ({error})") from error
+    except Exception as error:  # the module is the user's, and may raise anything
+        raise ValueError(f"{rule} ({type(error).__name__}: {error})") from error
 
 
 def _check_ends(name: str, space: Space, max_epochs: int) -> None:

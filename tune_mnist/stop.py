@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,6 +28,8 @@ class StopRequest:
         self.target, self.budget = settings.target_accuracy, settings.time_budget
         self.started: float | None = None
         self.deadline: float | None = None
+        self.deferring = False
+        self.pending: int | None = None
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -34,17 +38,32 @@ class StopRequest:
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self.previous[number] = signal.getsignal(number)
-        self.install()
+        self._install()
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def install(self) -> None:
-        """Take the signals, again where somebody else has taken them since."""
+    def _install(self) -> None:
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Put a signal off to the end of a block that it would tear: half a `ray.init` aborts the process."""
+        set_handler = signal.signal
+        # ray.init puts a handler of its own in place, which exits in the middle.
+        signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+        self.deferring = True
+        try:
+            yield
+        finally:
+            self.deferring = False
+            signal.signal = set_handler
+            self._install()  # below Python too: Ray's C++ has taken SIGTERM
+        if self.pending is not None:
+            raise SystemExit(128 + self.pending)
 
     def begin(self) -> None:
         """Start the clock: from here on a first signal ends the search in order."""
@@ -71,6 +90,9 @@ class StopRequest:
             signal.raise_signal(signal.SIGUSR1)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.deferring:
+            self.pending = number
+            return
         if self.started is None or self.reason in ("SIGINT", "SIGTERM"):
             raise SystemExit(128 + number)  # before the search, or for the second time: at once
         self.reason = signal.Signals(number).name

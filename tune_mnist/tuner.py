@@ -81,8 +81,8 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
         stop = stack.enter_context(StopRequest(settings))
         with _input_errors():
             settings, run_dir = _name_run(settings)
-            stack.enter_context(cluster.connected(settings.address))
-            stop.install()  # ray.init has put handlers of its own in place
+            with stop.deferred():
+                stack.enter_context(cluster.connected(settings.address))
             settings = _fit_to_cluster(settings)
             train, validation = data.load_train_val(
                 settings.dataset,
@@ -128,9 +128,13 @@ def _name_run(settings: Settings) -> tuple[Settings, Path]:
     run_dir = storage_path / name
     if run_dir.exists():
         raise ValueError(f"name is {name}, but must be a new one: {run_dir} exists")
-    storage_path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=storage_path):
-        pass  # it can be written
+    try:
+        storage_path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=storage_path):
+            pass
+    except OSError as error:
+        rule = f"must be a folder that can be written ({error.strerror})"
+        raise ValueError(f"storage_path is {storage_path}, but {rule}") from error
     return dataclasses.replace(settings, name=name, storage_path=storage_path), run_dir
 
 
