@@ -56,7 +56,9 @@ class Runner:
 
     def processes(self) -> list[int]:
         """Pids of what Ray started for these runs: each has the temp dir in its command line."""
-        listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True
+        ).stdout
         return [int(line.split()[0]) for line in listed.splitlines() if str(self.ray_temp) in line]
 
     def close(self) -> None:

@@ -54,6 +54,8 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
+    ray._private.worker.print_to_stdstream = _log_message
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
     common: dict[str, Any] = {
@@ -138,6 +140,10 @@ def _check_answers(address: str) -> None:
         raise ClusterError(
             f"what answers at {address} is no Ray cluster of version {ray.__version__}"
         ) from error
+
+
+def _log_message(data: dict[str, Any], ignore_prefix: bool) -> None:
+    logging.getLogger("ray.tune.raylet").warning("\n".join(data["lines"]))
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -23,12 +24,21 @@ from tune_mnist.search import JOURNAL
 from tune_mnist.tuner import FINISHED, Outcome
 
 
+class PatientConsole(Console):
+    """A console whose reader may leave (``| head -1``): Rich would exit, and the search be lost."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class SearchConsole:
     """Shows a search as a live line, or a line per ended trial where the output is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``, or to standard output."""
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = console or PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.started = time.monotonic()
         self.progress: Progress | None = None
         self.live = Live(
@@ -95,9 +105,11 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
     _print_best(console, trials)
     trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
-    saved = (planned - trained) if outcome.ended_by == FINISHED else None
+    cut = trials[trials["state"] == "PRUNED"]
+    saved = (cut["epochs_planned"] - cut["epochs_trained"]).sum()
     console.print(
-        f"Epochs trained: {trained}" + ("" if saved is None else f" of {planned} planned; ASHA saved {saved}")
+        f"Epochs trained: {trained}"
+        + (f" of {planned} planned; ASHA saved {saved}" if outcome.ended_by == FINISHED else "")
     )
     _print_winner(console, outcome, trials)
     _print_failures(console, outcome)
@@ -121,8 +133,9 @@ def exit_code(outcome: Outcome) -> int:
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """Write a configuration in a few words, what differs from the defaults of a hyper-parameter first."""
-    return " ".join(f"{name}={_short_value(value)}" for name, value in config.items())
+    """Write a configuration in a few words, in the order of the fields of `Hyperparameters`."""
+    names = [name for name in vars(Hyperparameters()) if name in config]
+    return " ".join(f"{name}={_short_value(config[name])}" for name in names)
 
 
 def standard_error(share: float, n: int) -> float:
@@ -145,13 +158,21 @@ def _print_best(console: Console, trials: pd.DataFrame) -> None:
     if ranked.empty:
         return
     drawn = [name for name in vars(Hyperparameters()) if name != "epochs" and trials[name].nunique() > 1]
+    # A trial is a column: so the table stays narrow, however many hyper-parameters there are.
     table = Table(title=f"Best {len(ranked)} trials", title_justify="left", title_style="bold", box=None)
-    for heading in ("trial", "state", "validation", "epochs", *drawn):
-        table.add_column(heading, justify="left" if heading in ("state", "optimizer") else "right")
-    for row in ranked.to_dict("records"):
-        epochs = f"{row['epochs_trained']}/{row['epochs_planned']}"
-        values = [_short_value(row[name]) for name in drawn]
-        table.add_row(str(row["number"]), row["state"], f"{row[METRIC]:.2%}", epochs, *values)
+    table.show_header = False
+    rows = {
+        "trial": ranked["number"].astype(str),
+        "state": ranked["state"],
+        "validation": ranked[METRIC].map("{:.2%}".format),
+        "epochs": ranked["epochs_trained"].astype(str) + "/" + ranked["epochs_planned"].astype(str),
+        **{name: ranked[name].map(_short_value) for name in drawn},
+    }
+    table.add_column()
+    for _ in range(len(ranked)):
+        table.add_column(justify="right")
+    for heading, values in rows.items():
+        table.add_row(heading, *values)
     console.print(table)
 
 

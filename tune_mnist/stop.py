@@ -44,6 +44,8 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.pending is not None:  # Ray may have made another exception of the one that was raised
+            raise SystemExit(128 + self.pending)
 
     def _install(self) -> None:
         signal.signal(signal.SIGINT, self._on_signal)
@@ -90,10 +92,10 @@ class StopRequest:
             signal.raise_signal(signal.SIGUSR1)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.deferring:
-            self.pending = number
-            return
         if self.started is None or self.reason in ("SIGINT", "SIGTERM"):
-            raise SystemExit(128 + number)  # before the search, or for the second time: at once
+            self.pending = number  # before the search, or for the second time: at once
+            if not self.deferring:
+                raise SystemExit(128 + number)
+            return
         self.reason = signal.Signals(number).name
         signal.raise_signal(signal.SIGUSR1)

@@ -91,7 +91,7 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
                 train_size=settings.train_size,
                 seed=settings.seed,
             )
-            run_dir.mkdir(parents=True)
+            _make_run_dir(run_dir)
         (run_dir / "settings.json").write_text(settings.to_json())
         stack.enter_context(_ray_log(run_dir / RAY_LOG))
         searcher = TruthfulOptunaSearch(settings, run_dir)
@@ -127,7 +127,7 @@ def _name_run(settings: Settings) -> tuple[Settings, Path]:
     storage_path = settings.storage_path.absolute()
     run_dir = storage_path / name
     if run_dir.exists():
-        raise ValueError(f"name is {name}, but must be a new one: {run_dir} exists")
+        raise _name_is_taken(run_dir)
     try:
         storage_path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=storage_path):
@@ -136,6 +136,17 @@ def _name_run(settings: Settings) -> tuple[Settings, Path]:
         rule = f"must be a folder that can be written ({error.strerror})"
         raise ValueError(f"storage_path is {storage_path}, but {rule}") from error
     return dataclasses.replace(settings, name=name, storage_path=storage_path), run_dir
+
+
+def _make_run_dir(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir()
+    except FileExistsError as error:  # another run with this name has started since
+        raise _name_is_taken(run_dir) from error
+
+
+def _name_is_taken(run_dir: Path) -> ValueError:
+    return ValueError(f"name is {run_dir.name}, but must be a new one: {run_dir} exists")
 
 
 def _fit_to_cluster(settings: Settings) -> Settings:
