@@ -143,7 +143,7 @@ def _check_answers(address: str) -> None:
 
 
 def _log_message(data: dict[str, Any], ignore_prefix: bool) -> None:
-    logging.getLogger("ray.tune.raylet").warning("\n".join(data["lines"]))
+    logging.getLogger("ray.tune.raylet").error("\n".join(data["lines"]))
 
 
 def _first_line(error: BaseException) -> str:

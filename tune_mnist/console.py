@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tune_mnist.hyperparameters import METRIC, Hyperparameters
+from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC, Hyperparameters
 from tune_mnist.progress import EndedTrial, Progress
 from tune_mnist.records import trial_records
 from tune_mnist.results import trials_frame
@@ -134,7 +134,7 @@ def exit_code(outcome: Outcome) -> int:
 
 def describe(config: Mapping[str, Any]) -> str:
     """Write a configuration in a few words, in the order of the fields of `Hyperparameters`."""
-    names = [name for name in vars(Hyperparameters()) if name in config]
+    names = [name for name in HYPERPARAMETER_NAMES if name in config]
     return " ".join(f"{name}={_short_value(config[name])}" for name in names)
 
 
@@ -157,7 +157,7 @@ def _print_best(console: Console, trials: pd.DataFrame) -> None:
     ranked = ranked.sort_values(METRIC, ascending=False).head(5)
     if ranked.empty:
         return
-    drawn = [name for name in vars(Hyperparameters()) if name != "epochs" and trials[name].nunique() > 1]
+    drawn = [name for name in HYPERPARAMETER_NAMES if name != "epochs" and trials[name].nunique() > 1]
     # A trial is a column: so the table stays narrow, however many hyper-parameters there are.
     table = Table(title=f"Best {len(ranked)} trials", title_justify="left", title_style="bold", box=None)
     table.show_header = False

@@ -133,7 +133,8 @@ def _check_ends(name: str, space: Space, max_epochs: int) -> None:
             try:
                 Hyperparameters(**to_config({parameter: value}, max_epochs))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"space {name}: {error}") from error
+                what = "" if isinstance(error, ValueError) else f"{parameter} is {value!r}: "
+                raise ValueError(f"space {name}: {what}{error}") from error
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
