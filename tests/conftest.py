@@ -54,12 +54,11 @@ class Runner:
         out, err = process.communicate(timeout=200)
         return process.returncode, out, err
 
-    def processes(self) -> list[int]:
-        """Pids of what Ray started for these runs: each has the temp dir in its command line."""
-        listed = subprocess.run(
-            ["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True
-        ).stdout
-        return [int(line.split()[0]) for line in listed.splitlines() if str(self.ray_temp) in line]
+    def processes(self) -> dict[int, str]:
+        """What Ray started for these runs, command line by pid: each has the temp dir in its own."""
+        listed = subprocess.run(["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True)
+        rows = (line.split(maxsplit=1) for line in listed.stdout.splitlines())
+        return {int(pid): command for pid, command in rows if str(self.ray_temp) in command}
 
     def close(self) -> None:
         for pid in self.processes():

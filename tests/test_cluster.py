@@ -71,6 +71,14 @@ def test_what_no_node_can_give_is_refused(
     assert str(error.value) == f"a trial asks for {complaint}"
 
 
+def test_the_cpus_named_are_those_beside_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64.0}}, NODES[1], NODES[2]]
+    )
+    with pytest.raises(ClusterError, match="more than 8 CPU and 1 GPU: use --cpus-per-trial 8"):
+        fit_resources(16, 0.5, None)
+
+
 def connect(address: str) -> str:
     started = time.monotonic()
     with pytest.raises(ClusterError) as error, connected(address):
@@ -85,6 +93,11 @@ def test_an_address_that_nobody_listens_at() -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     assert f"no Ray cluster answers at {address}: " in connect(address)
+
+
+def test_auto_is_checked_as_any_address_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "no Ray cluster answers at " in connect("auto")
 
 
 def test_an_address_where_something_else_listens() -> None:

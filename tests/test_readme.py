@@ -3,15 +3,30 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SCRIPTS
 from tune_mnist.settings import Settings, parse_settings
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    assert "@@" not in README and "TODO" not in README
+
+
+def test_the_training_command_runs(mnist_dir: Path) -> None:
+    (command,) = (line for line in COMMANDS if line.startswith("python scripts/train.py"))
+    flags = [*shlex.split(command)[2:], "--train-size", "640", "--data-dir", str(mnist_dir)]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "train.py"), *flags], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("epoch 1: validation accuracy ") and done.stderr == ""
 
 
 def test_the_search_commands_parse() -> None:

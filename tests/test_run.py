@@ -110,9 +110,11 @@ def test_the_winner_is_the_best_trial_and_its_model_scores_what_it_says(
     run_dir = finished[0]
     metrics = json.loads((run_dir / "best" / "metrics.json").read_text())
     drawn = json.loads((run_dir / "best" / "hyperparameters.json").read_text())
-    best = pd.read_parquet(run_dir / "trials.parquet").sort_values("accuracy").iloc[-1]
-    assert (metrics["trial_id"], metrics["accuracy"]) == (best["trial_id"], best["accuracy"])
-    assert drawn["lr"] == best["lr"]
+    epochs = pd.read_parquet(run_dir / "epochs.parquet").set_index(["trial_id", "epoch"])  # all were saved
+    assert metrics["accuracy"] == epochs["accuracy"].max()
+    assert metrics["accuracy"] == epochs["accuracy"][metrics["trial_id"], metrics["epoch"]]
+    trials = pd.read_parquet(run_dir / "trials.parquet").set_index("trial_id")
+    assert drawn["lr"] == trials["lr"][metrics["trial_id"]]
     network = Network(Hyperparameters(**drawn))
     network.load_state_dict(torch.load(run_dir / "best" / "model.pt", weights_only=True))
     accuracy, loss = evaluate(network, load_test("mnist", mnist_dir))
@@ -182,6 +184,8 @@ def test_a_stop_signal_ends_the_search_in_order(number: signal.Signals, code: in
     assert process.stdout is not None
     first = process.stdout.readline()
     assert "1/500 trial" in first
+    (gcs,) = (line for line in runner.processes().values() if "gcs_server" in line.split()[0])
+    assert "--node-ip-address=127.0.0.1 " in gcs
     if number == signal.SIGINT:  # a terminal's Ctrl-C reaches every process of the group
         os.killpg(process.pid, number)
     else:
@@ -192,11 +196,13 @@ def test_a_stop_signal_ends_the_search_in_order(number: signal.Signals, code: in
     assert f"ended by {number.name}" in out and (run_dir / "best" / "model.pt").exists()
     states = [trial.state.name for trial in study_of(run_dir).trials]
     assert 1 <= len(states) < 500 and "RUNNING" not in states
-    assert pd.read_parquet(run_dir / "trials.parquet")["state"].tolist() == states
+    trials = pd.read_parquet(run_dir / "trials.parquet")
+    assert trials["state"].tolist() == states
+    pd.testing.assert_frame_equal(results.trials_frame(results.load(run_dir)), trials)
     deadline = time.monotonic() + 20
     while runner.processes() and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert runner.processes() == []
+    assert not runner.processes()
 
 
 @pytest.mark.parametrize("moment", ["imports", "start of Ray"])
@@ -214,7 +220,7 @@ def test_a_signal_before_the_search_ends_it_without_a_word(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (code, "", "")
-    assert runner.processes() == []
+    assert not runner.processes()
     assert not (runner.folder / "runs" / f"{number.name}-early").exists()
 
 
@@ -233,6 +239,7 @@ def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
     trials = pd.read_parquet(run_dir / "trials.parquet")
     assert len(trials) < 500
     assert [trial.state.name for trial in study_of(run_dir).trials] == trials["state"].tolist()
+    pd.testing.assert_frame_equal(results.trials_frame(results.load(run_dir)), trials)
     if reason == "target accuracy":
         assert json.loads((run_dir / "best" / "metrics.json").read_text())["accuracy"] >= 0.2
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tune_mnist.data import DATASETS
+from tune_mnist.search import make_sampler
 from tune_mnist.settings import Settings, parse_settings
+from tune_mnist.training import PRECISIONS
 
 BAD_FLAGS = [
     ("--frobnicate 1", "unrecognized arguments: --frobnicate 1"),
@@ -83,3 +86,14 @@ def test_settings_as_json_have_every_field_and_absolute_paths() -> None:
 def test_shares_that_ray_can_give_are_taken() -> None:
     for gpus in (0, 0.125, 0.5, 1, 2):
         assert Settings(gpus_per_trial=gpus).gpus_per_trial == gpus
+
+
+def test_the_names_are_those_that_the_code_knows() -> None:
+    for field, known in (("dataset", DATASETS), ("precision", PRECISIONS)):
+        with pytest.raises(ValueError, match=f"must be one of {', '.join(known)}$"):
+            Settings(**{field: "other"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sampler is other") as here:
+        Settings(sampler="other")
+    with pytest.raises(ValueError, match="sampler is other") as there:
+        make_sampler("other", seed=0)
+    assert str(here.value) == str(there.value)

@@ -1,6 +1,8 @@
 """The network and its loop, against plain PyTorch, against themselves interrupted, and against bad luck."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,20 +110,67 @@ def test_the_seed_decides_everything() -> None:
     assert without_times(train(hyperparameters)[1]) == without_times(same[1]) != without_times(other[1])
 
 
-@pytest.mark.parametrize("option", ["optimizer", "activation", "momentum", "dropout_conv", "dropout_dense"])
-def test_each_hyperparameter_reaches_the_training(option: str) -> None:
-    values = {
-        "optimizer": OPTIMIZERS[:3],
-        "activation": ACTIVATIONS,
-        "momentum": (0.1, 0.9),
-        "dropout_conv": (0.1, 0.6),
-        "dropout_dense": (0.1, 0.6),
-    }[option]
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("activation", ACTIVATIONS), ("dropout_conv", (0.1, 0.6)), ("dropout_dense", (0.1, 0.6))],
+)
+def test_each_hyperparameter_reaches_the_training(option: str, values: Sequence[Any]) -> None:
     outcomes = {
-        train(Hyperparameters(epochs=1, batch_size=160, **{option: value}))[1][0].train_loss  # type: ignore[arg-type]
+        train(Hyperparameters(epochs=1, batch_size=160, **{option: value}))[1][0].train_loss
         for value in values
     }
     assert len(outcomes) == len(values)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_steps_by_its_own_formula(name: str, momentum: float, weight_decay: float) -> None:
+    """Two steps of the real optimizer against the textbook's, on one weight of the network."""
+    hyperparameters = Hyperparameters(
+        optimizer=name, lr=0.01, momentum=momentum, weight_decay=weight_decay, batch_size=64
+    )
+    training = Training(hyperparameters, seed=0)
+    weight = training.model.conv1.bias
+    assert weight is not None
+    value, velocity, mean, square = 0.5, 0.0, 0.0, 0.0
+    weight.data.fill_(value)
+    for step, slope in enumerate((0.3, -0.1), start=1):
+        for parameter in training.model.parameters():
+            parameter.grad = torch.full_like(parameter, slope)
+        training.optimizer.step()
+        gradient = slope if name == "adamw" else slope + weight_decay * value
+        if name == "sgd":
+            velocity = gradient if step == 1 else momentum * velocity + gradient
+            value -= 0.01 * velocity
+        elif name == "rmsprop":
+            square = 0.99 * square + 0.01 * gradient**2
+            velocity = momentum * velocity + gradient / (square**0.5 + 1e-8)
+            value -= 0.01 * velocity
+        else:
+            if name == "adamw":
+                value *= 1 - 0.01 * weight_decay
+            mean = momentum * mean + (1 - momentum) * gradient
+            square = 0.999 * square + 0.001 * gradient**2
+            corrected = (square / (1 - 0.999**step)) ** 0.5
+            value -= 0.01 * mean / (1 - momentum**step) / (corrected + 1e-8)
+        assert weight.tolist() == pytest.approx([value] * len(weight), rel=1e-5)
+
+
+def test_weights_that_blow_up_at_the_last_step_are_no_result() -> None:
+    training = Training(Hyperparameters(lr=1e30, epochs=1), seed=0, precision="fp32")
+    with pytest.raises(DivergedError, match="the loss is not finite after epoch 1"):
+        list(fit(training, learnable(64), VALIDATION))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_cuda_graph_trains_as_the_steps_one_by_one() -> None:
+    losses = []
+    for cuda_graph in (True, False):
+        hyperparameters = Hyperparameters(epochs=2, batch_size=96, dropout_conv=0.0, dropout_dense=0.0)
+        training = Training(hyperparameters, seed=0, device="cuda", precision="fp32")
+        losses.append([r.train_loss for r in fit(training, TRAIN, VALIDATION, cuda_graph=cuda_graph)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_raises_at_its_step() -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address
 
 ADDRESS_TIMEOUT_SECONDS = 10.0
 """Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
@@ -55,7 +57,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
-    ray._private.worker.print_to_stdstream = _log_message
+    ray_prints, ray._private.worker.print_to_stdstream = ray._private.worker.print_to_stdstream, _log_message
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
     common: dict[str, Any] = {
@@ -63,25 +65,24 @@ def connected(address: str | None) -> Iterator[None]:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": TRIAL_ENVIRONMENT},
     }
-    if address:
+    if address and address != "local":
+        address = _find(address)
         _check_answers(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
     else:
-        # Loopback only, and room for the data set once; Ray's own choice is a third of the memory.
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=2**30,
-            **common,
-        )
+        # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
+        several_nodes, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+        # Room for the data set once; Ray's own choice is a third of the memory.
+        ray.init(address="local", include_dashboard=False, object_store_memory=2**30, **common)
+        ray_constants.ENABLE_RAY_CLUSTER = several_nodes
     try:
         yield
     finally:
         ray.shutdown()
+        ray._private.worker.print_to_stdstream = ray_prints
 
 
 def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
@@ -100,8 +101,9 @@ def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -
         gpus = 0.5 if any(node.get("GPU", 0) for node in nodes) else 0.0
     slots = sum(count_slots(node.get("CPU", 0.0), node.get("GPU", 0.0), cpus, gpus) for node in nodes)
     if slots == 0:
-        most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+        with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= min(gpus, most_gpus)]
+        most_cpus = max((node.get("CPU", 0.0) for node in with_gpus), default=0.0)
         cure = f"--gpus-per-trial {most_gpus:g}" if gpus > most_gpus else f"--cpus-per-trial {most_cpus:g}"
         raise ClusterError(
             f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but no node has more than {most_cpus:g} CPU "
@@ -119,10 +121,21 @@ def count_slots(node_cpus: float, node_gpus: float, cpus: float, gpus: float) ->
     return min(by_cpu, int(by_gpu))
 
 
+def _find(address: str) -> str:
+    """Give the HOST:PORT that Ray means by auto: RAY_ADDRESS, or the newest cluster of this machine."""
+    if address != "auto":
+        return address
+    try:
+        found = canonicalize_bootstrap_address("auto")
+    except ValueError as error:
+        raise ClusterError(f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but {error}") from error
+    if found is None:
+        raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
+    return found
+
+
 def _check_answers(address: str) -> None:
     """Ask a cluster for its health in a process of its own, because Ray's client can't be told to give up."""
-    if address == "auto":
-        return  # Ray looks for a cluster on this machine and says at once that there is none
     if address.startswith("ray://"):
         raise ClusterError(
             f"the address is {address}, but must be auto or HOST:PORT: Ray Client is not supported"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -16,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC, Hyperparameters
+from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
 from tune_mnist.progress import EndedTrial, Progress
-from tune_mnist.records import trial_records
+from tune_mnist.records import TRIALS_TABLE, trial_records
 from tune_mnist.results import trials_frame
 from tune_mnist.search import JOURNAL
 from tune_mnist.tuner import FINISHED, Outcome
@@ -114,13 +115,14 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     _print_winner(console, outcome, trials)
     _print_failures(console, outcome)
     run_dir = _short(outcome.run_dir)
-    console.print(f"\nRun folder: {run_dir}")
-    console.print(f"  optuna-dashboard {run_dir / JOURNAL}     (pip install optuna-dashboard)", markup=False)
-    console.print(f"  tensorboard --logdir {run_dir}     (pip install tensorboard)", markup=False)
-    console.print(
-        f"  python -c \"import pandas as pd; print(pd.read_parquet('{run_dir}/trials.parquet'))\"",
-        markup=False,
-    )
+    table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
+    lines = [
+        f"\nRun folder: {run_dir}",
+        f"  optuna-dashboard {shlex.quote(str(run_dir / JOURNAL))}     (pip install optuna-dashboard)",
+        f"  tensorboard --logdir {shlex.quote(str(run_dir))}     (pip install tensorboard)",
+        f'  {shlex.quote(str(_short(Path(sys.executable))))} -c "{table}"',
+    ]
+    console.print("\n".join(lines), markup=False)
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -181,9 +183,8 @@ def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> N
     if winner is None:
         console.print("No trial got as far as a checkpoint, so there is no winner.")
         return
-    hand_set = trials[(trials["number"] == 0) & _is_hand_set(trials)]
-    if not hand_set.empty and winner.number != 0:
-        row = hand_set.iloc[0]
+    row = trials.iloc[0]
+    if outcome.hand_set_first and row["epochs_trained"] and winner.number != 0:
         console.print(
             f"The blog's hand-set configuration: {row[METRIC]:.2%} at epoch {row['epochs_trained']} "
             f"({row['state']}); the winner is {100 * (winner.accuracy - row[METRIC]):.2f} points above it"
@@ -202,15 +203,6 @@ def _print_failures(console: Console, outcome: Outcome) -> None:
     if failed:
         first = min(failed, key=lambda record: record.number)
         console.print(f"{len(failed)} failed; the first error: {_short(first.error_file or Path())}")
-
-
-def _is_hand_set(trials: pd.DataFrame) -> pd.Series[bool]:
-    blog = Hyperparameters()
-    return (
-        (trials["lr"] - blog.lr).abs().lt(1e-9)
-        & trials["momentum"].eq(blog.momentum)
-        & trials["optimizer"].eq(blog.optimizer)
-    )
 
 
 def _short(path: Path) -> Path:

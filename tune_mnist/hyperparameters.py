@@ -57,7 +57,7 @@ class Hyperparameters:
         _require(
             self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}"
         )
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
         for name in ("momentum", "dropout_conv", "dropout_dense"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "at least 0 and below 1")

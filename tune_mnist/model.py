@@ -26,8 +26,8 @@ PIXEL_MEAN, PIXEL_STD = 0.1307 * 255, 0.3081 * 255
 class Dropout(nn.Dropout):
     """Dropout whose mask on a CPU costs one random byte a feature instead of one Bernoulli draw.
 
-    The share dropped is rounded to a 256th there, and the rest is scaled by exactly what that share asks
-    for, so the expectation is untouched. Elsewhere it is torch's own.
+    The share dropped is rounded to a 256th there, and the rest is scaled by what that share asks
+    for, in the dtype of the features, as torch does. Elsewhere it is torch's own.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.tune import Checkpoint, ExperimentAnalysis
 from ray.tune import ResultGrid as ResultGrid
 
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
 from tune_mnist.search import trial_state
+
+TRIALS_TABLE = "trials.parquet"
+"""Name of a table in the run folder: it is written last, so a run that has it has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class TrialRecord:
     last_result: dict[str, Any]
     epochs: list[dict[str, Any]]
     checkpoint: Checkpoint | None
+    "Of those saved, the one with the highest validation accuracy."
+    checkpoint_accuracy: float | None
     error_file: Path | None
 
 
@@ -36,7 +41,10 @@ def load(path: str | Path) -> ResultGrid:
     path = Path(path).absolute()  # pyarrow takes a relative one for a URI
     if not list(path.glob("experiment_state-*.json")):
         raise ValueError(f"{path} is not the folder of a run: it has no experiment_state-*.json")
-    return ResultGrid(ExperimentAnalysis(str(path), default_metric=METRIC, default_mode=MODE))
+    grid = ResultGrid(ExperimentAnalysis(str(path), default_metric=METRIC, default_mode=MODE))
+    if (path / TRIALS_TABLE).exists():
+        mark_ended(grid)
+    return grid
 
 
 def trial_records(grid: ResultGrid) -> list[TrialRecord]:
@@ -52,6 +60,8 @@ def trial_records(grid: ResultGrid) -> list[TrialRecord]:
         failed = trial.status == "ERROR"
         ended = failed or trial.status == "TERMINATED"
         frame = analysis.trial_dataframes.get(trial.trial_id)
+        saved = trial.run_metadata.checkpoint_manager
+        best = saved.best_checkpoint_result if saved else None
         records.append(
             TrialRecord(
                 trial_id=trial.trial_id,
@@ -59,8 +69,9 @@ def trial_records(grid: ResultGrid) -> list[TrialRecord]:
                 state=trial_state(epochs, trial.config["epochs"], failed=failed) if ended else "RUNNING",
                 config={key: value for key, value in trial.config.items() if key != OPTUNA_NUMBER},
                 last_result=last,
-                epochs=[] if frame is None else [dict(row) for _, row in frame.iterrows()],
-                checkpoint=trial.checkpoint,
+                epochs=[] if frame is None else cast("list[dict[str, Any]]", frame.to_dict("records")),
+                checkpoint=cast("Checkpoint", best.checkpoint) if best else None,
+                checkpoint_accuracy=best.metrics[METRIC] if best else None,
                 error_file=Path(trial.path) / "error.txt" if failed and trial.path else None,
             )
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
-from tune_mnist.records import ResultGrid, TrialRecord, load, trial_records
+from tune_mnist.records import TRIALS_TABLE, ResultGrid, TrialRecord, load, trial_records
 
 __all__ = ["epochs_frame", "load", "trials_frame", "write_tables"]
 
@@ -68,8 +68,8 @@ def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
 
 def write_tables(grid: ResultGrid, run_dir: Path) -> None:
     """Write ``trials.parquet`` and ``epochs.parquet`` into the run folder."""
-    trials_frame(grid).to_parquet(run_dir / "trials.parquet", index=False)
     epochs_frame(grid).to_parquet(run_dir / "epochs.parquet", index=False)
+    trials_frame(grid).to_parquet(run_dir / TRIALS_TABLE, index=False)
 
 
 def _trial_row(record: TrialRecord) -> dict[str, object]:

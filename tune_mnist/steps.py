@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -102,11 +102,14 @@ class Steps:
         self.capture_after -= 1
         if self.capture_after == 0:
             self.capture_after = None
-            with contextlib.suppress(RuntimeError):  # a step that can't be captured goes on step by step
-                graph = torch.cuda.CUDAGraph()
-                self.optimizer.zero_grad(set_to_none=True)
+            graph = torch.cuda.CUDAGraph()
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
                 with torch.cuda.graph(graph):
                     self._eager(self.index)
+            except RuntimeError as error:
+                warnings.warn(f"no CUDA graph, going on step by step: {error}", stacklevel=1)
+            else:
                 self.replay = graph.replay
 
 

@@ -70,7 +70,9 @@ class StopRequest:
     def begin(self) -> None:
         """Start the clock: from here on a first signal ends the search in order."""
         # Until Ray Tune puts its handler in place: the default would kill the process.
-        signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(130))
+        signal.signal(
+            signal.SIGUSR1, lambda number, frame: sys.exit(143 if self.reason == "SIGTERM" else 130)
+        )
         self.started = time.monotonic()
         self.deadline = self.started + self.budget if self.budget else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def fit(
         train_loss = steps.run(order, epoch)
         trained = time.perf_counter()
         accuracy, val_loss = evaluate(training.model, validation, precision=training.precision)
+        if not math.isfinite(val_loss):  # the last step's loss was finite, its gradient was not
+            raise DivergedError(f"the loss is not finite after epoch {epoch}")
         training.epoch = epoch
         yield EpochResult(
             epoch=epoch,

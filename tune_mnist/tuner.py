@@ -18,12 +18,12 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
 
 from tune_mnist import cluster, data
-from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR, Hyperparameters
+from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, Hyperparameters
 from tune_mnist.progress import Listener, Progress, ProgressCallback
 from tune_mnist.records import ResultGrid, mark_ended, trial_records
 from tune_mnist.search import TruthfulOptunaSearch, make_scheduler, rungs
 from tune_mnist.settings import Settings
-from tune_mnist.spaces import load_space
+from tune_mnist.spaces import blog_point, load_space
 from tune_mnist.stop import StopRequest
 from tune_mnist.trainable import CHECKPOINT, train_trial
 from tune_mnist.training import resolve_precision, score_checkpoint
@@ -41,7 +41,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
-    """The best trial, scored on the test set, which nothing else has seen."""
+    """The best checkpoint, scored on the test set, which nothing else has seen."""
 
     trial_id: str
     number: int
@@ -62,6 +62,8 @@ class Outcome:
     run_dir: Path
     grid: ResultGrid
     ended_by: str
+    hand_set_first: bool
+    "Whether trial 0 is the blog's hand-set configuration: the space may not hold it."
     seconds: float
     winner: Winner | None
 
@@ -73,8 +75,8 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     ``best/``. Ctrl-C and SIGTERM end the search in order: what there is, is written.
 
     Raises:
-        InputError: before anything is written, if the settings can't be met: no such cluster, data, space or
-            folder, or a share that no node has.
+        InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space
+            or folder, or a share that no node has.
         SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
     with ExitStack() as stack:
@@ -107,6 +109,8 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
             run_dir=run_dir,
             grid=grid,
             ended_by=stop.reason or FINISHED,
+            hand_set_first=blog_point(load_space(settings.space, settings.max_epochs), settings.max_epochs)
+            is not None,
             seconds=seconds,
             winner=winner,
         )
@@ -209,15 +213,14 @@ def _tuner(
 
 
 def _score_winner(settings: Settings, grid: ResultGrid, best_dir: Path) -> Winner | None:
-    """Take the trial with the highest last accuracy, test its newest checkpoint, write best/."""
-    records = [record for record in trial_records(grid) if record.state != "FAIL" and record.checkpoint]
-    if not records:
+    """Take the checkpoint with the highest validation accuracy, test it, write best/."""
+    records = [record for record in trial_records(grid) if record.state != "FAIL"]
+    best = max(records, key=lambda record: record.checkpoint_accuracy or 0.0, default=None)
+    if best is None or best.checkpoint is None or best.checkpoint_accuracy is None:
         return None
-    best = max(records, key=lambda record: float(record.last_result[METRIC]))
     hyperparameters = Hyperparameters(**best.config)
     best_dir.mkdir()
     test = data.load_test(settings.dataset, settings.data_dir)
-    assert best.checkpoint is not None  # those without are left out above
     with best.checkpoint.as_directory() as folder:
         epoch, test_accuracy, test_loss = score_checkpoint(
             Path(folder) / CHECKPOINT, hyperparameters, test, save_model=best_dir / "model.pt"
@@ -227,8 +230,7 @@ def _score_winner(settings: Settings, grid: ResultGrid, best_dir: Path) -> Winne
         number=best.number,
         hyperparameters=hyperparameters,
         epoch=epoch,
-        # An interrupted trial's newest checkpoint may be older than its last report.
-        accuracy=next(float(row[METRIC]) for row in best.epochs if row[TIME_ATTR] == epoch),
+        accuracy=best.checkpoint_accuracy,
         val_size=settings.val_size,
         test_accuracy=test_accuracy,
         test_loss=test_loss,

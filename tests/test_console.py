@@ -1,0 +1,89 @@
+"""What a person sees of a search, from counts made by hand."""
+
+import io
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.conftest import Runner
+from tune_mnist import results
+from tune_mnist.console import SearchConsole, describe, duration, exit_code
+from tune_mnist.progress import EndedTrial, Progress
+from tune_mnist.settings import Settings
+from tune_mnist.tuner import FINISHED, Outcome
+
+
+def live_line(progress: Progress | None, *, seconds: float = 0.0) -> str:
+    console = SearchConsole(Console(file=io.StringIO()))
+    if progress is not None:
+        console.updated(progress)
+    console.started -= seconds
+    return console._line().plain
+
+
+def ended(number: int, state: str) -> EndedTrial:
+    return EndedTrial(number=number, state=state, epochs=1, epochs_planned=5, accuracy=0.5, config={})
+
+
+def test_the_live_line_counts() -> None:
+    progress = Progress(
+        num_samples=12,
+        running=2,
+        epochs=9,
+        ended=[ended(0, "COMPLETE"), ended(1, "PRUNED"), ended(2, "FAIL")],
+        best_accuracy=0.98765,
+        best_config={"optimizer": "sgd", "lr": 0.0012345},
+    )
+    assert live_line(progress, seconds=60) == (
+        "3/12 trials done · 2 running · 1 pruned · 1 failed · 9 epochs · "
+        "best 98.77% (lr=0.00123 optimizer=sgd) · about 3 min 00 s left"
+    )
+    progress.deadline = time.monotonic() + 30.2
+    assert live_line(progress, seconds=60).endswith("about 30 s left")
+    assert live_line(Progress(num_samples=3), seconds=7).endswith("0 epochs · 7 s")
+    assert live_line(None, seconds=3) == "starting Ray, reading the data ... 3 s"
+    assert "scoring the winner" in live_line(Progress(num_samples=1, ended=[ended(0, "COMPLETE")]))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (4320, "1 h 12 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_configuration_is_written_in_the_order_of_its_fields() -> None:
+    assert describe({"epochs": 3, "momentum": 0.52345, "lr": 1e-05}) == "lr=1e-05 momentum=0.523 epochs=3"
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "asked", "code"),
+    [(FINISHED, 8, 0), (FINISHED, 9, 1), ("time budget", 9, 0), ("SIGINT", 9, 130), ("SIGTERM", 9, 143)],
+)
+def test_exit_codes(ended_by: str, asked: int, code: int, finished: tuple[Path, str, str]) -> None:
+    values: dict[str, Any] = {"run_dir": finished[0], "seconds": 1.0, "hand_set_first": True}
+    grid = results.load(finished[0])
+    outcome = Outcome(
+        settings=Settings(num_samples=asked),
+        grid=grid,
+        ended_by=ended_by,
+        winner=object(),  # type: ignore[arg-type]
+        **values,
+    )
+    assert exit_code(outcome) == code
+
+
+def test_a_reader_who_leaves_costs_nothing(runner: Runner) -> None:
+    process = runner.start(
+        "--num-samples", "3", "--name", "unread", "--train-size", "512", "--max-epochs", "1"
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert re.match(r" +1/3 trial", process.stdout.readline())
+    process.stdout.close()
+    assert (process.wait(timeout=100), process.stderr.read()) == (0, "")
+    assert (runner.folder / "runs" / "unread" / "trials.parquet").exists()
+    assert (runner.folder / "runs" / "unread" / "best" / "model.pt").exists()
