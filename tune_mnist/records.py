@@ -55,11 +55,13 @@ def trial_records(grid: ResultGrid) -> list[TrialRecord]:
     analysis = grid._experiment_analysis
     records = []
     for trial in analysis.trials:
-        last = trial.last_result or {}
+        frame = analysis.trial_dataframes.get(trial.trial_id)
+        rows = [] if frame is None else cast("list[dict[str, Any]]", frame.to_dict("records"))
+        # From the reports themselves: Ray's snapshot of the trials on disk can be seconds behind them.
+        last = rows[-1] if rows else {}
         epochs = last.get(TIME_ATTR, 0)
         failed = trial.status == "ERROR"
         ended = failed or trial.status == "TERMINATED"
-        frame = analysis.trial_dataframes.get(trial.trial_id)
         saved = trial.run_metadata.checkpoint_manager
         best = saved.best_checkpoint_result if saved else None
         records.append(
@@ -69,7 +71,7 @@ def trial_records(grid: ResultGrid) -> list[TrialRecord]:
                 state=trial_state(epochs, trial.config["epochs"], failed=failed) if ended else "RUNNING",
                 config={key: value for key, value in trial.config.items() if key != OPTUNA_NUMBER},
                 last_result=last,
-                epochs=[] if frame is None else cast("list[dict[str, Any]]", frame.to_dict("records")),
+                epochs=rows,
                 checkpoint=cast("Checkpoint", best.checkpoint) if best else None,
                 checkpoint_accuracy=best.metrics[METRIC] if best else None,
                 error_file=Path(trial.path) / "error.txt" if failed and trial.path else None,
