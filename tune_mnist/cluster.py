@@ -150,6 +150,10 @@ def _check_answers(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
     except subprocess.SubprocessError as error:
+        if isinstance(error, subprocess.CalledProcessError) and b"InvalidAuthToken" in error.stderr:
+            raise ClusterError(
+                f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
+            ) from error
         raise ClusterError(
             f"what answers at {address} is no Ray cluster of version {ray.__version__}"
         ) from error
