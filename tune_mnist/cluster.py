@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import ray
 from ray._private import ray_constants
@@ -56,8 +57,6 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
-    ray_prints, ray._private.worker.print_to_stdstream = ray._private.worker.print_to_stdstream, _log_message
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
     common: dict[str, Any] = {
@@ -74,15 +73,15 @@ def connected(address: str | None) -> Iterator[None]:
             raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
     else:
         # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
-        several_nodes, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-        # Room for the data set once; Ray's own choice is a third of the memory.
-        ray.init(address="local", include_dashboard=False, object_store_memory=2**30, **common)
-        ray_constants.ENABLE_RAY_CLUSTER = several_nodes
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        ray._private.worker.print_to_stdstream = ray_prints
+        with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+            # Room for the data set once; Ray's own choice is a third of the memory.
+            ray.init(address="local", include_dashboard=False, object_store_memory=2**30, **common)
+    # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
+    with mock.patch.object(ray._private.worker, "print_to_stdstream", _log_message):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
