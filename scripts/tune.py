@@ -1,6 +1,7 @@
 """Search the hyper-parameters of the MNIST network with Ray Tune, Optuna and ASHA.
 
 python scripts/tune.py --num-samples 64 --gpus-per-trial 0.5
+python scripts/tune.py --resume RUN
 """
 
 from __future__ import annotations
@@ -12,23 +13,28 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from tune_mnist import results, tuner
+from tune_mnist import tuner
 from tune_mnist.console import SearchConsole, exit_code, print_summary
-from tune_mnist.settings import parse_settings
+from tune_mnist.settings import ResumeRequest, parse_settings
 
 
 def main() -> int:
-    """Search as the flags say; return the exit code."""
+    """Search, or go on with a search, as the flags say; return the exit code."""
     sys.path.append(str(Path.cwd()))  # where a --space of one's own lies
-    settings = parse_settings(description="Search the hyper-parameters of an MNIST network.")
+    asked = parse_settings(description="Search the hyper-parameters of an MNIST network.")
     with SearchConsole() as console:
         try:
-            outcome = tuner.run(settings, console)
+            if isinstance(asked, ResumeRequest):
+                outcome = tuner.resume(asked, console)
+            else:
+                outcome = tuner.run(asked, console)
         except tuner.InputError as error:
             console.live.stop()
             print(f"tune.py: error: {error}", file=sys.stderr)
             return 2
-    results.write_tables(outcome.grid, outcome.run_dir)
+    if outcome is None:
+        console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")
+        return 0
     print_summary(console.console, outcome)
     return exit_code(outcome)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.conftest import Runner
 from tune_mnist import results
 from tune_mnist.console import SearchConsole, describe, duration, exit_code
+from tune_mnist.folder import RunFolder
 from tune_mnist.progress import EndedTrial, Progress
 from tune_mnist.settings import Settings
 from tune_mnist.tuner import FINISHED, Outcome
@@ -45,6 +46,11 @@ def test_the_live_line_counts() -> None:
     progress.deadline = time.monotonic() + 30.2
     assert live_line(progress, seconds=60).endswith("about 30 s left")
     assert live_line(Progress(num_samples=3), seconds=7).endswith("0 epochs · 7 s")
+    progress.deadline, progress.resumed, progress.retries = None, 2, 1
+    assert live_line(progress, seconds=60).endswith(" · about 9 min 00 s left")  # one trial in this session
+    assert " · 1 retried · " in live_line(progress)
+    progress.waiting = "waiting for 2 nodes of type gpu"
+    assert live_line(progress).endswith(" · waiting for 2 nodes of type gpu")
     assert live_line(None, seconds=3) == "starting Ray, reading the data ... 3 s"
     assert "scoring the winner" in live_line(Progress(num_samples=1, ended=[ended(0, "COMPLETE")]))
 
@@ -65,7 +71,7 @@ def test_a_configuration_is_written_in_the_order_of_its_fields() -> None:
     [(FINISHED, 8, 0), (FINISHED, 9, 1), ("time budget", 9, 0), ("SIGINT", 9, 130), ("SIGTERM", 9, 143)],
 )
 def test_exit_codes(ended_by: str, asked: int, code: int, finished: tuple[Path, str, str]) -> None:
-    values: dict[str, Any] = {"run_dir": finished[0], "seconds": 1.0, "hand_set_first": True}
+    values: dict[str, Any] = {"folder": RunFolder(finished[0]), "seconds": 1.0}
     grid = results.load(finished[0])
     outcome = Outcome(
         settings=Settings(num_samples=asked),

@@ -23,7 +23,6 @@ from tune_mnist import results
 from tune_mnist.data import load_test
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
-from tune_mnist.settings import Settings
 from tune_mnist.training import evaluate
 
 
@@ -33,7 +32,7 @@ def study_of(run_dir: Path) -> optuna.Study:
 
 
 def reported(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each trial reported, by trial id, straight from the files that Ray wrote."""
+    """What each trial reported, by trial id, straight from the files in its folder."""
     return {
         folder.name.split("_")[2]: [
             json.loads(line) for line in (folder / "result.json").read_text().splitlines()
@@ -100,6 +99,7 @@ def test_a_run_can_be_loaded_again(finished: tuple[Path, str, str]) -> None:
     grid = results.load(run_dir)
     pd.testing.assert_frame_equal(results.trials_frame(grid), pd.read_parquet(run_dir / "trials.parquet"))
     pd.testing.assert_frame_equal(results.epochs_frame(grid), pd.read_parquet(run_dir / "epochs.parquet"))
+    assert [grid[i].path for i in range(8)] == [str(folder) for folder in sorted(run_dir.glob("trial_*"))]
     with pytest.raises(ValueError, match="is not the folder of a run"):
         results.load(run_dir / "best")
 
@@ -128,7 +128,6 @@ def test_settings_are_written_and_at_most_two_checkpoints_a_trial_kept(
     run_dir = finished[0]
     settings = json.loads((run_dir / "settings.json").read_text())
     assert settings["num_samples"] == 8 and settings["gpus_per_trial"] == 0
-    Settings(**{**settings, "data_dir": Path(), "storage_path": Path()})
     for folder in run_dir.glob("trial_*"):
         assert 1 <= len(list(folder.glob("checkpoint_*"))) <= 2
 
@@ -159,9 +158,11 @@ def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(runner: Runner) -
     assert [trial.state.name for trial in study_of(runner.folder / "runs" / "half").trials] == list(
         trials["state"]
     )
-    named = re.search(r"(\d) failed; the first error: (\S+)", out)
+    named = re.search(r"(\d) failed; the first error: (.*) \((\S+)\)", out)
     assert named and int(named[1]) == failed.sum()
-    assert "the loss is not finite at step 2 of epoch 1" in (runner.folder / named[2]).read_text()
+    assert named[2] == "the loss is not finite at step 2 of epoch 1"
+    text = (runner.folder / named[3]).read_text()
+    assert named[2] in text and text.count("Failure # ") == 1  # its own error: it was not tried again
 
 
 def test_a_search_in_which_every_trial_fails_exits_1(runner: Runner) -> None:
@@ -171,7 +172,7 @@ def test_a_search_in_which_every_trial_fails_exits_1(runner: Runner) -> None:
     assert (code, err) == (1, "")
     assert (
         "3 of 3 trials (0 COMPLETE, 0 PRUNED, 3 FAIL)" in out
-        and "3 failed; the first error: runs/all/" in out
+        and "3 failed; the first error: the loss is not finite at step 2 of epoch 1 (runs/all/" in out
     )
 
 
@@ -258,7 +259,10 @@ def corrupt_data(tmp_path: Path, mnist_dir: Path) -> Path:
     ("flags", "complaint"),
     [
         (["--gpus-per-trial", "0.5"], r"asks for 1 CPU and 0.5 GPU, .* and 0 GPU: use --gpus-per-trial 0"),
-        (["--name", "finished"], r"name is finished, but must be a new one: \S+ exists"),
+        (["--name", "finished"], r"name is finished, but must be a new one: \S+ exists \(--resume \S+ goes"),
+        (["--resume", "runs/none"], r"runs/none is not the folder of a run: it has no ledger.jsonl"),
+        (["--resume", "runs/finished", "--seed", "1"], r"--seed is 1, but must be left out: the run has 0"),
+        (["--resume", "runs/finished", "--num-samples", "3"], r"num_samples is 3, but must be at least 8"),
         (
             ["--storage-path", "a-file"],
             r"storage_path is \S+a-file, but must be a folder that can be written \(File exists\)",

@@ -12,21 +12,33 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
+from tune_mnist.ledger import LEDGER, Ledger, trial_state
 from tune_mnist.search import (
     HAND_SET,
     JOURNAL,
     RAY_TRIAL_ID,
     STOPPED_BY,
+    SteadfastASHA,
     TruthfulOptunaSearch,
-    make_scheduler,
+    make_sampler,
     rungs,
-    trial_state,
 )
 from tune_mnist.settings import Settings
+from tune_mnist.spaces import load_space
 
 
-def searcher(run_dir: Path, **settings: Any) -> TruthfulOptunaSearch:
-    return TruthfulOptunaSearch(Settings(**settings), run_dir)
+def searcher(run_dir: Path, **changes: Any) -> TruthfulOptunaSearch:
+    """A new session of the run in ``run_dir``: it begins with what the ledger there has."""
+    settings = Settings(**{"max_concurrent_trials": 100, **changes})
+    ledger = Ledger.open(run_dir / LEDGER)
+    ledger.begin({})
+    return TruthfulOptunaSearch(settings, load_space(settings.space, settings.max_epochs), ledger, run_dir)
+
+
+def suggest(search: TruthfulOptunaSearch, name: str) -> dict[str, Any]:
+    config = search.suggest(name)
+    assert config is not None
+    return config
 
 
 def read_study(run_dir: Path) -> optuna.Study:
@@ -60,7 +72,7 @@ ASHA_TABLE = [
 
 
 def test_asha_decides_as_the_paper_says() -> None:
-    scheduler = make_scheduler(Settings())
+    scheduler = SteadfastASHA(Settings(), Ledger())
     controller: Any = None
     trials = {name: cast(Any, SimpleNamespace(trial_id=name)) for name, *_ in ASHA_TABLE}
     for trial in trials.values():
@@ -90,7 +102,7 @@ def test_rungs_are_those_of_rays_asha(
 ) -> None:
     settings = Settings(max_epochs=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
     assert rungs(settings) == expected
-    milestones = [milestone for milestone, _ in make_scheduler(settings)._brackets[0]._rungs]
+    milestones = [milestone for milestone, _ in SteadfastASHA(settings, Ledger())._brackets[0]._rungs]
     assert [-(-milestone // 1) for milestone in sorted(milestones)] == list(expected)
 
 
@@ -110,7 +122,7 @@ def test_state_of_a_trial_that_has_ended(trained: int, planned: int, failed: boo
 
 def test_the_study_says_the_truth(tmp_path: Path) -> None:
     search = searcher(tmp_path)
-    configs = {name: search.suggest(name) for name in ("complete", "pruned", "failed", "unborn", "late")}
+    configs = {name: suggest(search, name) for name in ("complete", "pruned", "failed", "unborn", "late")}
     epochs = configs["complete"]["epochs"]
     for epoch in range(1, epochs):
         search.on_trial_result("complete", result(epoch, epoch / 10))
@@ -134,7 +146,7 @@ def test_the_study_says_the_truth(tmp_path: Path) -> None:
 
 def test_a_call_about_a_finished_trial_changes_nothing(tmp_path: Path) -> None:
     search = searcher(tmp_path)
-    search.suggest("a")
+    suggest(search, "a")
     search.on_trial_complete("a", result(2, 0.5))
     before = (tmp_path / JOURNAL).read_bytes()
     search.on_trial_result("a", result(3, 0.9))
@@ -146,8 +158,8 @@ def test_a_call_about_a_finished_trial_changes_nothing(tmp_path: Path) -> None:
 
 def test_what_the_end_of_the_search_cuts_is_not_left_running(tmp_path: Path) -> None:
     search = searcher(tmp_path)
-    search.suggest("with a value")
-    search.suggest("without one")
+    suggest(search, "with a value")
+    suggest(search, "without one")
     search.on_trial_result("with a value", result(1, 0.5))
     search.on_trial_result("with a value", result(2, 0.6))
     search.close("time budget")
@@ -159,13 +171,13 @@ def test_what_the_end_of_the_search_cuts_is_not_left_running(tmp_path: Path) -> 
 
 def test_each_trial_knows_its_other_id(tmp_path: Path) -> None:
     search = searcher(tmp_path)
-    configs = [search.suggest(name) for name in "abc"]
+    configs = [suggest(search, name) for name in "abc"]
     assert [config[OPTUNA_NUMBER] for config in configs] == [0, 1, 2]
     assert [trial.user_attrs[RAY_TRIAL_ID] for trial in read_study(tmp_path).trials] == list("abc")
 
 
 def test_the_blogs_configuration_goes_first_and_the_direction_is_the_studys(tmp_path: Path) -> None:
-    first = searcher(tmp_path).suggest("a")
+    first = suggest(searcher(tmp_path), "a")
     study = read_study(tmp_path)
     assert first == {"lr": 0.001, "momentum": 0.5, "optimizer": "sgd", "epochs": 5, OPTUNA_NUMBER: 0}
     assert study.trials[0].user_attrs[HAND_SET] is True
@@ -181,7 +193,7 @@ def test_the_seed_decides_what_is_drawn(sampler: str, tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for i in range(14):  # past TPE's ten start-up trials
-                configs.append(search.suggest(str(i)))
+                configs.append(suggest(search, str(i)))
                 search.on_trial_complete(str(i), result(configs[-1]["epochs"], configs[-1]["momentum"]))
         return configs
 
@@ -193,7 +205,7 @@ def test_the_best_values_draw_tpe_to_them(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     momenta = []
     for i in range(60):
-        config = search.suggest(str(i))
+        config = suggest(search, str(i))
         momenta.append(config["momentum"])
         search.on_trial_complete(str(i), result(config["epochs"], 1 - abs(config["momentum"] - 0.8)))
     late = momenta[40:]
@@ -205,10 +217,135 @@ def test_pruned_trials_count_as_the_worse_ones_for_tpe(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     momenta = []
     for i in range(60):
-        config = search.suggest(str(i))
+        config = suggest(search, str(i))
         momenta.append(config["momentum"])
         if config["momentum"] < 0.7:
             search.on_trial_complete(str(i), result(1, 0.6))
         else:
             search.on_trial_complete(str(i), result(config["epochs"], 0.95))
     assert sum(m >= 0.7 for m in momenta[30:]) >= 25
+
+
+def test_no_more_trials_are_proposed_than_may_run(tmp_path: Path) -> None:
+    search = searcher(tmp_path, max_concurrent_trials=2)
+    assert search.suggest("a") and search.suggest("b")
+    assert search.suggest("c") is None
+    search.on_trial_complete("a", result(1, 0.5))
+    assert search.suggest("c")
+    assert search.suggest("d") is None
+
+
+# What happens to a search before its driver dies, and what the next session finds.
+STORY = [("complete", 5), ("pruned", 2), ("running", 3), ("waiting", 0)]
+
+
+def interrupted(run_dir: Path, **settings: Any) -> TruthfulOptunaSearch:
+    search = searcher(run_dir, **settings)
+    for name, epochs in STORY:
+        suggest(search, name)
+        for epoch in range(1, epochs + 1):
+            search.on_trial_result(name, result(epoch, epoch / 10 + len(name) / 1000))
+        if name in ("complete", "pruned"):
+            search.on_trial_complete(name, result(epochs, epochs / 10 + len(name) / 1000))
+    return search
+
+
+def test_a_new_session_knows_what_has_ended_and_what_has_not(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    before = read_study(tmp_path).trials
+    search = searcher(tmp_path)
+    after = read_study(tmp_path).trials
+    assert [trial.state.name for trial in after] == ["COMPLETE", "PRUNED", "RUNNING", "RUNNING"]
+    for old, new in zip(before, after, strict=True):
+        assert (old.number, old.state, old.value, old.params) == (
+            new.number,
+            new.state,
+            new.value,
+            new.params,
+        )
+        assert (old.intermediate_values, old.user_attrs) == (new.intermediate_values, new.user_attrs)
+        assert old.distributions == new.distributions
+    search.on_trial_result("running", result(3, 0.9))  # told already: the first value stays
+    search.on_trial_complete("running", result(4, 0.4))
+    search.on_trial_complete("complete", error=True)  # has ended: nothing changes
+    last = read_study(tmp_path).trials
+    assert [trial.state.name for trial in last] == ["COMPLETE", "PRUNED", "PRUNED", "RUNNING"]
+    assert last[2].intermediate_values == pytest.approx({1: 0.107, 2: 0.207, 3: 0.307, 4: 0.4})
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_a_resumed_search_draws_what_it_would_have_drawn(sampler: str, tmp_path: Path) -> None:
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for name, breaks in (("whole", ()), ("broken", (3, 12, 13))):
+        (tmp_path / name).mkdir()
+        search = searcher(tmp_path / name, sampler=sampler)
+        for i in range(16):
+            if i in breaks:
+                search = searcher(tmp_path / name, sampler=sampler)
+            config = suggest(search, str(i))
+            drawn.setdefault(name, []).append(config)
+            search.on_trial_complete(str(i), result(config["epochs"], config["momentum"]))
+    assert drawn["whole"] == drawn["broken"]
+    assert len({config["momentum"] for config in drawn["whole"]}) == 16
+
+
+def test_what_a_closed_session_had_cut_is_unended_in_the_next(tmp_path: Path) -> None:
+    interrupted(tmp_path).close("SIGINT")
+    assert [trial.state.name for trial in read_study(tmp_path).trials] == [
+        *("COMPLETE", "PRUNED", "PRUNED", "FAIL")
+    ]
+    searcher(tmp_path)
+    trials = read_study(tmp_path).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "RUNNING", "RUNNING"]
+    assert not any(STOPPED_BY in trial.user_attrs for trial in trials)
+
+
+def test_a_torn_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-20])
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(journal)
+    suggest(searcher(tmp_path), "next")
+    assert len(read_study(tmp_path).trials) == 5
+
+
+def judge(scheduler: SteadfastASHA, name: str, epoch: int, accuracy: float) -> str:
+    return scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result(epoch, accuracy))
+
+
+def test_asha_goes_on_with_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
+    """Driven through the same table, broken off after each of its lines, it decides the same."""
+    for broken_after in range(len(ASHA_TABLE)):
+        ledger = Ledger()
+        ledger.begin({})
+        for number, name in enumerate("abcde"):
+            ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
+        for name, epoch, accuracy, _ in ASHA_TABLE[:broken_after]:
+            ledger.reported(name, result(epoch, accuracy))
+        scheduler = SteadfastASHA(Settings(), ledger)
+        for name, epoch, accuracy, goes_on in ASHA_TABLE[broken_after:]:
+            verdict = judge(scheduler, name, epoch, accuracy)
+            assert (verdict == "CONTINUE") == goes_on, (broken_after, name, epoch)
+
+
+def test_a_verdict_stands_when_a_lost_trial_is_run_again() -> None:
+    ledger = Ledger()
+    ledger.begin({})
+    for number, name in enumerate("ab"):
+        ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
+    scheduler = SteadfastASHA(Settings(), ledger)
+    for name in "ab":
+        scheduler.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)))
+    assert judge(scheduler, "a", 1, 0.5) == "CONTINUE"
+    assert judge(scheduler, "b", 1, 0.4) == "STOP"
+    assert judge(scheduler, "b", 1, 0.4) == "STOP"  # Ray's own says CONTINUE here
+    assert judge(scheduler, "b", 2, 0.9) == "STOP"
+
+
+def test_neighbouring_trials_have_streams_of_their_own() -> None:
+    samplers = [make_sampler("random", seed, number) for seed in (0, 1) for number in range(50)]
+    draws = set()
+    for sampler in samplers:
+        study = optuna.create_study(sampler=sampler)
+        draws.add(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"])
+    assert len(draws) == 100

@@ -8,7 +8,7 @@ import pytest
 
 from tune_mnist.data import DATASETS
 from tune_mnist.search import make_sampler
-from tune_mnist.settings import Settings, parse_settings
+from tune_mnist.settings import RESUMABLE, ResumeRequest, Settings, parse_settings
 from tune_mnist.training import PRECISIONS
 
 BAD_FLAGS = [
@@ -40,7 +40,9 @@ BAD_FLAGS = [
     ("--name a/b", "name is a/b, but must be letters, digits"),
     ("--name=", "name is empty, but must be letters, digits"),
     ("--name ..", "name is .., but must be letters, digits"),
-    ("--storage-path s3://bucket/runs", "but must be a local folder"),
+    ("--storage-path=", "storage_path is empty, but must be a folder or a URI such as s3://BUCKET/runs"),
+    ("--max-failures -1", "max_failures is -1, but must be at least 0"),
+    ("--resume runs/x --num-samples 0", "num_samples is 0, but must be at least 1"),
 ]
 
 
@@ -60,7 +62,8 @@ def test_a_bad_flag_gets_one_line_and_exit_code_2(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1.5h", 5400)]
 )
 def test_a_time_budget_may_have_a_unit(text: str, seconds: float) -> None:
-    assert parse_settings(["--time-budget", text], description="").time_budget == seconds
+    settings = parse_settings(["--time-budget", text], description="")
+    assert isinstance(settings, Settings) and settings.time_budget == seconds
 
 
 def test_no_flags_give_the_defaults_of_the_python_api() -> None:
@@ -80,7 +83,7 @@ def test_every_field_is_a_flag_with_a_group_and_a_help(capsys: pytest.CaptureFix
 def test_settings_as_json_have_every_field_and_absolute_paths() -> None:
     values = json.loads(Settings(name="x").to_json())
     assert list(values) == [field.name for field in dataclasses.fields(Settings)]
-    assert Path(values["storage_path"]).is_absolute() and Path(values["data_dir"]).is_absolute()
+    assert Path(values["data_dir"]).is_absolute()
 
 
 def test_shares_that_ray_can_give_are_taken() -> None:
@@ -95,5 +98,50 @@ def test_the_names_are_those_that_the_code_knows() -> None:
     with pytest.raises(ValueError, match="sampler is other") as here:
         Settings(sampler="other")
     with pytest.raises(ValueError, match="sampler is other") as there:
-        make_sampler("other", seed=0)
+        make_sampler("other", seed=0, number=0)
     assert str(here.value) == str(there.value)
+
+
+def test_settings_come_back_from_json() -> None:
+    settings = Settings(
+        name="x", data_dir=Path("/d"), storage_path="s3://b/runs", time_budget=3, gpus_per_trial=0.5
+    )
+    assert Settings.from_json(settings.to_json()) == settings
+    for text in ("{}", "[]", "{", '{"data_dir": "d", "no_such": 1}', '{"data_dir": "d", "num_samples": 0}'):
+        with pytest.raises(ValueError):
+            Settings.from_json(text)
+
+
+def resume(*flags: str) -> ResumeRequest:
+    request = parse_settings(["--resume", "runs/x", *flags], description="")
+    assert isinstance(request, ResumeRequest)
+    return request
+
+
+def test_a_resume_changes_what_it_was_told_and_nothing_else() -> None:
+    settings = Settings(num_samples=8, seed=3, name="x", time_budget=60)
+    assert resume().settings_of(settings) == settings
+    changed = resume("--num-samples", "9", "--time-budget", "2m", "--max-concurrent-trials", "1")
+    assert changed.settings_of(settings) == dataclasses.replace(
+        settings, num_samples=9, time_budget=120, max_concurrent_trials=1
+    )
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
+def test_what_a_resume_may_not_change_is_refused_by_name(field: "dataclasses.Field[object]") -> None:
+    settings = Settings(name="x")
+    values: dict[str, object] = {"time_budget": 5.0, "gpus_per_trial": 0.0, "max_concurrent_trials": 2}
+    value = values.get(field.name, getattr(settings, field.name))
+    request = ResumeRequest(run="runs/x", changes={field.name: value})
+    if field.name in RESUMABLE:
+        request.settings_of(settings)
+    else:
+        with pytest.raises(ValueError, match=f"--{field.name.replace('_', '-')} is .*, but must be left out"):
+            request.settings_of(settings)
+
+
+def test_a_resume_takes_no_trials_back() -> None:
+    with pytest.raises(
+        ValueError, match="num_samples is 4, but must be at least 8, which the run has already"
+    ):
+        resume("--num-samples", "4").settings_of(Settings(num_samples=8))

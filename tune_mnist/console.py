@@ -19,9 +19,9 @@ from rich.text import Text
 
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
 from tune_mnist.progress import EndedTrial, Progress
-from tune_mnist.records import TRIALS_TABLE, trial_records
-from tune_mnist.results import trials_frame
+from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.search import JOURNAL
+from tune_mnist.trials import records
 from tune_mnist.tuner import FINISHED, Outcome
 
 
@@ -81,13 +81,17 @@ class SearchConsole:
         parts += [
             f"{progress.count(state)} {word}" for state, word in (("PRUNED", "pruned"), ("FAIL", "failed"))
         ]
+        if progress.retries:
+            parts.append(f"{progress.retries} retried")
         parts.append(f"{progress.epochs} epochs")
         if progress.best_accuracy is not None and progress.best_config is not None:
             parts.append(f"best {progress.best_accuracy:.2%} ({describe(progress.best_config)})")
         if done == progress.num_samples:
             parts.append("scoring the winner")
-        elif done:
-            left = elapsed / done * (progress.num_samples - done)
+        elif progress.waiting:
+            parts.append(progress.waiting)
+        elif done > progress.resumed:
+            left = elapsed / (done - progress.resumed) * (progress.num_samples - done)
             if progress.deadline is not None:
                 left = max(0.0, min(left, progress.deadline - time.monotonic()))
             parts.append(f"about {duration(left)} left")
@@ -114,15 +118,24 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     )
     _print_winner(console, outcome, trials)
     _print_failures(console, outcome)
-    run_dir = _short(outcome.run_dir)
+    console.print("\n".join(["", *_ways_to_look(outcome)]), markup=False)
+
+
+def _ways_to_look(outcome: Outcome) -> list[str]:
+    """Say where the run is, and which commands look into it."""
+    folder = outcome.folder
+    python = shlex.quote(str(_short(Path(sys.executable))))
+    if folder.remote:
+        look = f"from tune_mnist import results; print(results.trials_frame(results.load({folder.uri!r})))"
+        return [f"Run folder: {folder.uri}", f'  {python} -c "{look}"']
+    run_dir = _short(folder.local)
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
-    lines = [
-        f"\nRun folder: {run_dir}",
+    return [
+        f"Run folder: {run_dir}",
         f"  optuna-dashboard {shlex.quote(str(run_dir / JOURNAL))}     (pip install optuna-dashboard)",
         f"  tensorboard --logdir {shlex.quote(str(run_dir))}     (pip install tensorboard)",
-        f'  {shlex.quote(str(_short(Path(sys.executable))))} -c "{table}"',
+        f'  {python} -c "{table}"',
     ]
-    console.print("\n".join(lines), markup=False)
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -184,7 +197,7 @@ def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> N
         console.print("No trial got as far as a checkpoint, so there is no winner.")
         return
     row = trials.iloc[0]
-    if outcome.hand_set_first and row["epochs_trained"] and winner.number != 0:
+    if records(outcome.grid)[0].hand_set and row["epochs_trained"] and winner.number != 0:
         console.print(
             f"The blog's hand-set configuration: {row[METRIC]:.2%} at epoch {row['epochs_trained']} "
             f"({row['state']}); the winner is {100 * (winner.accuracy - row[METRIC]):.2f} points above it"
@@ -199,10 +212,14 @@ def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> N
 
 
 def _print_failures(console: Console, outcome: Outcome) -> None:
-    failed = [record for record in trial_records(outcome.grid) if record.error_file]
+    failed = [record for record in records(outcome.grid) if record.error]
     if failed:
-        first = min(failed, key=lambda record: record.number)
-        console.print(f"{len(failed)} failed; the first error: {_short(first.error_file or Path())}")
+        first = failed[0]
+        where = f"{_short(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"
+        console.print(
+            f"{len(failed)} failed; the first error: {first.error} ({where}/{first.directory}/error.txt)",
+            markup=False,
+        )
 
 
 def _short(path: Path) -> Path:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from tune_mnist.hyperparameters import METRIC, OPTUNA_NUMBER, TIME_ATTR
-from tune_mnist.search import trial_state
+from tune_mnist.hyperparameters import METRIC
+from tune_mnist.ledger import CHECKPOINT_NAME, Ledger, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,12 @@ class Progress:
     running: int = 0
     epochs: int = 0
     ended: list[EndedTrial] = field(default_factory=list)
+    resumed: int = 0
+    "How many of them had ended in an earlier session."
+    retries: int = 0
+    "How often a trial was lost with its process or node, and tried again."
+    waiting: str = ""
+    "What the cluster is still to start, in words."
     best_accuracy: float | None = None
     best_config: dict[str, Any] | None = None
     best_saved_accuracy: float | None = None
@@ -58,11 +64,19 @@ class ProgressCallback(Callback):
     """Keeps a `Progress` up to date, tells a listener, and runs a check after each step of Ray's loop."""
 
     def __init__(
-        self, progress: Progress, listener: Listener | None, check: Callable[[Progress], None]
+        self,
+        progress: Progress,
+        ledger: Ledger,
+        listener: Listener | None,
+        check: Callable[[Progress], None],
     ) -> None:
-        """Start from ``progress``; ``check`` may end the search."""
-        self.progress, self.listener, self.check = progress, listener, check
-        self.seen: set[str] = set()
+        """Start from what the ledger has already; ``check`` may end the search."""
+        self.progress, self.ledger, self.listener, self.check = progress, ledger, listener, check
+        progress.ended = [_ended(trial) for trial in ledger.trials.values() if trial.state]
+        progress.resumed = len(progress.ended)
+        self.seen = {trial.trial_id for trial in ledger.trials.values() if trial.state}
+        for trial in ledger.trials.values():
+            self._count(trial, trial.epochs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep nothing: Ray pickles the callbacks into the run folder, and these belong to this process."""
@@ -80,43 +94,39 @@ class ProgressCallback(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Count an epoch."""
-        progress = self.progress
-        progress.epochs += 1
-        if progress.best_accuracy is None or result[METRIC] > progress.best_accuracy:
-            progress.best_accuracy, progress.best_config = result[METRIC], _hyperparameters(trial)
+        record = self.ledger.trials[trial.trial_id]
+        self._count(record, record.epochs[-1:])
         self._updated()
-
-    def on_checkpoint(
-        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
-    ) -> None:
-        """Note what is safe on disk: Ray asks for a checkpoint only after it has taken in the report."""
-        saved = (trial.last_result or {}).get(METRIC)
-        best = self.progress.best_saved_accuracy
-        if saved is not None and (best is None or saved > best):
-            self.progress.best_saved_accuracy = saved
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count a trial that trained to its end or was cut."""
-        self._ended(trial, failed=False)
+        self._trial_ended(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count a trial that raised."""
-        self._ended(trial, failed=True)
+        self._trial_ended(trial)
 
-    def _ended(self, trial: Trial, *, failed: bool) -> None:
-        if trial.trial_id in self.seen:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Count a trial that was lost and is tried again."""
+        self.progress.retries += 1
+        self._updated()
+
+    def _count(self, trial: TrialRecord, epochs: list[dict[str, Any]]) -> None:
+        progress = self.progress
+        progress.epochs = len(self.ledger.order)
+        for epoch in epochs:
+            accuracy = epoch[METRIC]
+            if progress.best_accuracy is None or accuracy > progress.best_accuracy:
+                progress.best_accuracy, progress.best_config = accuracy, trial.config
+            if epoch.get(CHECKPOINT_NAME) and accuracy > (progress.best_saved_accuracy or 0.0):
+                progress.best_saved_accuracy = accuracy
+
+    def _trial_ended(self, trial: Trial) -> None:
+        record = self.ledger.trials[trial.trial_id]
+        if record.state is None or record.trial_id in self.seen:
             return
-        self.seen.add(trial.trial_id)
-        last = trial.last_result or {}
-        epochs, planned = last.get(TIME_ATTR, 0), trial.config["epochs"]
-        ended = EndedTrial(
-            number=trial.config[OPTUNA_NUMBER],
-            state=trial_state(epochs, planned, failed=failed),
-            epochs=epochs,
-            epochs_planned=planned,
-            accuracy=last.get(METRIC),
-            config=_hyperparameters(trial),
-        )
+        self.seen.add(record.trial_id)
+        ended = _ended(record)
         self.progress.ended.append(ended)
         if self.listener:
             self.listener.trial_ended(self.progress, ended)
@@ -127,5 +137,12 @@ class ProgressCallback(Callback):
             self.listener.updated(self.progress)
 
 
-def _hyperparameters(trial: Trial) -> dict[str, Any]:
-    return {name: value for name, value in trial.config.items() if name != OPTUNA_NUMBER}
+def _ended(record: TrialRecord) -> EndedTrial:
+    return EndedTrial(
+        number=record.number,
+        state=record.shown_state,
+        epochs=record.epoch,
+        epochs_planned=record.epochs_planned,
+        accuracy=record.last.get(METRIC),
+        config=record.config,
+    )

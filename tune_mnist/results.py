@@ -7,9 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
-from tune_mnist.records import TRIALS_TABLE, ResultGrid, TrialRecord, load, trial_records
+from tune_mnist.ledger import TrialRecord
+from tune_mnist.trials import ResultGrid, records
+from tune_mnist.trials import load_grid as load
 
-__all__ = ["epochs_frame", "load", "trials_frame", "write_tables"]
+__all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]
+
+TRIALS_TABLE, EPOCHS_TABLE = "trials.parquet", "epochs.parquet"
+"""Names of the tables in the run folder."""
 
 TRIAL_DTYPES = {
     "trial_id": "string",
@@ -51,14 +56,14 @@ def trials_frame(grid: ResultGrid) -> pd.DataFrame:
         for name, value in vars(Hyperparameters()).items()
     }
     dtypes = TRIAL_DTYPES | hyperparameter_dtypes
-    rows = [_trial_row(record) for record in trial_records(grid)]
+    rows = [_trial_row(record) for record in records(grid)]
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
 def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
     """One row a trial and epoch: the fields of an `EpochResult`, and when it was reported (UTC)."""
     rows = []
-    for record in trial_records(grid):
+    for record in records(grid):
         for epoch in record.epochs:
             row = {name: epoch.get(name) for name in EPOCH_DTYPES}
             stamp = pd.Timestamp(epoch["timestamp"], unit="s")
@@ -66,23 +71,25 @@ def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(EPOCH_DTYPES)).astype(EPOCH_DTYPES)
 
 
-def write_tables(grid: ResultGrid, run_dir: Path) -> None:
-    """Write ``trials.parquet`` and ``epochs.parquet`` into the run folder."""
-    epochs_frame(grid).to_parquet(run_dir / "epochs.parquet", index=False)
-    trials_frame(grid).to_parquet(run_dir / TRIALS_TABLE, index=False)
+def write_tables(grid: ResultGrid, folder: Path) -> None:
+    """Write ``trials.parquet`` and ``epochs.parquet`` into a folder, each by renaming a whole file in."""
+    for name, frame in ((EPOCHS_TABLE, epochs_frame(grid)), (TRIALS_TABLE, trials_frame(grid))):
+        fresh = folder / f".{name}.new"
+        frame.to_parquet(fresh, index=False)
+        fresh.replace(folder / name)
 
 
 def _trial_row(record: TrialRecord) -> dict[str, object]:
-    last = record.last_result
+    last = record.last
     return {
         "trial_id": record.trial_id,
         "number": record.number,
-        "state": record.state,
+        "state": record.shown_state,
         METRIC: last.get(METRIC),
         "val_loss": last.get("val_loss"),
-        "epochs_trained": last.get(TIME_ATTR, 0),
-        "epochs_planned": record.config["epochs"],
-        "seconds": last.get("time_total_s", 0.0),
+        "epochs_trained": record.epoch,
+        "epochs_planned": record.epochs_planned,
+        "seconds": sum(epoch["epoch_seconds"] for epoch in record.epochs),
         "node": last.get("hostname"),
         **vars(Hyperparameters(**record.config)),
     }

@@ -1,24 +1,34 @@
-"""What proposes trials and what stops them: Optuna behind Ray's searcher interface, and ASHA."""
+"""What proposes trials and what stops them: Optuna behind Ray's searcher interface, and ASHA.
+
+Both are made from the ledger, of a new run as of a resumed one: a sampler's random numbers depend on the seed
+and the number of the trial alone, and ASHA's rungs are what the reports so far make of them.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
-from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler
+from optuna.trial import FrozenTrial, Trial, TrialState
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
+from tune_mnist.ledger import Ledger, TrialRecord, trial_state
 from tune_mnist.settings import Settings
-from tune_mnist.spaces import blog_point, load_space, to_config
+from tune_mnist.spaces import blog_point, to_config
 
 JOURNAL = "study.journal"
 """Name of the study's file in the run folder."""
@@ -30,37 +40,44 @@ STOPPED_BY = "stopped_by"
 """User attribute of a trial that was cut by the end of the search, not by ASHA: the reason."""
 
 
-def trial_state(epochs_trained: int, epochs_planned: int, *, failed: bool) -> str:
-    """Name the state of a trial that has ended, as the study and the tables call it.
-
-    COMPLETE: it trained all epochs it was to train. FAIL: it raised, or ended before its first epoch.
-    PRUNED: it was stopped in between.
-    """
-    if failed or epochs_trained == 0:
-        return "FAIL"
-    return "COMPLETE" if epochs_trained >= epochs_planned else "PRUNED"
-
-
 class TruthfulOptunaSearch(OptunaSearch):
     """Ray's `OptunaSearch`, with a study that tells pruned, complete and failed trials apart.
 
     Ray 2.60 tells Optuna COMPLETE, with the cut-off value, for every trial that a scheduler stops, and never
     reports the value at which it was stopped. Here that value is reported and the trial is PRUNED.
+
+    The ledger's trials are in the study from the start; the journal is made anew from them, and renamed over
+    the old one. It proposes nothing while ``settings.max_concurrent_trials`` trials have not ended.
     """
 
-    def __init__(self, settings: Settings, run_dir: Path) -> None:
-        """Create the study ``run_dir.name`` in ``run_dir/study.journal``; the blog's point goes first."""
-        self._max_epochs = settings.max_epochs
-        space = load_space(settings.space, settings.max_epochs)
+    def __init__(
+        self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: Path
+    ) -> None:
+        """Create the study ``folder.name`` in ``folder/study.journal``; the blog's point goes first."""
+        self._settings, self._ledger = settings, ledger
+        journal, fresh = folder / JOURNAL, folder / f".{JOURNAL}.new"
+        for stale in (fresh, Path(f"{fresh}.lock"), Path(f"{journal}.lock")):  # a lock stops writers for 30 s
+            stale.unlink(missing_ok=True)
         super().__init__(
-            space=space,
+            space=dict(space),
             metric=METRIC,
             mode=MODE,
-            sampler=make_sampler(settings.sampler, settings.seed),
-            study_name=run_dir.name,
-            storage=JournalStorage(JournalFileBackend(str(run_dir / JOURNAL))),
+            sampler=make_sampler(settings.sampler, settings.seed, 0),
+            study_name=folder.name,
+            storage=JournalStorage(JournalFileBackend(str(fresh))),
         )
-        if point := blog_point(space, settings.max_epochs):
+        self._study.add_trials(
+            [_frozen(trial, space) for trial in sorted(ledger.trials.values(), key=lambda t: t.number)]
+        )
+        fresh.replace(journal)
+        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._setup_study(MODE)  # again, on the file's own name
+        for frozen, record in zip(self._study.get_trials(), ledger.trials.values(), strict=True):
+            self._ot_trials[record.trial_id] = Trial(self._study, frozen._trial_id)
+            if record.state:
+                self._completed_trials.add(record.trial_id)
+        point = blog_point(space, settings.max_epochs)
+        if point and not ledger.trials:
             self._study.enqueue_trial(point, user_attrs={HAND_SET: True})
 
     @property
@@ -68,12 +85,20 @@ class TruthfulOptunaSearch(OptunaSearch):
         assert self._ot_study is not None  # Ray's constructor makes it where there is a space
         return self._ot_study
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Draw the config of a new trial and note on either side which trial it is on the other."""
+        if len(self._ot_trials) - len(self._completed_trials) >= (self._settings.max_concurrent_trials or 1):
+            return None
+        number = len(self._ot_trials)
+        self._study.sampler = make_sampler(self._settings.sampler, self._settings.seed, number)
         parameters = super().suggest(trial_id) or {}
         trial = self._ot_trials[trial_id]
         trial.set_user_attr(RAY_TRIAL_ID, trial_id)
-        return {**to_config(parameters, self._max_epochs), OPTUNA_NUMBER: trial.number}
+        config = to_config(parameters, self._settings.max_epochs)
+        self._ledger.suggested(
+            trial_id, trial.number, parameters, config, hand_set=HAND_SET in trial.user_attrs
+        )
+        return {**config, OPTUNA_NUMBER: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report the value of an epoch to the study."""
@@ -86,73 +111,142 @@ class TruthfulOptunaSearch(OptunaSearch):
         """Tell the study how a trial ended; a call about a trial that has already ended changes nothing."""
         if trial_id in self._completed_trials:
             return
-        epochs_trained = 0
         if result and TIME_ATTR in result:
             self._report(trial_id, result)
-            epochs_trained = result[TIME_ATTR]
-        trial = self._ot_trials[trial_id]
-        epochs_planned = to_config(trial.params, self._max_epochs)["epochs"]
-        state = trial_state(epochs_trained, epochs_planned, failed=error)
-        value = result[METRIC] if result and state == "COMPLETE" else None
-        self._study.tell(trial, value, state=TrialState[state])
-        self._completed_trials.add(trial_id)
+        state = self._ledger.ended(trial_id, failed=error)
+        self._tell(trial_id, state)
 
     def close(self, reason: str) -> None:
-        """End the trials that the end of the search cut short, of which Ray tells a searcher nothing."""
-        for trial_id, trial in self._ot_trials.items():
-            if trial_id not in self._completed_trials:
-                trial.set_user_attr(STOPPED_BY, reason)
-                values = self._intermediate_values(trial.number)
-                last = max(values, default=None)
-                result = None if last is None else {TIME_ATTR: last, METRIC: values[last]}
-                self.on_trial_complete(trial_id, result)
+        """End in the study what the end of the session has cut short, and close the ledger.
+
+        In the ledger such trials are unended: a resume goes on with them.
+        """
+        for trial in self._ledger.unended():
+            self._ot_trials[trial.trial_id].set_user_attr(STOPPED_BY, reason)
+            self._tell(trial.trial_id, trial_state(trial.epoch, trial.epochs_planned, failed=False))
+        self._ledger.close(reason)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Save nothing: Ray asks for it at every snapshot, and the ledger has it all."""
+
+    def _tell(self, trial_id: str, state: str) -> None:
+        last = self._ledger.trials[trial_id].last
+        value = last[METRIC] if state == "COMPLETE" else None
+        self._study.tell(self._ot_trials[trial_id], value, state=TrialState[state])
+        self._completed_trials.add(trial_id)
 
     def _report(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._ledger.reported(trial_id, result)
         trial = self._ot_trials[trial_id]
-        if result[TIME_ATTR] not in self._intermediate_values(trial.number):
+        known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if result[TIME_ATTR] not in known:
             trial.report(result[METRIC], result[TIME_ATTR])
 
-    def _intermediate_values(self, number: int) -> dict[int, float]:
-        values: dict[int, float] = self._study.get_trials(deepcopy=False)[number].intermediate_values
-        return values
 
+class SteadfastASHA(ASHAScheduler):
+    """Ray's ASHA, which stands by its verdicts: a trial that it has stopped and that is run again is stopped.
 
-def make_sampler(name: str, seed: int) -> BaseSampler:
-    """Make one of Optuna's samplers, with Optuna's defaults.
-
-    TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011; multivariate and with constant
-    liar by default since Optuna 5, so that concurrent trials don't crowd.
+    Ray's forgets, and lets a trial that was lost between the verdict and its end go on for good. It starts
+    from the reports in a ledger, judged in their order, so its rungs are those of the whole run.
     """
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        super().__init__(
+            time_attr=TIME_ATTR,
+            metric=METRIC,
+            mode=MODE,
+            max_t=settings.max_epochs,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+        )
+        self.stopped: dict[str, int] = {}
+        "Epoch of the verdict by trial."
+        for trial_id in ledger.trials:
+            self.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=trial_id)))
+        for trial_id, epoch in ledger.order:
+            result = next(one for one in ledger.trials[trial_id].epochs if one[TIME_ATTR] == epoch)
+            self.on_trial_result(cast(Any, None), cast(Any, SimpleNamespace(trial_id=trial_id)), result)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Judge a report: CONTINUE or STOP."""
+        if result[TIME_ATTR] >= self.stopped.get(trial.trial_id, math.inf):
+            return str(TrialScheduler.STOP)
+        action = super().on_trial_result(tune_controller, trial, result)
+        if action == TrialScheduler.STOP:
+            self.stopped[trial.trial_id] = result[TIME_ATTR]
+        return str(action)
+
+
+def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
+    """Make the sampler that draws trial ``number``: one of Optuna's, with Optuna's defaults.
+
+    Each trial has a random stream of its own, made of seed and number, so that a resumed run draws what it
+    would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011; multivariate
+    and with constant liar by default since Optuna 5, so that concurrent trials don't crowd.
+    """
+    stream = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     if name == "tpe":
-        return TPESampler(seed=seed)
+        return TPESampler(seed=stream)
     if name == "random":
-        return RandomSampler(seed=seed)
+        return RandomSampler(seed=stream)
     if name == "qmc":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Its other warnings are about samplers in several processes, and about choices, which it draws
-            # at random; here only the driver samples.
-            return QMCSampler(
-                seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
-            )
+        return NumberedQMCSampler(seed, stream, number)
     raise ValueError(f"sampler is {name}, but must be one of tpe, random, qmc")
 
 
-def make_scheduler(settings: Settings) -> ASHAScheduler:
-    """Make the asynchronous successive halving of Li et al., "A System for Massively Parallel ...", 2020."""
-    return ASHAScheduler(
-        time_attr=TIME_ATTR,
-        metric=METRIC,
-        mode=MODE,
-        max_t=settings.max_epochs,
-        grace_period=settings.grace_period,
-        reduction_factor=settings.reduction_factor,
-    )
+class NumberedQMCSampler(QMCSampler):
+    """Optuna's scrambled Sobol sequence, of which a trial gets the point with its own number.
+
+    Optuna counts the points in an attribute of the study, which is not a trial's and so not in the ledger.
+    """
+
+    def __init__(self, seed: int, stream: int, number: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            # Its other warnings are about samplers in several processes, and about the first trial, which is
+            # drawn at random; here only the driver samples.
+            super().__init__(
+                seed=seed,
+                scramble=True,
+                independent_sampler=RandomSampler(seed=stream),
+                warn_asynchronous_seeding=False,
+                warn_independent_sampling=False,
+            )
+        self.number = number
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self.number
 
 
 def rungs(settings: Settings) -> tuple[int, ...]:
-    """List the epochs at which ASHA judges a trial: grace_period * reduction_factor^k, up to max_epochs."""
+    """List the epochs at which ASHA judges a trial: grace_period * reduction_factor^k, up to max_epochs.
+
+    Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020.
+    """
     ratio = settings.max_epochs / settings.grace_period
     # Ray's own count, with its rounding: a test holds this against ASHAScheduler.
     count = int(math.log(ratio) / math.log(settings.reduction_factor) + 1)
     return tuple(math.ceil(settings.grace_period * settings.reduction_factor**k) for k in range(count))
+
+
+def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """Make the Optuna trial that the ledger tells of: RUNNING where it has not ended."""
+    state = TrialState[trial.state or "RUNNING"]
+    attributes: dict[str, Any] = {RAY_TRIAL_ID: trial.trial_id}
+    if trial.hand_set:
+        attributes[HAND_SET] = True
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial.number,
+        state=state,
+        value=None
+        if state in (TrialState.FAIL, TrialState.RUNNING)
+        else trial.last[METRIC],  # as `tell` does
+        datetime_start=datetime.fromtimestamp(trial.started),
+        datetime_complete=datetime.fromtimestamp(trial.ended) if trial.ended else None,
+        params=trial.params,
+        distributions={name: space[name] for name in trial.params},
+        user_attrs=attributes,
+        system_attrs={},
+        intermediate_values={epoch[TIME_ATTR]: epoch[METRIC] for epoch in trial.epochs},
+    )

@@ -54,14 +54,19 @@ class Settings:
     max_concurrent_trials: int | None = setting(
         None, "resources", "trials at a time (default: as many as the resources hold)"
     )
+    max_failures: int = setting(
+        3, "resources", "times that a trial is tried again after its process or node was lost"
+    )
     fresh_actors: bool = setting(
         False, "resources", "start a new process for every trial: slower, but nothing shared"
     )
     address: str | None = setting(
         None,
         "resources",
-        "running Ray cluster, auto or HOST:PORT (default: RAY_ADDRESS, else a Ray of its own)",
+        "running Ray cluster, auto or HOST:PORT (default: RAY_ADDRESS, else the one whose head this is, else "
+        "a Ray of its own)",
     )
+    dashboard: bool = setting(False, "resources", "start Ray's dashboard with a Ray of its own, on loopback")
 
     dataset: str = setting("mnist", "data", "mnist, fashion-mnist or kmnist")
     data_dir: Path = setting(Path("data"), "data", "folder of the data set, filled when empty")
@@ -72,7 +77,9 @@ class Settings:
     checkpoint_seconds: float = setting(30.0, "training", "longest time without a checkpoint, at epoch ends")
 
     name: str | None = setting(None, "run", "name of the run (default: data set, date and time)")
-    storage_path: Path = setting(Path("runs"), "run", "folder of the runs; this one is STORAGE_PATH/NAME")
+    storage_path: str = setting(
+        "runs", "run", "folder of the runs, or s3://BUCKET/PATH; this one is STORAGE_PATH/NAME"
+    )
 
     def __post_init__(self) -> None:
         """Check each value that can be checked without looking at the machine."""
@@ -104,7 +111,9 @@ class Settings:
             self.name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
             "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit",
         )
-        self._require("storage_path", ":/" not in str(self.storage_path), "a local folder")
+        path = self.storage_path
+        self._require("storage_path", path != "", "a folder or a URI such as s3://BUCKET/runs")
+        self._require("max_failures", self.max_failures >= 0, "at least 0")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -122,16 +131,78 @@ class Settings:
         }
         return json.dumps(values, indent=2) + "\n"
 
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: if it is not that.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**{**values, "data_dir": Path(values["data_dir"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these are no settings of a run: {error}") from error
+
+
+RESUMABLE = (
+    *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
+    *("max_failures", "address", "dashboard", "data_dir"),
+)
+"""What a resume may change: how far to go, and what depends on the machines that it goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest:
+    """A run to go on with, and the settings to change."""
+
+    run: str
+    "Its folder or URI."
+    changes: dict[str, Any]
+
+    def settings_of(self, settings: Settings) -> Settings:
+        """Give the run's settings with the changes.
+
+        Raises:
+            ValueError: for a change that is not allowed; the text states the value and the rule.
+        """
+        for name, value in self.changes.items():
+            if name not in RESUMABLE:
+                flag, own = flag_of(name), getattr(settings, name)
+                raise ValueError(f"{flag} is {value}, but must be left out: the run has {own}, and keeps it")
+        asked = self.changes.get("num_samples", settings.num_samples)
+        if asked < settings.num_samples:
+            rule = f"must be at least {settings.num_samples}, which the run has already"
+            raise ValueError(f"num_samples is {asked}, but {rule}")
+        return dataclasses.replace(settings, **self.changes)
+
+
+def flag_of(name: str) -> str:
+    """Write the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
 
 SHARE_RULE = "a fraction of 1 or a whole number"
 
 
-def parse_settings(arguments: Sequence[str] | None = None, *, description: str) -> Settings:
+def parse_settings(arguments: Sequence[str] | None = None, *, description: str) -> Settings | ResumeRequest:
     """Read the flags of a command line; on a mistake print one line and exit with code 2."""
-    parser = OneLineParser(description=description, allow_abbrev=False)
+    parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     add_flags(parser, Settings)
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run (a folder or a URI) that was killed, stopped, or is to get more trials; only "
+        + ", ".join(map(flag_of, RESUMABLE))
+        + " can be given beside it",
+    )
     try:
-        return Settings(**vars(parser.parse_args(arguments)))
+        given = vars(parser.parse_args(arguments))
+        if "resume" not in given:
+            return Settings(**given)
+        request = ResumeRequest(run=given.pop("resume"), changes=given)
+        Settings(**given)
+        return request
     except ValueError as error:
         parser.error(str(error))
 
@@ -143,16 +214,17 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
     for field in dataclasses.fields(settings):
         title = field.metadata.get("group", "options")
         group = groups.setdefault(title, parser.add_argument_group(title))
-        flag, help = f"--{field.name.replace('_', '-')}", field.metadata.get("help", "")
+        flag, help = flag_of(field.name), field.metadata.get("help", "")
         if hints[field.name] is bool:
-            group.add_argument(flag, action="store_true", help=help)
+            group.add_argument(flag, action="store_true", help=help, default=parser.argument_default)
             continue
         if field.default is not None:
             help = f"{help} (default: {field.default})"
         kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
-        group.add_argument(
-            flag, type=kind, default=field.default, help=help, metavar=_metavar(field.name, kind)
+        default: dict[str, Any] = (
+            {} if parser.argument_default == argparse.SUPPRESS else {"default": field.default}
         )
+        group.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -15,6 +15,9 @@ from typing import Any
 from tune_mnist.progress import Progress
 from tune_mnist.settings import Settings
 
+TARGET = "target accuracy"
+"""The reason of a search that has reached its target."""
+
 
 class StopRequest:
     """Ends a search in order, once, on a signal, when its time is up, or when it has reached its target.
@@ -87,7 +90,7 @@ class StopRequest:
         if self.reason is not None:
             return
         if self.target is not None and best is not None and best >= self.target:
-            self.reason = "target accuracy"
+            self.reason = TARGET
         elif self.deadline is not None and time.monotonic() > self.deadline:
             self.reason = "time budget"
         if self.reason is not None:

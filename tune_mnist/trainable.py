@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import tempfile
 import time
 from collections.abc import Collection, Mapping
@@ -13,11 +14,9 @@ from typing import Any
 from ray import tune
 
 from tune_mnist.data import Split
+from tune_mnist.folder import CHECKPOINT, REPORTS
 from tune_mnist.hyperparameters import METRIC, OPTUNA_NUMBER, Hyperparameters
-from tune_mnist.training import Training, fit, release_device_memory
-
-CHECKPOINT = "training.pt"
-"""Name of the file in a checkpoint's folder."""
+from tune_mnist.training import Training, device_memory_errors, fit, release_device_memory
 
 
 def train_trial(
@@ -31,6 +30,7 @@ def train_trial(
     rungs: Collection[int],
     checkpoint_seconds: float,
     target_accuracy: float | None,
+    gpus: float = 0.0,
 ) -> None:
     """Train one configuration, reporting the fields of an `EpochResult` after each epoch.
 
@@ -44,38 +44,51 @@ def train_trial(
         rungs: epochs that are written as a checkpoint because ASHA may stop there.
         checkpoint_seconds: longest time without a checkpoint, looked at when an epoch ends.
         target_accuracy: the accuracy that ends the search; an epoch that reaches it is written too.
+        gpus: the trial's share of a GPU, for the sentence that says it is too small.
 
     Raises:
+        DeviceMemoryError: if the GPU's memory does not do; the text names the share to ask for.
         DivergedError: if the loss is not finite.
         RuntimeError: if ``device`` is cuda and there is none.
     """
     config = dict(config)
     number = config.pop(OPTUNA_NUMBER, 0)
     hyperparameters = Hyperparameters(**config)
-    training = Training(hyperparameters, seed=seed + number, device=device, precision=precision)
+    with device_memory_errors(gpus):
+        training = Training(hyperparameters, seed=seed + number, device=device, precision=precision)
+        reports = _restore(training)
+        saved_at = time.monotonic()
+        try:
+            for result in fit(training, Split.from_arrays(**train), Split.from_arrays(**validation)):
+                metrics = dataclasses.asdict(result)
+                reports.append({**metrics, "timestamp": time.time()})
+                due = (
+                    result.epoch in rungs
+                    or result.epoch == hyperparameters.epochs
+                    or (target_accuracy is not None and metrics[METRIC] >= target_accuracy)
+                    or time.monotonic() - saved_at > checkpoint_seconds
+                )
+                if due:
+                    saved_at = time.monotonic()
+                    with tempfile.TemporaryDirectory() as folder:
+                        training.save(Path(folder) / CHECKPOINT)
+                        (Path(folder) / REPORTS).write_text(json.dumps(reports))
+                        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+                else:
+                    tune.report(metrics)
+        finally:
+            # The next trial may run in this process: leave it no memory of this one.
+            del training
+            gc.collect()
+            release_device_memory()
+
+
+def _restore(training: Training) -> list[dict[str, Any]]:
+    """Go on from the trial's newest checkpoint, if it has one, and give what was reported up to there."""
     checkpoint = tune.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            training.restore(Path(folder) / CHECKPOINT)
-    saved_at = time.monotonic()
-    try:
-        for result in fit(training, Split.from_arrays(**train), Split.from_arrays(**validation)):
-            metrics = dataclasses.asdict(result)
-            due = (
-                result.epoch in rungs
-                or result.epoch == hyperparameters.epochs
-                or (target_accuracy is not None and metrics[METRIC] >= target_accuracy)
-                or time.monotonic() - saved_at > checkpoint_seconds
-            )
-            if due:
-                saved_at = time.monotonic()
-                with tempfile.TemporaryDirectory() as folder:
-                    training.save(Path(folder) / CHECKPOINT)
-                    tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
-            else:
-                tune.report(metrics)
-    finally:
-        # The next trial may run in this process: leave it no memory of this one.
-        del training
-        gc.collect()
-        release_device_memory()
+    if checkpoint is None:
+        return []
+    with checkpoint.as_directory() as folder:
+        training.restore(Path(folder) / CHECKPOINT)
+        reports: list[dict[str, Any]] = json.loads((Path(folder) / REPORTS).read_text())
+    return reports

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,10 @@ class EpochResult:
     "Wall time of training and validation, seconds."
     images_per_second: float
     "Training images over the training part of that time."
+
+
+class DeviceMemoryError(RuntimeError):
+    """The GPU has not the memory that the training needs."""
 
 
 class Training:
@@ -172,6 +178,27 @@ def resolve_precision(precision: str, device: str) -> str:
             f"precision is bf16, but must be fp32 or auto here: this {device} does not multiply bf16"
         )
     return "bf16" if native and precision != "fp32" else "fp32"
+
+
+@contextmanager
+def device_memory_errors(share: float) -> Iterator[None]:
+    """Turn the ways in which CUDA says that its memory is used up into one sentence with a cure, for a block.
+
+    Args:
+        share: of a GPU that this process has been given; above 1, GPUs.
+
+    Raises:
+        DeviceMemoryError: in place of CUDA's own errors.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what cuBLAS and cuDNN raise
+        if not re.search(r"out of memory|ALLOC_FAILED", str(error)):
+            raise
+        cure = f"--gpus-per-trial {min(1.0, 2 * share):g}" if share < 1 else "a space with smaller batch_size"
+        raise DeviceMemoryError(
+            f"the GPU has no memory left for this trial, whose share is {share:g}: ask for {cure}"
+        ) from error
 
 
 def release_device_memory() -> None:

@@ -1,12 +1,10 @@
-"""Runs a search from its settings to its winner, and leaves the run folder behind."""
+"""Runs a search from its settings to its winner, or goes on with one, and leaves the run folder behind."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,20 +12,34 @@ from datetime import datetime
 from pathlib import Path
 
 import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from ray import tune
-from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
+from ray.tune.logger import TBXLoggerCallback
 
 from tune_mnist import cluster, data
-from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, Hyperparameters
+from tune_mnist.folder import FolderError, RunFolder
+from tune_mnist.hyperparameters import OPTUNA_NUMBER
+from tune_mnist.ledger import LEDGER, Ledger, trial_directory
 from tune_mnist.progress import Listener, Progress, ProgressCallback
-from tune_mnist.records import ResultGrid, mark_ended, trial_records
-from tune_mnist.search import TruthfulOptunaSearch, make_scheduler, rungs
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import blog_point, load_space
-from tune_mnist.stop import StopRequest
-from tune_mnist.trainable import CHECKPOINT, train_trial
-from tune_mnist.training import resolve_precision, score_checkpoint
+from tune_mnist.results import TRIALS_TABLE, write_tables
+from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch, rungs
+from tune_mnist.settings import ResumeRequest, Settings
+from tune_mnist.spaces import load_space
+from tune_mnist.stop import TARGET, StopRequest
+from tune_mnist.trainable import train_trial
+from tune_mnist.training import resolve_precision
+from tune_mnist.trials import (
+    CHECKPOINTS,
+    RecordCallback,
+    ResultGrid,
+    TrialSource,
+    load_grid,
+    take_in_checkpoints,
+)
+from tune_mnist.winner import Winner, score_winner
 
+SETTINGS = "settings.json"
+"""Name of the file in the run folder that has the settings, as they were resolved."""
 RAY_LOG = "ray_tune.log"
 """Name of the file in the run folder that takes what Ray Tune would print."""
 
@@ -40,39 +52,23 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Winner:
-    """The best checkpoint, scored on the test set, which nothing else has seen."""
-
-    trial_id: str
-    number: int
-    hyperparameters: Hyperparameters
-    epoch: int
-    accuracy: float
-    val_size: int
-    test_accuracy: float
-    test_loss: float
-    test_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a search came to."""
 
     settings: Settings
-    run_dir: Path
+    folder: RunFolder
     grid: ResultGrid
     ended_by: str
-    hand_set_first: bool
-    "Whether trial 0 is the blog's hand-set configuration: the space may not hold it."
     seconds: float
+    "Wall time, that of earlier sessions included."
     winner: Winner | None
 
 
 def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     """Search, then score the winner on the test set. Call it from the main thread.
 
-    The run folder ``storage_path/name`` gets Ray's experiment, ``study.journal``, ``settings.json`` and
-    ``best/``. Ctrl-C and SIGTERM end the search in order: what there is, is written.
+    The run folder ``storage_path/name`` gets the ledger, the study's journal, the tables, ``settings.json``,
+    ``best/``, and Ray's experiment. Ctrl-C and SIGTERM end the search in order: what there is, is written.
 
     Raises:
         InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space
@@ -82,38 +78,88 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(settings))
         with _input_errors():
-            settings, run_dir = _name_run(settings)
-            with stop.deferred():
-                stack.enter_context(cluster.connected(settings.address))
+            space = load_space(settings.space, settings.max_epochs)
+            settings, folder = _name_run(settings)
+            stack.enter_context(folder.locked())
+            if folder.exists():
+                raise _name_is_taken(folder)
+            splits = _prepare(settings, stop, stack)
             settings = _fit_to_cluster(settings)
-            train, validation = data.load_train_val(
-                settings.dataset,
-                settings.data_dir,
-                val_size=settings.val_size,
-                train_size=settings.train_size,
-                seed=settings.seed,
-            )
-            _make_run_dir(run_dir)
-        (run_dir / "settings.json").write_text(settings.to_json())
-        stack.enter_context(_ray_log(run_dir / RAY_LOG))
-        searcher = TruthfulOptunaSearch(settings, run_dir)
-        tuner = _tuner(settings, train, validation, searcher, listener, stop)
-        stop.begin()
-        grid = tuner.fit()
-        seconds = stop.seconds()
-        searcher.close(stop.reason or FINISHED)
-        mark_ended(grid)
-        winner = _score_winner(settings, grid, run_dir / "best")
-        return Outcome(
-            settings=settings,
-            run_dir=run_dir,
-            grid=grid,
-            ended_by=stop.reason or FINISHED,
-            hand_set_first=blog_point(load_space(settings.space, settings.max_epochs), settings.max_epochs)
-            is not None,
-            seconds=seconds,
-            winner=winner,
-        )
+            _check_storage(settings, folder)
+            folder.local.mkdir(exist_ok=folder.remote)
+        (folder.local / SETTINGS).write_text(settings.to_json())
+        ledger = Ledger.open(folder.local / LEDGER)
+        ledger.begin({name: distribution_to_json(one) for name, one in space.items()})
+        return _search(settings, space, folder, ledger, splits, listener, stop, stack)
+
+
+def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome | None:
+    """Go on with a run, whatever has ended it. Call it from the main thread.
+
+    Trials that have ended stay as they are, the others go on from their newest checkpoints, and those that
+    lack to ``num_samples`` follow. A time budget counts anew.
+
+    Returns:
+        What the whole run came to; None if there was nothing left to do, and nothing was changed.
+
+    Raises:
+        InputError: before anything is changed, if there is no such run, it is being run, or a change of its
+            settings is not allowed or can't be met.
+        SystemExit: as in ``run``.
+    """
+    with ExitStack() as stack:
+        with _input_errors():
+            folder = RunFolder(request.run)
+            known = folder.ledger()  # the first look, which changes nothing
+            settings = request.settings_of(_read_settings(folder))
+            if _is_finished(folder, known, settings):
+                return None
+            stop = stack.enter_context(StopRequest(settings))
+            stack.enter_context(folder.locked())
+            splits = _prepare(settings, stop, stack)
+            settings = _fit_to_cluster(settings)
+            _check_storage(settings, folder)
+            folder.pull()
+            ledger = Ledger.open(folder.local / LEDGER)
+            space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
+            _check_numbers(folder, ledger)
+        (folder.local / TRIALS_TABLE).unlink(missing_ok=True)  # a run that has it has ended
+        (folder.local / SETTINGS).write_text(settings.to_json())
+        ledger.begin(ledger.distributions)
+        take_in_checkpoints(folder, ledger)
+        ledger.end_what_was_over()
+        return _search(settings, space, folder, ledger, splits, listener, stop, stack)
+
+
+def _search(
+    settings: Settings,
+    space: dict[str, BaseDistribution],
+    folder: RunFolder,
+    ledger: Ledger,
+    splits: tuple[data.Split, data.Split],
+    listener: Listener | None,
+    stop: StopRequest,
+    stack: ExitStack,
+) -> Outcome:
+    """Run the trials that the ledger lacks, from wherever it stands, and write down what came of it."""
+    stack.enter_context(_ray_log(folder.local / RAY_LOG))
+    searcher = TruthfulOptunaSearch(settings, space, ledger, folder.local)
+    folder.push(wait=True)
+    stop.begin()
+    _run_trials(settings, splits, searcher, folder, ledger, listener, stop)
+    searcher.close(stop.reason or FINISHED)
+    grid = load_grid(folder)
+    winner = score_winner(settings, grid, folder)
+    write_tables(grid, folder.local)
+    folder.push(wait=True)
+    return Outcome(
+        settings=settings,
+        folder=folder,
+        grid=grid,
+        ended_by=stop.reason or FINISHED,
+        seconds=ledger.seconds(),
+        winner=winner,
+    )
 
 
 @contextmanager
@@ -124,33 +170,60 @@ def _input_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def _name_run(settings: Settings) -> tuple[Settings, Path]:
+def _name_run(settings: Settings) -> tuple[Settings, RunFolder]:
     """Settle the run's name and folder, and find out now whether they do."""
-    load_space(settings.space, settings.max_epochs)
     name = settings.name or f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    storage_path = settings.storage_path.absolute()
-    run_dir = storage_path / name
-    if run_dir.exists():
-        raise _name_is_taken(run_dir)
-    try:
-        storage_path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=storage_path):
-            pass
-    except OSError as error:
-        rule = f"must be a folder that can be written ({error.strerror})"
-        raise ValueError(f"storage_path is {storage_path}, but {rule}") from error
-    return dataclasses.replace(settings, name=name, storage_path=storage_path), run_dir
+    storage_path = settings.storage_path.rstrip("/")
+    if "://" not in storage_path:
+        storage_path = str(Path(storage_path).expanduser().absolute())
+    folder = RunFolder(f"{storage_path}/{name}")
+    if folder.exists():
+        raise _name_is_taken(folder)
+    folder.check_writable()
+    return dataclasses.replace(settings, name=name, storage_path=storage_path), folder
 
 
-def _make_run_dir(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir()
-    except FileExistsError as error:  # another run with this name has started since
-        raise _name_is_taken(run_dir) from error
+def _name_is_taken(folder: RunFolder) -> ValueError:
+    return ValueError(
+        f"name is {folder.name}, but must be a new one: {folder.uri} exists "
+        f"(--resume {folder.uri} goes on with it)"
+    )
 
 
-def _name_is_taken(run_dir: Path) -> ValueError:
-    return ValueError(f"name is {run_dir.name}, but must be a new one: {run_dir} exists")
+def _read_settings(folder: RunFolder) -> Settings:
+    """Read the settings of a run, which may have been moved since."""
+    text = folder.read(SETTINGS)
+    if text is None:
+        raise FolderError(f"{folder.uri} is not the folder of a run: it has no {SETTINGS}")
+    settings = Settings.from_json(text.decode())
+    return dataclasses.replace(settings, name=folder.name, storage_path=folder.uri.rpartition("/")[0])
+
+
+def _is_finished(folder: RunFolder, ledger: Ledger, settings: Settings) -> bool:
+    """Tell whether a resume would have nothing to do."""
+    all_ended = len(ledger.trials) >= settings.num_samples and not ledger.unended()
+    reached = ledger.closed_by == TARGET and not ledger.lost_lines
+    return (all_ended or reached) and folder.read(TRIALS_TABLE) is not None
+
+
+def _check_numbers(folder: RunFolder, ledger: Ledger) -> None:
+    """See that no trial is missing from the ledger, since the numbers of the study would shift."""
+    numbers = sorted(trial.number for trial in ledger.trials.values())
+    if numbers != list(range(len(numbers))):
+        raise FolderError(f"{folder.uri}/{LEDGER} has lost {ledger.lost_lines} lines, and with them a trial")
+
+
+def _prepare(settings: Settings, stop: StopRequest, stack: ExitStack) -> tuple[data.Split, data.Split]:
+    """Join or start the cluster, and load the data."""
+    with stop.deferred():
+        stack.enter_context(cluster.connected(settings.address))
+    return data.load_train_val(
+        settings.dataset,
+        settings.data_dir,
+        val_size=settings.val_size,
+        train_size=settings.train_size,
+        seed=settings.seed,
+    )
 
 
 def _fit_to_cluster(settings: Settings) -> Settings:
@@ -163,14 +236,21 @@ def _fit_to_cluster(settings: Settings) -> Settings:
     return dataclasses.replace(settings, gpus_per_trial=resources.gpus, max_concurrent_trials=resources.slots)
 
 
-def _tuner(
+def _check_storage(settings: Settings, folder: RunFolder) -> None:
+    """See that all nodes of the cluster can reach the folder of the runs."""
+
+
+def _run_trials(
     settings: Settings,
-    train: data.Split,
-    validation: data.Split,
+    splits: tuple[data.Split, data.Split],
     searcher: TruthfulOptunaSearch,
+    folder: RunFolder,
+    ledger: Ledger,
     listener: Listener | None,
     stop: StopRequest,
-) -> tune.Tuner:
+) -> None:
+    """Let Ray Tune run the trials."""
+    train, validation = splits
     trainable = tune.with_parameters(
         train_trial,
         train=train.arrays(),
@@ -181,65 +261,33 @@ def _tuner(
         rungs=rungs(settings),
         checkpoint_seconds=settings.checkpoint_seconds,
         target_accuracy=settings.target_accuracy,
+        gpus=settings.gpus_per_trial or 0.0,
     )
     progress = Progress(num_samples=settings.num_samples)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # or Ray adds a CSV logger that nobody reads
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints its banner even with verbose=0
-    return tune.Tuner(
+    # The searcher holds the number of trials at a time; left to itself, Ray would hold it to one pending.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.max_concurrent_trials)
+    # Not through tune.Tuner, which pickles the searcher, and with it the ledger, into the run folder.
+    tune.run(
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial or 0}),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=make_scheduler(settings),
-            num_samples=settings.num_samples,
-            # Always passed on: without it Ray holds a searcher to one pending trial.
-            max_concurrent_trials=settings.max_concurrent_trials,
-            reuse_actors=not settings.fresh_actors,
-            trial_dirname_creator=lambda trial: f"trial_{trial.config[OPTUNA_NUMBER]:05d}_{trial.trial_id}",
-        ),
-        run_config=tune.RunConfig(
-            name=settings.name,
-            storage_path=str(settings.storage_path),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order=MODE
-            ),
-            callbacks=[
-                ProgressCallback(progress, listener, stop.check),
-                JsonLoggerCallback(),  # type: ignore[no-untyped-call]
-                TBXLoggerCallback(),  # type: ignore[no-untyped-call]
-            ],
-        ),
+        name=settings.name,
+        storage_path=settings.storage_path,
+        search_alg=TrialSource(searcher, folder, ledger),
+        scheduler=SteadfastASHA(settings, ledger),
+        num_samples=settings.num_samples,
+        reuse_actors=not settings.fresh_actors,
+        max_failures=settings.max_failures,
+        raise_on_failed_trial=False,
+        checkpoint_config=CHECKPOINTS,
+        trial_dirname_creator=lambda trial: trial_directory(trial.config[OPTUNA_NUMBER], trial.trial_id),
+        verbose=0,
+        callbacks=[
+            RecordCallback(folder, ledger),
+            ProgressCallback(progress, ledger, listener, stop.check),
+            TBXLoggerCallback(),  # type: ignore[no-untyped-call]
+        ],
     )
-
-
-def _score_winner(settings: Settings, grid: ResultGrid, best_dir: Path) -> Winner | None:
-    """Take the checkpoint with the highest validation accuracy, test it, write best/."""
-    records = [record for record in trial_records(grid) if record.state != "FAIL"]
-    best = max(records, key=lambda record: record.checkpoint_accuracy or 0.0, default=None)
-    if best is None or best.checkpoint is None or best.checkpoint_accuracy is None:
-        return None
-    hyperparameters = Hyperparameters(**best.config)
-    best_dir.mkdir()
-    test = data.load_test(settings.dataset, settings.data_dir)
-    with best.checkpoint.as_directory() as folder:
-        epoch, test_accuracy, test_loss = score_checkpoint(
-            Path(folder) / CHECKPOINT, hyperparameters, test, save_model=best_dir / "model.pt"
-        )
-    winner = Winner(
-        trial_id=best.trial_id,
-        number=best.number,
-        hyperparameters=hyperparameters,
-        epoch=epoch,
-        accuracy=best.checkpoint_accuracy,
-        val_size=settings.val_size,
-        test_accuracy=test_accuracy,
-        test_loss=test_loss,
-        test_size=len(test),
-    )
-    values = dataclasses.asdict(winner)
-    (best_dir / "hyperparameters.json").write_text(json.dumps(values.pop("hyperparameters"), indent=2) + "\n")
-    (best_dir / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
-    return winner
 
 
 @contextmanager

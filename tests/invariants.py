@@ -1,0 +1,166 @@
+"""The six points that must hold of a run that has come to its end, whatever has been killed on the way.
+
+They are read from the files of the run with as little of the package as can be: the lines of the ledger are
+counted again, and ASHA's verdicts computed anew.
+"""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from tune_mnist import results
+
+
+def check(run_dir: Path, num_samples: int) -> dict[str, int]:
+    """Check points 1 to 5 of a finished run; point 6 is `unchanged_by`.
+
+    Returns:
+        What there was to be seen: trials, epochs, sessions, and restarts from a checkpoint.
+
+    Raises:
+        AssertionError: which names the point.
+    """
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    settings = json.loads((run_dir / "settings.json").read_text())
+    ids = one_to_one(run_dir, num_samples)
+    restarts = nothing_runs_again(lines)
+    study_agrees(run_dir, ids)
+    asha_saw_the_whole_run(lines, settings)
+    draws_go_on(lines)
+    epochs = sum(line["event"] == "epoch" for line in lines)
+    sessions = sum(line["event"] == "session" for line in lines)
+    return {"trials": len(ids), "epochs": epochs, "sessions": sessions, "restarts": restarts}
+
+
+def study_of(run_dir: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(run_dir / "study.journal")))
+    return optuna.load_study(study_name=run_dir.name, storage=storage).trials
+
+
+def ray_table(run_dir: Path) -> dict[str, str]:
+    """Status by trial id, from the file that Ray itself has written last."""
+    newest = max(run_dir.glob("experiment_state-*.json"))
+    trials = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
+    return {trial["trial_id"]: trial["status"] for trial in trials}
+
+
+def one_to_one(run_dir: Path, num_samples: int) -> list[str]:
+    """Point 1: N trials in Ray's table, in the study, in the table on disk, matched by id, none RUNNING."""
+    statuses, study = ray_table(run_dir), study_of(run_dir)
+    table = pd.read_parquet(run_dir / "trials.parquet")
+    ids = table["trial_id"].tolist()
+    assert len(ids) == len(set(ids)) == num_samples, f"point 1: {len(ids)} trials for {num_samples}"
+    assert set(statuses) == set(ids), "point 1: Ray's table has other trials"
+    assert set(statuses.values()) <= {"TERMINATED", "ERROR"}, f"point 1: statuses {statuses}"
+    assert [trial.user_attrs["ray_trial_id"] for trial in study] == ids, "point 1: the study has others"
+    assert all(trial.state.is_finished() for trial in study), "point 1: the study has RUNNING trials"
+    grid = results.load(run_dir)
+    metrics = [grid[i].metrics or {} for i in range(len(grid))]
+    assert [one["trial_id"] for one in metrics] == ids, (
+        "point 1: the ResultGrid has others"
+    )
+    folders = {folder.name.split("_")[2] for folder in run_dir.glob("trial_*_*")}
+    assert folders == set(ids), f"point 1: the folders {folders ^ set(ids)} are of no trial, or lack"
+    return ids
+
+
+def nothing_runs_again(lines: list[dict[str, Any]]) -> int:
+    """Point 2: after its end a trial reports nothing; a restarted one goes on from its newest checkpoint."""
+    ended: set[str] = set()
+    epochs: dict[str, list[int]] = defaultdict(list)
+    saved: dict[str, list[int]] = defaultdict(list)
+    restarts = 0
+    for line in lines:
+        trial = line.get("trial_id", "")
+        if line["event"] == "end":
+            assert trial not in ended, f"point 2: {trial} ended twice"
+            ended.add(trial)
+        if line["event"] not in ("epoch", "saved"):
+            continue
+        assert trial not in ended, f"point 2: {trial} has ended, and reports epoch {line['epoch']}"
+        if line["event"] == "epoch" and "iterations_since_restore" in line:
+            origin = line["epoch"] - line["iterations_since_restore"]
+            newest = max((epoch for epoch in saved[trial] if epoch < line["epoch"]), default=0)
+            fresh = line["iterations_since_restore"] == 1 or origin not in (0, *saved[trial])
+            if origin != 0:
+                restarts += line["iterations_since_restore"] == 1
+                assert origin in saved[trial], f"point 2: {trial} went on from epoch {origin}, not saved"
+            if fresh and epochs[trial]:
+                assert origin == newest, f"point 2: {trial} went on from epoch {origin}, not {newest}"
+        if line["event"] == "epoch":
+            epochs[trial].append(line["epoch"])
+        if line.get("checkpoint_dir_name"):
+            saved[trial].append(line["epoch"])
+    for trial, seen in epochs.items():
+        assert sorted(seen) == list(range(1, len(seen) + 1)), f"point 2: {trial} has the epochs {seen}"
+    return restarts
+
+
+def study_agrees(run_dir: Path, ids: list[str]) -> None:
+    """Point 3: states and values agree with Ray's, and no epoch is counted twice."""
+    statuses, study = ray_table(run_dir), study_of(run_dir)
+    table = pd.read_parquet(run_dir / "trials.parquet").set_index("trial_id")
+    epochs = pd.read_parquet(run_dir / "epochs.parquet")
+    assert not epochs.duplicated(["trial_id", "epoch"]).any(), "point 3: an epoch is counted twice"
+    by_trial: dict[Any, dict[Any, float]] = {
+        key: part.set_index("epoch")["accuracy"].to_dict() for key, part in epochs.groupby("trial_id")
+    }
+    for trial, trial_id in zip(study, ids, strict=True):
+        values: dict[int, float] = by_trial.get(trial_id, {})
+        assert trial.intermediate_values == values, f"point 3: values of {trial_id}"
+        assert trial.state.name == table["state"][trial_id], f"point 3: state of {trial_id}"
+        assert (statuses[trial_id] == "ERROR") == (trial.state.name == "FAIL"), f"point 3: {trial_id}"
+        if trial.state.name != "FAIL":
+            assert trial.value == values[max(values)] == table["accuracy"][trial_id], f"point 3: {trial_id}"
+            complete = max(values) == table["epochs_planned"][trial_id]
+            assert (trial.state.name == "COMPLETE") == complete, f"point 3: {trial_id} is {trial.state.name}"
+
+
+def asha_saw_the_whole_run(lines: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Point 4: each verdict is that of the rungs as the whole run has filled them."""
+    factor, top = settings["reduction_factor"], settings["max_epochs"]
+    rungs: dict[int, dict[str, float]] = {}
+    rung = float(settings["grace_period"])
+    while rung <= top:
+        rungs[math.ceil(rung)] = {}
+        rung *= factor
+    for line in lines:
+        if line["event"] != "epoch":
+            continue
+        stop = line["epoch"] >= top
+        recorded = rungs.get(line["epoch"])
+        if recorded is not None:
+            if recorded and line["accuracy"] < np.percentile(list(recorded.values()), (1 - 1 / factor) * 100):
+                stop = True
+            recorded[line["trial_id"]] = line["accuracy"]
+        if "done" in line:
+            assert line["done"] == stop, f"point 4: ASHA's verdict on {line['trial_id']}: {line}"
+
+
+def draws_go_on(lines: list[dict[str, Any]]) -> None:
+    """Point 5: numbers without a gap, and no drawn point twice."""
+    drawn = [line for line in lines if line["event"] == "trial"]
+    assert [line["number"] for line in drawn] == list(range(len(drawn))), "point 5: numbers"
+    points = [json.dumps(line["params"], sort_keys=True) for line in drawn]
+    assert len(set(points)) == len(points), "point 5: a point was drawn twice"
+
+
+def fingerprint(run_dir: Path) -> dict[str, tuple[int, str]]:
+    """Time of change and content of every file, for point 6."""
+    files = sorted(path for path in run_dir.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(run_dir)): (
+            path.stat().st_mtime_ns,
+            hashlib.md5(path.read_bytes()).hexdigest(),
+        )
+        for path in files
+    }

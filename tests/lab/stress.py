@@ -1,0 +1,182 @@
+"""Kills workers, nodes and drivers of small searches at random moments, and checks what must hold after it.
+
+make stress ARGS="-n 60"        (root, on Linux; in a network and process space of its own)
+
+Each round is a search on real MNIST, small by numbers, on a Ray cluster of a head and two nodes. One to three
+processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. When
+the search has come to its end, the six points of `tests/invariants.py` are checked.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.invariants import check, fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+TUNE = [sys.executable, str(ROOT / "scripts" / "tune.py")]
+TRIALS = 6
+SMALL = ["--train-size", "1536", "--val-size", "500", "--max-epochs", "5", "--precision", "fp32"]
+KINDS = ("driver", "worker", "node")
+
+
+class Arena:
+    """A cluster whose nodes can be killed and replaced."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(shutdown_at_exit=True)
+        self.cluster.add_node(num_cpus=0, object_store_memory=200 * 2**20, include_dashboard=False)
+        self.nodes = [self.add() for _ in range(2)]
+        self.address = self.cluster.address
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+
+    def processes(self, node: Any) -> list[psutil.Process]:
+        (raylet,) = node.all_processes["raylet"]
+        process = psutil.Process(raylet.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def kill_node(self, number: int) -> None:
+        """Cut a node's power: its raylet and all that it has started."""
+        for process in self.processes(self.nodes[number]):
+            kill(process.pid)
+        self.cluster.remove_node(self.nodes[number], allow_graceful=False)
+        self.nodes[number] = self.add()
+
+    def trial_processes(self) -> list[int]:
+        """The processes in which trials run."""
+        processes = [process for node in self.nodes for process in self.processes(node)]
+        return [process.pid for process in processes if "ImplicitFunc" in command_of(process)]
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, number: int) -> dict[str, Any]:
+    """Run and kill one search; what was done, and what was found."""
+    name = f"round{number:03d}"
+    run_dir = folder / name
+    flags = ["--address", arena.address, "--data-dir", data_dir]
+    start = [*TUNE, *flags, "--name", name, "--storage-path", str(folder), "--num-samples", str(TRIALS), *SMALL]
+    start += ["--seed", str(number), "--checkpoint-seconds", rng.choice(["0", "30"])]
+    start += ["--sampler", rng.choice(["tpe", "random", "qmc"]), "--max-failures", "9"]
+    resume = [*TUNE, *flags, "--resume", str(run_dir)]
+    planned = [rng.choice(KINDS) for _ in range(rng.randint(1, 3))]
+    done: list[str] = []
+    log = (folder / f"{name}.log").open("w")
+    command = start
+    while True:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        wait_for_ledger(run_dir, driver)
+        while planned and driver.poll() is None:
+            wait_for_epochs(run_dir, driver, more=rng.randrange(5))
+            time.sleep(rng.uniform(0.0, 1.5))
+            if driver.poll() is not None:
+                break
+            kind = planned.pop(0)
+            pids = arena.trial_processes()
+            if kind == "worker" and pids:
+                kill(rng.choice(pids))
+            elif kind == "node":
+                arena.kill_node(rng.randrange(2))
+            elif kind == "driver":
+                kill(driver.pid)
+            else:
+                continue
+            done.append(kind)
+            if kind == "driver":
+                break
+        code = driver.wait(timeout=240)
+        if code != -signal.SIGKILL:
+            break
+        command = resume
+    found: dict[str, Any] = {"round": name, "killed": done, "exit": code}
+    try:
+        assert code == 0, f"exit code {code}"
+        found |= check(run_dir, TRIALS)
+        before = fingerprint(run_dir)
+        again = subprocess.run(resume, capture_output=True, text=True, timeout=120, check=False)
+        assert again.returncode == 0 and "has finished" in again.stdout, f"point 6: {again}"
+        assert fingerprint(run_dir) == before, "point 6: a resume has changed a finished run"
+        found["held"] = True
+    except (AssertionError, OSError, ValueError, LookupError) as error:
+        found |= {"held": False, "broken": f"{type(error).__name__}: {error}"[:300]}
+    return found
+
+
+def wait_for_ledger(run_dir: Path, driver: "subprocess.Popen[bytes]") -> None:
+    """Wait until the search has begun: before it there is nothing that a kill could break."""
+    while driver.poll() is None and not (run_dir / "ledger.jsonl").exists():
+        time.sleep(0.05)
+
+
+def wait_for_epochs(run_dir: Path, driver: "subprocess.Popen[bytes]", *, more: int) -> None:
+    """Wait until that many epochs more than now have been reported."""
+    target = epochs_in(run_dir) + more
+    while driver.poll() is None and epochs_in(run_dir) < target:
+        time.sleep(0.05)
+
+
+def epochs_in(run_dir: Path) -> int:
+    return (run_dir / "ledger.jsonl").read_bytes().count(b'"event": "epoch"')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("-n", type=int, default=60, help="rounds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/tune-mnist-stress"))
+    parser.add_argument("--data-dir", default=str(ROOT / "data"))
+    args = parser.parse_args()
+    shutil.rmtree(args.folder, ignore_errors=True)
+    args.folder.mkdir(parents=True)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    rng, arena = random.Random(args.seed), Arena()
+    kills: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    for number in range(args.n):
+        row = one_round(arena, args.folder, args.data_dir, rng, number)
+        rows.append(row)
+        kills.update(row["killed"])
+        print(json.dumps(row), flush=True)
+        if row["held"]:
+            shutil.rmtree(args.folder / row["round"], ignore_errors=True)
+    broken = [row for row in rows if not row["held"]]
+    print(f"\nrounds {len(rows)}, of which all six points held in {len(rows) - len(broken)}")
+    print("killed: " + ", ".join(f"{kills[kind]} {kind}s" for kind in KINDS))
+    print(f"restarts from a checkpoint: {sum(row.get('restarts', 0) for row in rows)}")
+    print(f"sessions: {sum(row.get('sessions', 0) for row in rows)}")
+    for row in broken:
+        print(row["round"], row["broken"])
+    ray.shutdown()
+    arena.cluster.shutdown()
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

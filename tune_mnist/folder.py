@@ -1,0 +1,236 @@
+"""The folder of a run: on a disk, or in a bucket, with a working copy of the driver's files on its disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock, Timeout
+from pyarrow import fs
+
+from tune_mnist.ledger import LEDGER, Ledger
+
+CHECKPOINT = "training.pt"
+"""Name of the file in a checkpoint's folder that holds the state of a training."""
+REPORTS = "reports.json"
+"""Name of the file beside it: what the trial had reported up to there."""
+PUSH_SECONDS = 5.0
+"""Shortest time between two copies of the driver's files into a bucket."""
+
+
+class FolderError(ValueError):
+    """There is no such run, or its storage can't be used; the text is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint as it lies in the run folder."""
+
+    path: str
+    "On the file system of the folder."
+    name: str
+    "Its last part, which ends in the index."
+    whole: bool
+    "Whether its file is there and not cut short."
+
+    @property
+    def index(self) -> int:
+        """Its place in the order in which the trial's checkpoints were saved, from 0."""
+        return int(self.name.rpartition("_")[2])
+
+
+class RunFolder:
+    """Gives a run's files one face, whether they lie on a disk or behind a URI such as s3://BUCKET/runs/NAME.
+
+    Attributes:
+        uri: the folder as a person writes it; absolute.
+        name: its last part, which is the run's name.
+        remote: whether it is behind a URI.
+        local: where the driver writes its own files: the folder itself, or a working copy.
+        fs: pyarrow's file system.
+        path: the folder on it.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        """Find the file system; nothing is read or written.
+
+        Raises:
+            FolderError: for a URI that pyarrow does not know.
+        """
+        text = str(uri)
+        self.remote = "://" in text
+        if self.remote:
+            self.uri = text.rstrip("/")
+            try:
+                self.fs, self.path = fs.FileSystem.from_uri(self.uri)
+            except (ValueError, OSError) as error:
+                raise FolderError(f"{self.uri} can't be used as storage: {_first_line(error)}") from error
+            self.name = PurePosixPath(self.path).name
+            digest = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+            cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            self.local = Path(cache) / "tune-mnist" / f"{self.name}-{digest}"
+        else:
+            self.local = Path(text).expanduser().absolute()
+            self.fs, self.path = fs.LocalFileSystem(), self.local.as_posix()
+            self.uri, self.name = str(self.local), self.local.name
+        self._pushed: dict[str, tuple[int, int]] = {}
+        self._push_due, self._pushing = 0.0, threading.Lock()
+        self.push_error: str | None = None
+
+    def exists(self) -> bool:
+        """Tell whether there is anything at all at this place."""
+        with self._errors():
+            return bool(self.fs.get_file_info(self.path).type != fs.FileType.NotFound)
+
+    def check_writable(self) -> None:
+        """Write and remove a file beside the run.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        probe = f"{PurePosixPath(self.path).parent}/.{self.name}.probe"
+        with self._errors("must be a folder that can be written"):
+            if not self.remote:
+                self.fs.create_dir(PurePosixPath(self.path).parent.as_posix(), recursive=True)
+            with self.fs.open_output_stream(probe) as file:
+                file.write(b"tune-mnist")
+            self.fs.delete_file(probe)
+
+    def read(self, name: str) -> bytes | None:
+        """Read a file of the run, None where it is not there."""
+        with self._errors():
+            try:
+                with self.fs.open_input_stream(f"{self.path}/{name}") as file:
+                    return bytes(file.readall())
+            except FileNotFoundError:
+                return None
+
+    def ledger(self) -> Ledger:
+        """Read the ledger of the run.
+
+        Raises:
+            FolderError: if this is not the folder of a run.
+        """
+        content = self.read(LEDGER)
+        if content is None:
+            raise FolderError(f"{self.uri} is not the folder of a run: it has no {LEDGER}")
+        return Ledger.parse(content)
+
+    def pull(self) -> None:
+        """Bring the working copy up to what the bucket knows; what only the copy knows is kept."""
+        if not self.remote:
+            return
+        self.local.mkdir(parents=True, exist_ok=True)
+        theirs, mine = self.read(LEDGER) or b"", self.local / LEDGER
+        if not mine.exists() or not mine.read_bytes().startswith(theirs):
+            mine.write_bytes(theirs)
+
+    def push(self, *, wait: bool = False) -> None:
+        """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
+
+        Args:
+            wait: copy now, and come back when it is there.
+
+        Raises:
+            FolderError: if it fails, where waited for; else the next one tries again.
+        """
+        if not self.remote:
+            return
+        if wait:
+            with self._pushing, self._errors():
+                self._copy_changed()
+        elif time.monotonic() >= self._push_due and self._pushing.acquire(blocking=False):
+            threading.Thread(target=self._push_in_thread, name="push", daemon=True).start()
+
+    def drop_working_copy(self) -> None:
+        """Remove the working copy of a run that has ended and is in the bucket whole."""
+        if self.remote:
+            fs.LocalFileSystem().delete_dir(self.local.as_posix())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine off the run, for a block.
+
+        Raises:
+            FolderError: if one is at it.
+        """
+        if self.remote:
+            self.local.mkdir(parents=True, exist_ok=True)
+        path = self.local.parent / f".{self.local.name}.lock"
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise FolderError(f"{self.uri} is being run by another process: end it first") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the release: who waits for it gets none, not a stale one
+            lock.release()
+
+    def checkpoints(self, directory: str) -> list[SavedCheckpoint]:
+        """List the checkpoints of a trial's folder, the newest last."""
+        selector = fs.FileSelector(f"{self.path}/{directory}", allow_not_found=True)
+        with self._errors():
+            found = [info for info in self.fs.get_file_info(selector) if info.type == fs.FileType.Directory]
+            names = sorted(info.base_name for info in found if info.base_name.startswith("checkpoint_"))
+            return [
+                SavedCheckpoint(
+                    path=f"{self.path}/{directory}/{name}",
+                    name=name,
+                    whole=self._is_whole(f"{self.path}/{directory}/{name}/{CHECKPOINT}"),
+                )
+                for name in names
+            ]
+
+    def _is_whole(self, path: str) -> bool:
+        """Tell whether a file of torch's is complete: a zip, whose directory is written last."""
+        try:
+            with self.fs.open_input_file(path) as file:
+                return zipfile.is_zipfile(file if self.remote else io.BytesIO(file.readall()))
+        except (OSError, ValueError):
+            return False
+
+    def _push_in_thread(self) -> None:
+        started = time.monotonic()
+        try:
+            self._copy_changed()
+            self.push_error = None
+        except OSError as error:
+            self.push_error = _first_line(error)
+        finally:
+            # At most a twentieth of the time goes into copies, as in Ray's own.
+            self._push_due = time.monotonic() + max(PUSH_SECONDS, 19 * (time.monotonic() - started))
+            self._pushing.release()
+
+    def _copy_changed(self) -> None:
+        for file in sorted(self.local.rglob("*")):
+            name = file.relative_to(self.local).as_posix()
+            with suppress(FileNotFoundError):  # a temporary file that is gone again
+                status = file.stat()
+                stamp = status.st_mtime_ns, status.st_size
+                if file.is_file() and self._pushed.get(name) != stamp:
+                    with self.fs.open_output_stream(f"{self.path}/{name}") as out:
+                        out.write(file.read_bytes())
+                    self._pushed[name] = stamp
+
+    @contextmanager
+    def _errors(self, rule: str = "must be storage that can be read and written") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror if error.strerror and not self.remote else _first_line(error)
+            where = self.uri.rpartition("/")[0]
+            raise FolderError(f"storage_path is {where}, but {rule} ({reason})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,252 @@
+"""The ledger of a run: the one place where the truth about it lies, and from which the rest is derived.
+
+Every fact about a run is a line of ``ledger.jsonl``, appended by the driver when it happens: what a trial was
+given, what it reported for an epoch, how it ended, when a session of the driver began and was closed. The
+study, ASHA's rungs, Ray's trials and the tables hold nothing else: a resume makes them anew from these lines,
+whatever state a kill has left them in. A kill can tear only the last line, which is then no fact yet. A
+checkpoint repeats its trial's epochs, so that one which is ahead of the ledger (whose last lines had not
+reached the bucket) brings them along. Two reports of one epoch, as after a retry, are one fact: the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tune_mnist.hyperparameters import OPTUNA_NUMBER, TIME_ATTR
+
+LEDGER = "ledger.jsonl"
+"""Name of the ledger in the run folder."""
+CHECKPOINT_NAME = "checkpoint_dir_name"
+"""Key of a reported epoch: the folder of the checkpoint that was saved with it, or None."""
+UNENDED = "RUNNING"
+"""State of a trial that has not ended, in a run that has not been closed."""
+
+
+def trial_state(epochs_trained: int, epochs_planned: int, *, failed: bool) -> str:
+    """Name the state of a trial that has ended, as the study and the tables call it.
+
+    COMPLETE: it trained all epochs it was to train. FAIL: it raised, or ended before its first epoch.
+    PRUNED: it was stopped in between.
+    """
+    if failed or epochs_trained == 0:
+        return "FAIL"
+    return "COMPLETE" if epochs_trained >= epochs_planned else "PRUNED"
+
+
+@dataclass(kw_only=True)
+class TrialRecord:
+    """What the ledger says of one trial."""
+
+    trial_id: str
+    number: int
+    "Of its Optuna trial, from 0."
+    params: dict[str, Any]
+    "Parameters drawn, in the terms of the search space."
+    config: dict[str, Any]
+    "The keywords of `Hyperparameters` that they came to."
+    started: float
+    "When it was suggested: seconds since 1970, as all times here."
+    hand_set: bool = False
+    "Whether it is the blog's hand-set configuration."
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    "What it reported for each epoch, in order, none twice."
+    state: str | None = None
+    "COMPLETE, PRUNED or FAIL once it has ended."
+    ended: float | None = None
+    stopped_by: str | None = None
+    "What closed the run before this trial had ended."
+    error: str | None = None
+    "The first line of what it raised."
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Its last report, {} before the first."""
+        return self.epochs[-1] if self.epochs else {}
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained."""
+        return int(self.last.get(TIME_ATTR, 0))
+
+    @property
+    def epochs_planned(self) -> int:
+        """Epochs that it was to train."""
+        return int(self.config["epochs"])
+
+    @property
+    def shown_state(self) -> str:
+        """Its state for people: RUNNING only where the run was not closed."""
+        if self.state is None and self.stopped_by is None:
+            return UNENDED
+        return self.state or trial_state(self.epoch, self.epochs_planned, failed=False)
+
+    @property
+    def directory(self) -> str:
+        """Name of its folder in the run folder."""
+        return trial_directory(self.number, self.trial_id)
+
+    @property
+    def saved(self) -> list[dict[str, Any]]:
+        """Its reports that came with a checkpoint, kept or not."""
+        return [epoch for epoch in self.epochs if epoch.get(CHECKPOINT_NAME)]
+
+    def find(self, epoch: int) -> dict[str, Any] | None:
+        """Give its report of an epoch, counted from 1, None where there is none."""
+        return next((one for one in self.epochs if one[TIME_ATTR] == epoch), None)
+
+
+class Ledger:
+    """The facts of a run in memory, and, where it was opened for writing, the file that they are added to."""
+
+    def __init__(self) -> None:
+        """Start without a fact."""
+        self.path: Path | None = None
+        self.distributions: dict[str, str] = {}
+        "The search space: Optuna's JSON by parameter."
+        self.trials: dict[str, TrialRecord] = {}
+        "By id, in the order of their numbers."
+        self.order: list[tuple[str, int]] = []
+        "Trial and epoch of every report, in the order in which the scheduler judged them."
+        self.sessions: list[list[float]] = []
+        "First and last time of each session."
+        self.closed_by: str | None = None
+        "Why the last session was closed; None while it runs, or where it was killed."
+        self.lost_lines = 0
+
+    @classmethod
+    def parse(cls, content: bytes) -> Ledger:
+        """Read a ledger; lines that can't be read are counted in ``lost_lines``, a torn last one is not."""
+        ledger = cls()
+        lines = content.split(b"\n")
+        for line in lines[:-1]:
+            try:
+                ledger._apply(json.loads(line))
+            except (ValueError, LookupError, TypeError):
+                ledger.lost_lines += 1
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Read the ledger at ``path``, if there is one, cut a torn last line off, and go on writing it."""
+        content = path.read_bytes() if path.exists() else b""
+        ledger = cls.parse(content)
+        ledger.path = path
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        return ledger
+
+    def begin(self, distributions: Mapping[str, str]) -> None:
+        """Begin a session. Trials that an earlier one closed are unended again."""
+        self._write({"event": "session", "distributions": dict(distributions)})
+
+    def suggested(
+        self, trial_id: str, number: int, params: dict[str, Any], config: dict[str, Any], *, hand_set: bool
+    ) -> None:
+        """Note a new trial."""
+        trial = {"trial_id": trial_id, "number": number, "params": params, "config": config}
+        self._write({"event": "trial", **trial, "hand_set": hand_set}, durable=True)
+
+    def reported(self, trial_id: str, epoch: Mapping[str, Any]) -> bool:
+        """Note what a trial reported for an epoch; of one that is known, only that it is saved anew.
+
+        Returns:
+            Whether the epoch was new.
+        """
+        known = self.trials[trial_id].find(epoch[TIME_ATTR])
+        if known is None:
+            # Ray hands reports to searchers with the config flattened into config/lr and so on.
+            dropped = ("config", "trial_id")
+            values = {key: value for key, value in epoch.items() if key.split("/")[0] not in dropped}
+            self._write({"event": "epoch", "trial_id": trial_id, **values})
+        elif (name := epoch.get(CHECKPOINT_NAME)) and name != known.get(CHECKPOINT_NAME):
+            saved = {TIME_ATTR: epoch[TIME_ATTR], CHECKPOINT_NAME: name}
+            self._write({"event": "saved", "trial_id": trial_id, **saved})
+        return known is None
+
+    def ended(self, trial_id: str, *, failed: bool) -> str:
+        """Note the end of a trial and give its state."""
+        trial = self.trials[trial_id]
+        state = trial_state(trial.epoch, trial.epochs_planned, failed=failed)
+        self._write({"event": "end", "trial_id": trial_id, "state": state}, durable=True)
+        return state
+
+    def raised(self, trial_id: str, error: str) -> None:
+        """Note what a trial raised."""
+        self._write({"event": "error", "trial_id": trial_id, "error": error})
+
+    def close(self, reason: str) -> None:
+        """Note why the session is over."""
+        self._write({"event": "close", "reason": reason}, durable=True)
+
+    def end_what_was_over(self) -> None:
+        """Note the end of the trials that had trained all, or been told to stop, when the driver died."""
+        for trial in self.unended():
+            if trial.last.get("done") or trial.epoch >= trial.epochs_planned:
+                self.ended(trial.trial_id, failed=False)
+
+    def unended(self) -> list[TrialRecord]:
+        """List the trials that have not ended."""
+        return [trial for trial in self.trials.values() if trial.state is None]
+
+    def seconds(self) -> float:
+        """Wall time of all sessions, each from its beginning to its last line."""
+        return sum(last - first for first, last in self.sessions)
+
+    def _write(self, event: dict[str, Any], *, durable: bool = False) -> None:
+        event["time"] = time.time()
+        line = json.dumps(event).encode() + b"\n"
+        if self.path is not None:
+            with self.path.open("ab") as file:
+                file.write(line)
+                if durable:  # what could not be had again after a power cut; an epoch can
+                    file.flush()
+                    os.fsync(file.fileno())
+        self._apply(json.loads(line))
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        kind, now = event.pop("event"), event.pop("time")
+        if kind == "session":
+            self.distributions = event["distributions"]
+            self.sessions.append([now, now])
+            self.closed_by = None
+            for trial in self.trials.values():
+                trial.stopped_by = None
+            return
+        self.sessions[-1][1] = now
+        if kind == "trial":
+            self.trials[event["trial_id"]] = TrialRecord(started=now, **event)
+            return
+        if kind == "close":
+            self.closed_by = event["reason"]
+            for trial in self.unended():
+                trial.stopped_by = event["reason"]
+            return
+        trial = self.trials[event.pop("trial_id")]
+        if kind == "epoch":
+            trial.epochs.append(event)
+            trial.epochs.sort(key=lambda one: int(one[TIME_ATTR]))
+            self.order.append((trial.trial_id, event[TIME_ATTR]))
+        elif kind == "saved":
+            (trial.find(event[TIME_ATTR]) or {})[CHECKPOINT_NAME] = event[CHECKPOINT_NAME]
+        elif kind == "end":
+            trial.state, trial.ended = event["state"], now
+        elif kind == "error":
+            trial.error = event["error"]
+
+
+def trial_directory(number: int, trial_id: str) -> str:
+    """Name a trial's folder in the run folder."""
+    return f"trial_{number:05d}_{trial_id}"
+
+
+def ray_config(trial: TrialRecord) -> dict[str, Any]:
+    """Give the config of the trial's Ray trial."""
+    return {**trial.config, OPTUNA_NUMBER: trial.number}
