@@ -13,7 +13,7 @@ VENV = .venv
 RUN = $(VENV)/bin/python
 PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help tune test setup format clean
+.PHONY: help tune test stress setup format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,10 @@ test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to p
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(ARGS)
+
+stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, Linux); ARGS="-n 60"
+	@$(RUN) -c 'import pathlib; from tune_mnist import data; data.prepare("mnist", pathlib.Path("data"))'
+	@bash tests/lab/isolated.sh $(RUN) -m tests.lab.stress $(ARGS)
 
 setup: $(VENV)/.installed ## make .venv with all that the other commands need
 

@@ -15,6 +15,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from tune_mnist import tuner
 from tune_mnist.console import SearchConsole, exit_code, print_summary
+from tune_mnist.folder import FolderError
 from tune_mnist.settings import ResumeRequest, parse_settings
 
 
@@ -32,6 +33,10 @@ def main() -> int:
             console.live.stop()
             print(f"tune.py: error: {error}", file=sys.stderr)
             return 2
+        except FolderError as error:
+            console.live.stop()
+            print(f"tune.py: error: {error}; what was not copied there yet is kept here", file=sys.stderr)
+            return 1
     if outcome is None:
         console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")
         return 0

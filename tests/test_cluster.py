@@ -1,13 +1,32 @@
-"""What fits on a cluster, and addresses where there is none."""
+"""Which cluster is used, what fits on it, what its nodes see, and addresses where there is none."""
 
+import contextlib
+import ipaddress
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import ray
+from ray._private.utils import get_dashboard_dependency_error
 
-from tune_mnist import cluster
-from tune_mnist.cluster import ClusterError, connected, count_slots, fit_resources
+from tests.lab import isolated
+from tests.lab.fake_autoscaler import start_head
+from tune_mnist import autoscaler, cluster, shared
+from tune_mnist.cluster import (
+    TRIAL_ENVIRONMENT,
+    ClusterError,
+    connected,
+    count_slots,
+    fit_resources,
+    pending_nodes,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +56,13 @@ NODES = [
 ]
 
 
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that does not autoscale."""
+    monkeypatch.setattr(autoscaler, "find", lambda: None)
+
+
+@pytest.mark.usefixtures("fixed")
 def test_a_share_is_fitted_to_the_nodes_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.nodes", lambda: NODES)
     assert fit_resources(1, None, None) == cluster.Resources(cpus=1, gpus=0.5, slots=2)
@@ -47,6 +73,7 @@ def test_a_share_is_fitted_to_the_nodes_that_live(monkeypatch: pytest.MonkeyPatc
     assert fit_resources(1, None, None).gpus == 0
 
 
+@pytest.mark.usefixtures("fixed")
 @pytest.mark.parametrize(
     ("cpus", "gpus", "complaint"),
     [
@@ -71,6 +98,7 @@ def test_what_no_node_can_give_is_refused(
     assert str(error.value) == f"a trial asks for {complaint}"
 
 
+@pytest.mark.usefixtures("fixed")
 def test_the_cpus_named_are_those_beside_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64.0}}, NODES[1], NODES[2]]
@@ -112,3 +140,147 @@ def test_an_address_where_something_else_listens() -> None:
 )
 def test_an_address_that_is_none(address: str) -> None:
     assert address in connect(address)
+
+
+def test_a_dashboard_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "get_dashboard_dependency_error", lambda: ImportError("aiohttp"))
+    message = r"^the dashboard is not installed: pip install 'ray\[default\]'$"
+    with pytest.raises(ClusterError, match=message), connected("local", dashboard=True):
+        pass
+
+
+def test_the_file_system_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = (
+        "/dev/vda / ext4 rw 0 0\nfs-1:/ /mnt/my\\040efs nfs4 rw 0 0\nnone /mnt/my\\040efs/tmp tmpfs rw 0 0\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda path: mounts)
+    folders = {"/home/me": "ext4", "/mnt/my efs/runs": "nfs4", "/mnt/my efs/tmp": "tmpfs", "/mnt": "ext4"}
+    assert {folder: shared._file_system(Path(folder)) for folder in folders} == folders
+
+
+ANOTHER_SEARCH = """
+import ray
+from tune_mnist.cluster import connected
+with connected({address!r}) as connection:
+    print(ray.get_runtime_context().runtime_env, connection)
+    print("EMBEDDED" if connection.embedded else "JOINED", connection.address)
+"""
+
+
+def another_search(address: str | None = None, **environment: str) -> str:
+    """Connect in a process of its own; give how, or the last line of what it complains of."""
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_SEARCH.format(address=address)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert not any(
+        secret in done.stdout + done.stderr for name, secret in environment.items() if "TOKEN" in name
+    )
+    return (done.stdout or done.stderr).splitlines()[-1]
+
+
+def add_node(before: str = ":") -> None:
+    """Start one more node in this pid namespace, in a mount namespace where a command was run before."""
+    start = f"{sys.executable} -m ray.scripts.scripts start --address=127.0.0.1:6379 --num-cpus=1"
+    command = f"{before} && {start} --object-store-memory={150 * 2**20}"
+    subprocess.run(["unshare", "--mount", "bash", "-c", command], check=True, capture_output=True)
+
+
+def crash(name: str) -> None:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_text().strip() == name:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+DASHBOARD = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        get_dashboard_dependency_error() is not None, reason="needs ray[default], for the dashboard"
+    ),
+)
+
+
+@pytest.mark.parametrize("dashboard", [False, DASHBOARD])
+@isolated
+def test_a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody(dashboard: bool) -> None:
+    # A second way out, or Ray would take 127.0.0.1 for want of another address.
+    for command in (
+        "link add out type veth peer name far",
+        "address add 10.77.9.1/24 dev out",
+        "link set out up",
+        "link set far up",
+        "route add default dev out",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+    with connected(None, dashboard=dashboard) as connection:
+        assert connection.embedded and connection.address.startswith("127.0.0.1:")
+        assert bool(connection.dashboard) is dashboard
+        assert autoscaler.find() is None and pending_nodes() == {}
+        shared.check_shared(Path.home())
+        ray.get(ray.remote(is_loopback).remote("::1"))  # so that there is a worker
+        listening = subprocess.run(["ss", "-Hltn"], check=True, capture_output=True, text=True).stdout
+        hosts = {line.split()[3].rpartition(":")[0].strip("[]") for line in listening.splitlines()}
+        assert hosts and all(is_loopback(host) for host in hosts), listening
+        if not dashboard:
+            how, address = another_search().split()
+            assert how == "EMBEDDED" and address != connection.address
+
+
+def is_loopback(host: str) -> bool:
+    address = ipaddress.ip_address(host.removeprefix("::ffff:"))
+    return address.is_loopback
+
+
+@isolated
+def test_the_cluster_that_this_machine_belongs_to_is_used_while_it_lives() -> None:
+    start_head(1)
+    # What `ray job submit` gives its driver, with one of our own variables set to something else.
+    os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = (
+        '{"runtime_env": {"env_vars": {"MINE": "1", "MALLOC_TRIM_THRESHOLD_": "7"}}, "metadata": {}}'
+    )
+    folder = Path.home() / "runs"
+    folder.mkdir()
+    with connected(None) as connection:
+        assert not connection.embedded and connection.address == "127.0.0.1:6379"
+        variables = ray.get_runtime_context().runtime_env["env_vars"]
+        assert variables == TRIAL_ENVIRONMENT | {"MINE": "1", "MALLOC_TRIM_THRESHOLD_": "7"}
+        assert autoscaler.find() is None and pending_nodes() == {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(autoscaler, "_read_monitor", lambda address: None)
+            assert autoscaler.find() is None
+        shared.check_shared(folder)
+        add_node()
+        shared.check_shared(folder)
+        add_node(f"mount -t tmpfs tmpfs {folder}")
+        with pytest.raises(ClusterError) as error:
+            shared.check_shared(folder)
+        assert re.fullmatch(
+            rf"storage_path is {folder}, which node \S+ \(127.0.0.1\) does not see: use a folder on NFS, "
+            "or s3://BUCKET/PATH, as --storage-path",
+            str(error.value),
+        )
+        assert list(folder.iterdir()) == []
+    crash("gcs_server")
+    crash("raylet")
+    assert Path("/tmp/ray/ray_current_cluster").exists()
+    assert another_search().startswith("EMBEDDED 127.0.0.1:")
+
+
+@isolated
+def test_a_cluster_with_a_token() -> None:
+    token = "0123456789abcdef0123456789abcdef"
+    start_head(1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token})
+    for address in ("127.0.0.1:6379", None):
+        assert another_search(address).endswith(
+            "the Ray cluster at 127.0.0.1:6379 wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
+        )
+    # As Ray does, a token in the home is used unasked for the cluster of this machine.
+    file = Path.home() / ".ray" / "auth_token"
+    file.parent.mkdir()
+    file.write_text(token)
+    assert another_search() == "JOINED 127.0.0.1:6379"
+    joined = another_search("127.0.0.1:6379", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    assert joined == "JOINED 127.0.0.1:6379"

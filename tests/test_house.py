@@ -24,7 +24,7 @@ HOUSE = {
     "ledger": {"hyperparameters"},
     "folder": {"ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
-    "search": {"hyperparameters", "settings", "spaces", "ledger"},
+    "search": {"hyperparameters", "settings", "spaces", "ledger", "folder"},
     "trials": {"hyperparameters", "ledger", "folder", "search"},
     "results": {"hyperparameters", "ledger", "trials"},
     "autoscaler": set(),

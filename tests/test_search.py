@@ -11,6 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger, trial_state
 from tune_mnist.search import (
@@ -32,7 +33,9 @@ def searcher(run_dir: Path, **changes: Any) -> TruthfulOptunaSearch:
     settings = Settings(**{"max_concurrent_trials": 100, **changes})
     ledger = Ledger.open(run_dir / LEDGER)
     ledger.begin({})
-    return TruthfulOptunaSearch(settings, load_space(settings.space, settings.max_epochs), ledger, run_dir)
+    return TruthfulOptunaSearch(
+        settings, load_space(settings.space, settings.max_epochs), ledger, RunFolder(run_dir)
+    )
 
 
 def suggest(search: TruthfulOptunaSearch, name: str) -> dict[str, Any]:

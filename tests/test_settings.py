@@ -41,6 +41,10 @@ BAD_FLAGS = [
     ("--name=", "name is empty, but must be letters, digits"),
     ("--name ..", "name is .., but must be letters, digits"),
     ("--storage-path=", "storage_path is empty, but must be a folder or a URI such as s3://BUCKET/runs"),
+    (
+        "--storage-path s3://me:s3cret@bucket/x",
+        "error: storage_path holds a key, but must not: give it in the",
+    ),
     ("--max-failures -1", "max_failures is -1, but must be at least 0"),
     ("--resume runs/x --num-samples 0", "num_samples is 0, but must be at least 1"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -16,10 +17,20 @@ from unittest import mock
 
 import ray
 from ray._private import ray_constants
-from ray._private.services import canonicalize_bootstrap_address
+from ray._private.authentication import authentication_token_setup
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import find_bootstrap_address
+from ray._private.utils import get_dashboard_dependency_error
+
+from tune_mnist import autoscaler
+from tune_mnist.autoscaler import pending_nodes as pending_nodes
 
 ADDRESS_TIMEOUT_SECONDS = 10.0
 """Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
+
+UNCOUNTED_SLOTS = 8
+"""Trials at a time where an autoscaler may start nodes whose number it does not tell: enough to ask for some,
+few enough for the sampler to learn from the first ones."""
 
 TRIAL_ENVIRONMENT = {
     # glibc gives freed memory back to the kernel and gets it again zeroed: 500 to 2,800 page faults a
@@ -35,6 +46,22 @@ class ClusterError(RuntimeError):
     """There is no such cluster, or it can't give what a trial asks for."""
 
 
+class TokenError(ClusterError):
+    """The cluster wants a token, and has been given none or another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """The cluster that is used."""
+
+    embedded: bool
+    "Whether it was started for this search, on this machine, and ends with it."
+    address: str
+    "HOST:PORT of its head."
+    dashboard: str | None
+    "HOST:PORT of its dashboard."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What one trial gets, and how many trials fit at a time."""
@@ -42,44 +69,46 @@ class Resources:
     cpus: float
     gpus: float
     slots: int
+    "On a cluster that autoscales, with the nodes that it may start; else it would never start one."
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Join the cluster at ``address`` (or RAY_ADDRESS), or start one on this machine, for a block.
+def connected(address: str | None, *, dashboard: bool = False) -> Iterator[Connection]:
+    """Join a Ray cluster, or start one on this machine, for a block.
 
-    Where Ray is running in this process already, that one is used and left running.
+    Where Ray is running in this process already, that one is used and left running. Else it is the cluster
+    at ``address`` or RAY_ADDRESS (HOST:PORT, auto, or local); with neither, the one that this machine belongs
+    to by `ray start` or `ray up`; with none that answers, one of our own, on loopback only. That of another
+    search is never joined.
+
+    Args:
+        address: where the cluster's head is.
+        dashboard: whether a cluster of our own has Ray's dashboard, on 127.0.0.1.
 
     Raises:
-        ClusterError: within 15 seconds, if nothing answers.
+        ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token, or the
+            dashboard is not installed.
     """
     if ray.is_initialized():
-        yield
+        yield Connection(embedded=False, address=ray.get_runtime_context().gcs_address, dashboard=None)
         return
-    address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": TRIAL_ENVIRONMENT},
-    }
-    if address and address != "local":
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        address = _running_here() or "local"
+    elif address != "local":
         address = _find(address)
         _check_answers(address)
-        try:
-            ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
-    else:
-        # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
-        with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
-            # Room for the data set once; Ray's own choice is a third of the memory.
-            ray.init(address="local", include_dashboard=False, object_store_memory=2**30, **common)
+    context = _start(dashboard) if address == "local" else _join(address)
     # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
     with mock.patch.object(ray._private.worker, "print_to_stdstream", _log_message):
         try:
-            yield
+            yield Connection(
+                embedded=address == "local",
+                address=context.address_info["gcs_address"],
+                dashboard=context.dashboard_url or None,
+            )
         finally:
             ray.shutdown()
 
@@ -89,25 +118,29 @@ def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -
 
     Args:
         cpus: CPU cores asked for a trial.
-        gpus: GPUs asked for a trial; None takes 0.5 where the cluster has GPUs, else 0.
+        gpus: GPUs asked for a trial; None takes 0.5 where the cluster has or may start GPUs, else 0.
         max_concurrent: most trials at a time; None takes the number of slots.
 
     Raises:
-        ClusterError: if no node can ever hold a trial. Ray alone would wait for ever.
+        ClusterError: if no node can ever hold a trial. Ray alone would wait for ever. It takes seconds, but
+            up to ``autoscaler.PROBE_SECONDS`` where the autoscaler does not tell what it can't start.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+    scaler = autoscaler.find()
+    if scaler:
+        sizes += [(kind.cpus, kind.gpus) for kind in scaler.node_types]
     if gpus is None:
-        gpus = 0.5 if any(node.get("GPU", 0) for node in nodes) else 0.0
-    slots = sum(count_slots(node.get("CPU", 0.0), node.get("GPU", 0.0), cpus, gpus) for node in nodes)
+        gpus = 0.5 if any(node_gpus for _, node_gpus in sizes) else 0.0
+    slots = sum(count_slots(*size, cpus, gpus) for size in sizes[: len(nodes)])
+    if scaler:
+        heads = [size for size, node in zip(sizes, nodes, strict=False) if "node:__internal_head__" in node]
+        on_head = sum(count_slots(*size, cpus, gpus) for size in heads)
+        slots = max(slots, on_head + _slots_to_come(scaler, cpus, gpus))
+        if scaler.uncounted and (slots or autoscaler.can_start(cpus, gpus)):
+            slots = max(slots, max_concurrent or UNCOUNTED_SLOTS)
     if slots == 0:
-        most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
-        with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= min(gpus, most_gpus)]
-        most_cpus = max((node.get("CPU", 0.0) for node in with_gpus), default=0.0)
-        cure = f"--gpus-per-trial {most_gpus:g}" if gpus > most_gpus else f"--cpus-per-trial {most_cpus:g}"
-        raise ClusterError(
-            f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but no node has more than {most_cpus:g} CPU "
-            f"and {most_gpus:g} GPU: use {cure}"
-        )
+        raise ClusterError(_refusal(cpus, gpus, sizes, scaler))
     return Resources(cpus=cpus, gpus=gpus, slots=min(slots, max_concurrent or slots))
 
 
@@ -120,17 +153,101 @@ def count_slots(node_cpus: float, node_gpus: float, cpus: float, gpus: float) ->
     return min(by_cpu, int(by_gpu))
 
 
+def _slots_to_come(scaler: autoscaler.Autoscaler, cpus: float, gpus: float) -> int:
+    """Count the trials that fit on the workers that the autoscaler may have, the roomiest first."""
+    total, left = 0, scaler.max_workers
+    sizes = [(count_slots(kind.cpus, kind.gpus, cpus, gpus), kind.max_workers) for kind in scaler.node_types]
+    for slots, max_workers in sorted(sizes, reverse=True):
+        total += slots * min(max_workers, left)
+        left -= min(max_workers, left)
+    return total
+
+
+def _refusal(
+    cpus: float, gpus: float, sizes: list[tuple[float, float]], scaler: autoscaler.Autoscaler | None
+) -> str:
+    most_gpus = max((node_gpus for _, node_gpus in sizes), default=0.0)
+    most_cpus = max(
+        (node_cpus for node_cpus, node_gpus in sizes if node_gpus >= min(gpus, most_gpus)), default=0.0
+    )
+    cure = f"--gpus-per-trial {most_gpus:g}" if gpus > most_gpus else f"--cpus-per-trial {most_cpus:g}"
+    nodes = "no node, and none that the autoscaler may start," if scaler else "no node"
+    return (
+        f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but {nodes} has more than {most_cpus:g} CPU and "
+        f"{most_gpus:g} GPU: use {cure}"
+    )
+
+
+def _common() -> dict[str, Any]:
+    """Give what `ray.init` is told of a cluster of our own and of a joined one."""
+    # A job of `ray job submit` has a runtime environment already, and Ray refuses a variable set in both.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    taken = (job.get("runtime_env") or {}).get("env_vars") or {}
+    env_vars = {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}
+    return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": env_vars}}
+
+
+def _start(dashboard: bool) -> Any:
+    if dashboard and get_dashboard_dependency_error():
+        raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
+    # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
+    with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        # Room for the data set once; Ray's own choice is a third of the memory.
+        return ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=2**30,
+            **_common(),
+        )
+
+
+def _join(address: str) -> Any:
+    try:
+        return ray.init(address=address, **_common())
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
+
+
 def _find(address: str) -> str:
-    """Give the HOST:PORT that Ray means by auto: RAY_ADDRESS, or the newest cluster of this machine."""
+    """Give the HOST:PORT that is meant by auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
     if address != "auto":
         return address
-    try:
-        found = canonicalize_bootstrap_address("auto")
-    except ValueError as error:
-        raise ClusterError(f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but {error}") from error
-    if found is None:
+    found: str | None = find_bootstrap_address(None)
+    if not found:
         raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
+    _use_token_of_this_machine()
     return found
+
+
+def _running_here() -> str | None:
+    """Find the cluster that this machine belongs to.
+
+    The file that Ray asks is written by `ray start` and removed by `ray stop` only. So it never names the
+    cluster that another search has started for itself, and names a dead one after a crash.
+
+    Raises:
+        TokenError: if it wants a token that is not to be had here.
+    """
+    address: str | None = find_bootstrap_address(None)
+    if not address:
+        return None
+    _use_token_of_this_machine()
+    try:
+        _check_answers(address)
+    except TokenError:
+        raise
+    except ClusterError:
+        return None
+    return address
+
+
+def _use_token_of_this_machine() -> None:
+    """Turn tokens on where RAY_AUTH_MODE is unset and a token is at hand, as Ray does for address auto."""
+    with mock.patch.object(authentication_token_setup, "_warn_token_auth_enabled"):
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_answers(address: str) -> None:
@@ -150,7 +267,7 @@ def _check_answers(address: str) -> None:
         raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
     except subprocess.SubprocessError as error:
         if isinstance(error, subprocess.CalledProcessError) and b"InvalidAuthToken" in error.stderr:
-            raise ClusterError(
+            raise TokenError(
                 f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
             ) from error
         raise ClusterError(

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
+from tune_mnist.ledger import UNENDED
 from tune_mnist.progress import EndedTrial, Progress
 from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.search import JOURNAL
@@ -42,6 +43,7 @@ class SearchConsole:
         self.console = console or PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.started = time.monotonic()
         self.progress: Progress | None = None
+        self.waiting = ""
         self.live = Live(
             console=self.console, get_renderable=self._line, transient=True, refresh_per_second=2
         )
@@ -56,11 +58,22 @@ class SearchConsole:
         """Take the live line away."""
         self.live.stop()
 
+    def told(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text)
+
     def updated(self, progress: Progress) -> None:
         """Remember the counts for the next refresh."""
         if self.progress is None:
             self.started = time.monotonic()
+            if progress.resumed:
+                self.console.print(
+                    f"{progress.resumed} of {progress.num_samples} trials had ended; the others go on"
+                )
         self.progress = progress
+        if progress.waiting != self.waiting and not self.console.is_terminal:
+            self.console.print(progress.waiting or "the nodes are there")
+        self.waiting = progress.waiting
 
     def trial_ended(self, progress: Progress, trial: EndedTrial) -> None:
         """Print a line for the trial, where there is no live line to show it."""
@@ -105,7 +118,11 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     trials = trials_frame(outcome.grid)
     counts = trials["state"].value_counts()
     states = ", ".join(f"{counts.get(state, 0)} {state}" for state in ("COMPLETE", "PRUNED", "FAIL"))
+    if unended := counts.get(UNENDED, 0):
+        states += f", {unended} {UNENDED}"
     ended = "" if outcome.ended_by == FINISHED else f"; ended by {outcome.ended_by}"
+    if outcome.ended_by is None:
+        ended = "; it runs, or was killed"
     asked, took = outcome.settings.num_samples, duration(outcome.seconds)
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
     _print_best(console, trials)
@@ -194,7 +211,8 @@ def _print_best(console: Console, trials: pd.DataFrame) -> None:
 def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
     winner = outcome.winner
     if winner is None:
-        console.print("No trial got as far as a checkpoint, so there is no winner.")
+        why = "No trial got as far as a checkpoint" if outcome.ended_by else "The search has not ended"
+        console.print(f"{why}, so there is no winner.")
         return
     row = trials.iloc[0]
     if records(outcome.grid)[0].hand_set and row["epochs_trained"] and winner.number != 0:
@@ -212,7 +230,7 @@ def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> N
 
 
 def _print_failures(console: Console, outcome: Outcome) -> None:
-    failed = [record for record in records(outcome.grid) if record.error]
+    failed = [record for record in records(outcome.grid) if record.shown_state == "FAIL" and record.error]
     if failed:
         first = failed[0]
         where = f"{_short(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"

@@ -62,7 +62,7 @@ class TrialRecord:
     stopped_by: str | None = None
     "What closed the run before this trial had ended."
     error: str | None = None
-    "The first line of what it raised."
+    "The first line of what it raised last, or was lost of."
 
     @property
     def last(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Ledger:
         return state
 
     def raised(self, trial_id: str, error: str) -> None:
-        """Note what a trial raised."""
+        """Note what a trial raised, or was lost of."""
         self._write({"event": "error", "trial_id": trial_id, "error": error})
 
     def close(self, reason: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,11 @@ from ray.tune.experiment import Trial
 
 from tune_mnist.hyperparameters import METRIC
 from tune_mnist.ledger import CHECKPOINT_NAME, Ledger, TrialRecord
+
+LOOK_SECONDS = 2.0
+"""Shortest time between two looks at the cluster."""
+IDLE_SECONDS = 20.0
+"""Time without a running trial after which it is said what the trials wait for; a new process takes 10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,9 @@ class Progress:
 class Listener(Protocol):
     """Whoever wants to show a search while it runs."""
 
+    def told(self, text: str) -> None:
+        """Take notice of something worth a line."""
+
     def updated(self, progress: Progress) -> None:
         """Take notice that a count has changed."""
 
@@ -69,9 +78,19 @@ class ProgressCallback(Callback):
         ledger: Ledger,
         listener: Listener | None,
         check: Callable[[Progress], None],
+        pending_nodes: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Start from what the ledger has already; ``check`` may end the search."""
+        """Start from what the ledger has already.
+
+        Args:
+            progress: the counts to keep.
+            ledger: of the run.
+            listener: whom to tell.
+            check: called after each step; it may end the search.
+            pending_nodes: counts the nodes that the cluster is starting, by type.
+        """
         self.progress, self.ledger, self.listener, self.check = progress, ledger, listener, check
+        self.pending_nodes, self.look_due, self.idle_since = pending_nodes, 0.0, time.monotonic()
         progress.ended = [_ended(trial) for trial in ledger.trials.values() if trial.state]
         progress.resumed = len(progress.ended)
         self.seen = {trial.trial_id for trial in ledger.trials.values() if trial.state}
@@ -85,10 +104,23 @@ class ProgressCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Count the running trials and run the check."""
         running = sum(trial.status == Trial.RUNNING for trial in trials)
-        if running != self.progress.running:
-            self.progress.running = running
+        waiting = self._waiting(running, trials)
+        if (running, waiting) != (self.progress.running, self.progress.waiting):
+            self.progress.running, self.progress.waiting = running, waiting
             self._updated()
         self.check(self.progress)
+
+    def _waiting(self, running: int, trials: list[Trial]) -> str:
+        """Say what trials wait for, in words; "" where they don't."""
+        now = time.monotonic()
+        if now < self.look_due:
+            return self.progress.waiting
+        self.look_due = now + LOOK_SECONDS
+        if nodes := self.pending_nodes():
+            return "waiting for " + ", ".join(f"{n} nodes of type {name}" for name, n in nodes.items())
+        if running or not any(trial.status == Trial.PENDING for trial in trials):
+            self.idle_since = now
+        return "waiting for a node that has room" if now - self.idle_since > IDLE_SECONDS else ""
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

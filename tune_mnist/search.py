@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
 from tune_mnist.ledger import Ledger, TrialRecord, trial_state
 from tune_mnist.settings import Settings
@@ -51,11 +52,11 @@ class TruthfulOptunaSearch(OptunaSearch):
     """
 
     def __init__(
-        self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: Path
+        self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: RunFolder
     ) -> None:
-        """Create the study ``folder.name`` in ``folder/study.journal``; the blog's point goes first."""
+        """Create the study ``folder.name`` in its ``study.journal``; the blog's point goes first."""
         self._settings, self._ledger = settings, ledger
-        journal, fresh = folder / JOURNAL, folder / f".{JOURNAL}.new"
+        journal, fresh = folder.local / JOURNAL, folder.local / f".{JOURNAL}.new"
         for stale in (fresh, Path(f"{fresh}.lock"), Path(f"{journal}.lock")):  # a lock stops writers for 30 s
             stale.unlink(missing_ok=True)
         super().__init__(

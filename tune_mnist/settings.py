@@ -113,6 +113,10 @@ class Settings:
         )
         path = self.storage_path
         self._require("storage_path", path != "", "a folder or a URI such as s3://BUCKET/runs")
+        if re.match(r"\w+://[^/]*@", path):  # the value stays unsaid, here as in settings.json
+            raise ValueError(
+                "storage_path holds a key, but must not: give it in the environment or a profile"
+            )
         self._require("max_failures", self.max_failures >= 0, "at least 0")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

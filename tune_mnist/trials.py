@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 from ray.air.constants import (
@@ -18,6 +21,9 @@ from ray.train._internal.session import _TrainingResult
 from ray.train._internal.storage import StorageContext
 from ray.tune import Checkpoint, CheckpointConfig, ExperimentAnalysis
 from ray.tune import ResultGrid as ResultGrid
+from ray.tune import tune as tune_module
+from ray.tune.error import TuneError
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import SearchGenerator
@@ -33,24 +39,42 @@ CHECKPOINTS = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=METRIC,
 """Kept of a trial: the checkpoint with the highest accuracy and, as Ray always does, the newest."""
 
 
-class RetriedTrial(Trial):
-    """A trial that is tried again when its process or node is lost, but not when its own code raised."""
+class SteadfastController(TuneController):
+    """Ray Tune's loop, which tries a trial again when its process or node is lost, and only then.
 
-    own_error = False
-    "Whether its own code has raised: that would raise again."
-    error_line = ""
-    "The first line of what was raised."
+    Ray's own tries again after any error, but not where the loss comes while a trial is being started in the
+    process of an earlier one; such a trial it may even end without a word to the searcher.
+    """
 
-    def handle_error(self, exc: Any = None) -> None:
-        """Note whose error it is, and its first line."""
-        super().handle_error(exc)
-        cause = getattr(exc, "cause", None) or exc
-        self.own_error = isinstance(exc, RayTaskError) and not isinstance(cause, RayError)
-        self.error_line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    def _process_trial_failure(self, trial: Trial, exception: Any) -> None:
+        cause = getattr(exception, "cause", None) or exception
+        lost = not isinstance(exception, RayTaskError) or isinstance(cause, RayError)
+        if not lost:
+            trial.max_failures = 0  # its own code has raised, and would again
+        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        source: Any = self._search_alg
+        source.raised(trial.trial_id, line)
+        self._resetting_trials.discard(trial)
+        if trial.status == Trial.PENDING:
+            self._set_trial_status(trial, Trial.RUNNING)  # as Ray does where a new process is lost
+        super()._process_trial_failure(trial, exception)
 
-    def should_recover(self) -> bool:
-        """Tell Ray whether to try again."""
-        return not self.own_error and bool(super().should_recover())  # type: ignore[no-untyped-call]
+    def _on_trial_reset(self, trial: Trial, success: bool) -> None:
+        if success:
+            super()._on_trial_reset(trial, success)
+        else:
+            self._trial_task_failure(trial, TuneError("the process of an earlier trial could not be reused"))
+
+    def _set_trial_status(self, trial: Trial, status: str) -> None:
+        super()._set_trial_status(trial, status)
+        self._mark_trial_to_checkpoint(trial)  # or Ray's table may keep a lost trial as RUNNING
+
+
+@contextmanager
+def steadfast() -> Iterator[None]:
+    """Let `tune.run` use our controller, for a block."""
+    with mock.patch.object(tune_module, "TuneController", SteadfastController):
+        yield
 
 
 class TrialSource(SearchGenerator):
@@ -73,14 +97,9 @@ class TrialSource(SearchGenerator):
         """Tell whether all trials have been handed out."""
         return not self._recorded and bool(super().is_finished())
 
-    def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
-        """Ask the searcher for a trial."""
-        trial_id = Trial.generate_id()  # type: ignore[no-untyped-call]
-        config = self.searcher.suggest(trial_id)
-        if config is None:
-            return None
-        self._counter += 1
-        return self._trial(trial_id, config)
+    def raised(self, trial_id: str, error: str) -> None:
+        """Note the first line of what a trial raised, or what it was lost of."""
+        self._ledger.raised(trial_id, error)
 
     def has_checkpoint(self, dirpath: str) -> bool:
         """Tell Ray that it need not restore anything."""
@@ -89,24 +108,20 @@ class TrialSource(SearchGenerator):
     def save_to_dir(self, dirpath: str, session_str: str = "", **kwargs: Any) -> None:
         """Save nothing: the ledger has it all."""
 
-    def _trial(self, trial_id: str, config: dict[str, Any]) -> RetriedTrial:
+    def _restored(self, record: TrialRecord) -> Trial:
         assert self._experiment is not None  # Ray gives it before it asks for trials
         spec = self._experiment.spec
-        return RetriedTrial(
+        trial = Trial(
             spec["run"],
-            config={**spec["config"], **config},
-            trial_id=trial_id,
-            evaluated_params=config,
+            config=ray_config(record),
+            trial_id=record.trial_id,
+            evaluated_params=record.config,
             experiment_tag=str(self._counter),
-            placement_group_factory=spec.get("resources_per_trial"),
             checkpoint_config=spec["checkpoint_config"],
             trial_dirname_creator=spec["trial_dirname_creator"],
             max_failures=spec["max_failures"],
             storage=spec["storage"],
         )
-
-    def _restored(self, record: TrialRecord) -> RetriedTrial:
-        trial = self._trial(record.trial_id, ray_config(record))
         fill(trial, record, self._folder)
         if record.state is None:
             trial.set_status(Trial.PENDING)  # type: ignore[no-untyped-call]
@@ -185,11 +200,6 @@ class RecordCallback(JsonLoggerCallback):
         self._ledger.reported(trial.trial_id, result)
         self._write_new(trial)
         self._folder.push()
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note the first line of what a trial raised."""
-        super().on_trial_error(iteration, trials, trial, **info)
-        self._ledger.raised(trial.trial_id, getattr(trial, "error_line", "unknown"))
 
     def _write_new(self, trial: Trial) -> None:
         epochs, file = self._ledger.trials[trial.trial_id].epochs, self._trial_files[trial]

@@ -24,6 +24,7 @@ from tune_mnist.progress import Listener, Progress, ProgressCallback
 from tune_mnist.results import TRIALS_TABLE, write_tables
 from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch, rungs
 from tune_mnist.settings import ResumeRequest, Settings
+from tune_mnist.shared import check_shared
 from tune_mnist.spaces import load_space
 from tune_mnist.stop import TARGET, StopRequest
 from tune_mnist.trainable import train_trial
@@ -34,9 +35,10 @@ from tune_mnist.trials import (
     ResultGrid,
     TrialSource,
     load_grid,
+    steadfast,
     take_in_checkpoints,
 )
-from tune_mnist.winner import Winner, score_winner
+from tune_mnist.winner import Winner, read_winner, score_winner
 
 SETTINGS = "settings.json"
 """Name of the file in the run folder that has the settings, as they were resolved."""
@@ -58,7 +60,8 @@ class Outcome:
     settings: Settings
     folder: RunFolder
     grid: ResultGrid
-    ended_by: str
+    ended_by: str | None
+    "FINISHED, or what stopped it; None while it runs, or where it was killed."
     seconds: float
     "Wall time, that of earlier sessions included."
     winner: Winner | None
@@ -73,6 +76,7 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     Raises:
         InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space
             or folder, or a share that no node has.
+        FolderError: if the storage is lost on the way; the driver's own files are then on its disk.
         SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
     with ExitStack() as stack:
@@ -83,9 +87,14 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
             stack.enter_context(folder.locked())
             if folder.exists():
                 raise _name_is_taken(folder)
-            splits = _prepare(settings, stop, stack)
-            settings = _fit_to_cluster(settings)
-            _check_storage(settings, folder)
+            settings = _fit_to_cluster(settings, folder, stop, stack, listener)
+            splits = data.load_train_val(
+                settings.dataset,
+                settings.data_dir,
+                val_size=settings.val_size,
+                train_size=settings.train_size,
+                seed=settings.seed,
+            )
             folder.local.mkdir(exist_ok=folder.remote)
         (folder.local / SETTINGS).write_text(settings.to_json())
         ledger = Ledger.open(folder.local / LEDGER)
@@ -116,9 +125,14 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
                 return None
             stop = stack.enter_context(StopRequest(settings))
             stack.enter_context(folder.locked())
-            splits = _prepare(settings, stop, stack)
-            settings = _fit_to_cluster(settings)
-            _check_storage(settings, folder)
+            settings = _fit_to_cluster(settings, folder, stop, stack, listener)
+            splits = data.load_train_val(
+                settings.dataset,
+                settings.data_dir,
+                val_size=settings.val_size,
+                train_size=settings.train_size,
+                seed=settings.seed,
+            )
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
             space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
@@ -129,6 +143,24 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
         take_in_checkpoints(folder, ledger)
         ledger.end_what_was_over()
         return _search(settings, space, folder, ledger, splits, listener, stop, stack)
+
+
+def look(run: str) -> Outcome:
+    """Read what a run has come to so far, without changing anything: a folder or a URI.
+
+    Raises:
+        FolderError: if there is no such run.
+    """
+    folder = RunFolder(run)
+    ledger = folder.ledger()
+    return Outcome(
+        settings=_read_settings(folder),
+        folder=folder,
+        grid=load_grid(folder),
+        ended_by=ledger.closed_by,
+        seconds=ledger.seconds(),
+        winner=read_winner(folder),
+    )
 
 
 def _search(
@@ -143,15 +175,18 @@ def _search(
 ) -> Outcome:
     """Run the trials that the ledger lacks, from wherever it stands, and write down what came of it."""
     stack.enter_context(_ray_log(folder.local / RAY_LOG))
-    searcher = TruthfulOptunaSearch(settings, space, ledger, folder.local)
+    searcher = TruthfulOptunaSearch(settings, space, ledger, folder)
     folder.push(wait=True)
     stop.begin()
-    _run_trials(settings, splits, searcher, folder, ledger, listener, stop)
+    with steadfast():
+        _run_trials(settings, splits, searcher, folder, ledger, listener, stop)
     searcher.close(stop.reason or FINISHED)
+    folder.push(wait=True)
     grid = load_grid(folder)
     winner = score_winner(settings, grid, folder)
     write_tables(grid, folder.local)
     folder.push(wait=True)
+    stack.callback(folder.drop_working_copy)
     return Outcome(
         settings=settings,
         folder=folder,
@@ -213,31 +248,23 @@ def _check_numbers(folder: RunFolder, ledger: Ledger) -> None:
         raise FolderError(f"{folder.uri}/{LEDGER} has lost {ledger.lost_lines} lines, and with them a trial")
 
 
-def _prepare(settings: Settings, stop: StopRequest, stack: ExitStack) -> tuple[data.Split, data.Split]:
-    """Join or start the cluster, and load the data."""
+def _fit_to_cluster(
+    settings: Settings, folder: RunFolder, stop: StopRequest, stack: ExitStack, listener: Listener | None
+) -> Settings:
+    """Join or start the cluster; settle a trial's share and the number of trials at a time."""
     with stop.deferred():
-        stack.enter_context(cluster.connected(settings.address))
-    return data.load_train_val(
-        settings.dataset,
-        settings.data_dir,
-        val_size=settings.val_size,
-        train_size=settings.train_size,
-        seed=settings.seed,
-    )
-
-
-def _fit_to_cluster(settings: Settings) -> Settings:
-    """Settle a trial's share and the number of trials at a time."""
+        connection = stack.enter_context(cluster.connected(settings.address, dashboard=settings.dashboard))
+    if listener and connection.dashboard:
+        listener.told(f"Ray's dashboard: {connection.dashboard}")
     resources = cluster.fit_resources(
         settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
     )
-    if not settings.address and not resources.gpus:
-        resolve_precision(settings.precision, "cpu")
+    if connection.embedded:
+        if not resources.gpus:
+            resolve_precision(settings.precision, "cpu")
+    elif not folder.remote:
+        check_shared(folder.local.parent)
     return dataclasses.replace(settings, gpus_per_trial=resources.gpus, max_concurrent_trials=resources.slots)
-
-
-def _check_storage(settings: Settings, folder: RunFolder) -> None:
-    """See that all nodes of the cluster can reach the folder of the runs."""
 
 
 def _run_trials(
@@ -284,7 +311,7 @@ def _run_trials(
         verbose=0,
         callbacks=[
             RecordCallback(folder, ledger),
-            ProgressCallback(progress, ledger, listener, stop.check),
+            ProgressCallback(progress, ledger, listener, stop.check, cluster.pending_nodes),
             TBXLoggerCallback(),  # type: ignore[no-untyped-call]
         ],
     )

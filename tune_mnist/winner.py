@@ -49,7 +49,7 @@ def score_winner(settings: Settings, grid: ResultGrid, folder: RunFolder) -> Win
     if not kept:
         return None
     accuracy, epoch, best, saved = max(kept, key=lambda one: one[0])  # of equals, the first trial
-    before = _read_winner(folder)
+    before = read_winner(folder)
     if before and (before.trial_id, before.epoch) == (best.trial_id, epoch):
         return before
     hyperparameters = Hyperparameters(**best.config)
@@ -77,8 +77,8 @@ def score_winner(settings: Settings, grid: ResultGrid, folder: RunFolder) -> Win
     return winner
 
 
-def _read_winner(folder: RunFolder) -> Winner | None:
-    """Read best/ as an earlier session has left it, None where it is not whole."""
+def read_winner(folder: RunFolder) -> Winner | None:
+    """Read best/ as a session has left it, None where it is not whole."""
     contents = [folder.read(f"{BEST}/{name}.json") for name in ("metrics", "hyperparameters")]
     if None in contents:
         return None

@@ -82,7 +82,17 @@ def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, num
     name = f"round{number:03d}"
     run_dir = folder / name
     flags = ["--address", arena.address, "--data-dir", data_dir]
-    start = [*TUNE, *flags, "--name", name, "--storage-path", str(folder), "--num-samples", str(TRIALS), *SMALL]
+    start = [
+        *TUNE,
+        *flags,
+        "--name",
+        name,
+        "--storage-path",
+        str(folder),
+        "--num-samples",
+        str(TRIALS),
+        *SMALL,
+    ]
     start += ["--seed", str(number), "--checkpoint-seconds", rng.choice(["0", "30"])]
     start += ["--sampler", rng.choice(["tpe", "random", "qmc"]), "--max-failures", "9"]
     resume = [*TUNE, *flags, "--resume", str(run_dir)]

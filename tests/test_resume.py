@@ -1,0 +1,167 @@
+"""Runs of the real script that are ended by anything, and gone on with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pyarrow.fs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.conftest import SMALL, Runner
+from tests.invariants import check, fingerprint
+from tune_mnist import results
+from tune_mnist.folder import RunFolder
+
+SAVE_ALL = [*SMALL, "--checkpoint-seconds", "0"]
+
+
+def epochs_in(ledger: Path) -> int:
+    return ledger.read_bytes().count(b'"event": "epoch"') if ledger.exists() else 0
+
+
+def wait_for_epochs(count: int, ledger: Path, process: "subprocess.Popen[str]") -> None:
+    while epochs_in(ledger) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
+
+
+def resume(runner: Runner, run: str, *flags: str) -> str:
+    code, out, err = runner.run("--resume", run, *flags)
+    assert (code, err) == (0, ""), out + err
+    return out
+
+
+def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runner: Runner) -> None:
+    run_dir, moved = runner.folder / "runs" / "killed", runner.folder / "elsewhere" / "moved"
+    process = runner.start("--num-samples", "6", "--name", "killed", *SAVE_ALL)
+    wait_for_epochs(5, run_dir / "ledger.jsonl", process)
+    kill(process)
+    before = results.load(run_dir)  # a killed run can be read as it is
+    states = results.trials_frame(before)["state"].tolist()
+    assert "RUNNING" in states or len(states) < 6
+    with (run_dir / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"event": "epoch", "trial_id": "')  # what a kill can leave
+    moved.parent.mkdir()
+    run_dir.rename(moved)
+
+    out = resume(runner, "elsewhere/moved")
+    assert "6 of 6 trials" in out
+    assert check(moved, 6)["sessions"] == 2
+    after = results.epochs_frame(results.load(moved))
+    kept = results.epochs_frame(before).merge(after, on=["trial_id", "epoch"])
+    assert kept["accuracy_x"].tolist() == kept["accuracy_y"].tolist() and len(kept) >= 5
+
+    left = fingerprint(moved)
+    assert "has finished" in resume(runner, "elsewhere/moved")
+    assert fingerprint(moved) == left
+
+    out = resume(runner, "elsewhere/moved", "--num-samples", "8")
+    assert "8 of 8 trials" in out and len(re.findall(r"^ +\d/8 trial ", out, re.MULTILINE)) == 2
+    check(moved, 8)
+
+
+def test_a_stopped_search_goes_on(runner: Runner) -> None:
+    run_dir = runner.folder / "runs" / "stopped"
+    process = runner.start("--num-samples", "14", "--name", "stopped", "--time-budget", "1h", *SAVE_ALL)
+    wait_for_epochs(3, run_dir / "ledger.jsonl", process)
+    code, _, err = runner.run("--resume", "runs/stopped")
+    assert code == 2 and re.search(r"runs/stopped is being run by another process: end it first\n$", err)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "ended by SIGINT" in out
+    assert json.loads((run_dir / "settings.json").read_text())["time_budget"] == 3600
+    resume(runner, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
+    assert check(run_dir, 14)["sessions"] == 2
+    settings = json.loads((run_dir / "settings.json").read_text())
+    assert (settings["time_budget"], settings["max_concurrent_trials"]) == (1800, 1)
+
+
+def trial_processes(runner: Runner) -> list[int]:
+    """The processes in which trials run; of all that Ray starts, they alone have this title."""
+    listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    ours = set(runner.processes())
+    return [int(pid) for pid, ppid, title in rows if "ImplicitFunc" in title and int(ppid) in ours]
+
+
+def test_a_lost_process_costs_at_most_what_was_not_saved(runner: Runner) -> None:
+    run_dir = runner.folder / "runs" / "lost"
+    process = runner.start("--num-samples", "4", "--name", "lost", *SAVE_ALL)
+    killed = 0
+    for epochs in (1, 4):
+        wait_for_epochs(epochs, run_dir / "ledger.jsonl", process)
+        for pid in trial_processes(runner)[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, ""), out
+    assert killed and "0 FAIL" in out
+    check(run_dir, 4)
+
+
+def test_without_retries_a_lost_process_fails_its_trial_alone(runner: Runner) -> None:
+    run_dir = runner.folder / "runs" / "unretried"
+    process = runner.start("--num-samples", "3", "--name", "unretried", "--max-failures", "0", *SAVE_ALL)
+    wait_for_epochs(1, run_dir / "ledger.jsonl", process)
+    os.kill(trial_processes(runner)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, ""), out
+    assert "1 FAIL" in out and "1 failed; the first error: " in out
+    check(run_dir, 3)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: Runner) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setitem(runner.environment, name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket/runs"
+    server.stop()
+
+
+@pytest.mark.parametrize("driver_disk", ["kept", "lost"])
+def test_a_search_in_a_bucket_goes_on(driver_disk: str, bucket: str, runner: Runner, tmp_path: Path) -> None:
+    name = f"s3-{driver_disk}"
+    uri = f"{bucket}/{name}"
+    copy = RunFolder(uri).local
+    process = runner.start("--num-samples", "4", "--name", name, "--storage-path", bucket, *SAVE_ALL)
+    wait_for_epochs(4, copy / "ledger.jsonl", process)
+    kill(process)
+    assert not (runner.folder / "s3:").exists()
+    if driver_disk == "lost":
+        for file in copy.iterdir():
+            file.unlink()
+        copy.rmdir()
+    known = len(results.load(uri))
+    out = resume(runner, uri)
+    assert "4 of 4 trials" in out and f"Run folder: {uri}" in out
+    assert not copy.exists()  # the bucket has it all
+    here = tmp_path / name
+    pyarrow.fs.copy_files(uri, str(here))
+    found = check(here, 4)
+    assert found["sessions"] == 2 and known >= 1
+    grid = results.load(uri)
+    assert results.trials_frame(grid)["state"].isin(["COMPLETE", "PRUNED"]).all()
+    assert "has finished" in resume(runner, uri)
