@@ -1,5 +1,6 @@
 """One trial, against a stand-in for Ray: what it reports and writes, how it goes on, what it leaves."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from ray import tune
 
 from tests.test_training import TRAIN, VALIDATION
 from tune_mnist import trainable
+from tune_mnist.folder import CHECKPOINT, REPORTS
 from tune_mnist.hyperparameters import OPTUNA_NUMBER, Hyperparameters
-from tune_mnist.training import DivergedError
+from tune_mnist.training import DeviceMemoryError, DivergedError
 
 CONFIG = {"lr": 0.005, "momentum": 0.9, "optimizer": "sgd", "epochs": 3, OPTUNA_NUMBER: 7}
 
@@ -105,13 +107,17 @@ def test_a_trial_that_was_killed_goes_on_as_if_it_had_not_been(
         run(killed, monkeypatch)
     resumed = run(FakeTune(tmp_path / "resumed", resume_from=killed.checkpoints[1]), monkeypatch)
     assert outcomes(resumed) == outcomes(whole)[1:]
+    for epoch, checkpoint in resumed.checkpoints.items():  # each tells all that was reported up to it
+        reports = json.loads((checkpoint / REPORTS).read_text())
+        assert [r["epoch"] for r in reports] == list(range(1, epoch + 1))
+        assert [r["accuracy"] for r in reports] == [r["accuracy"] for r in whole.reports[:epoch]]
 
 
 def test_a_checkpoint_holds_plain_state_and_loads_with_weights_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = run(FakeTune(tmp_path), monkeypatch)
-    state = torch.load(fake.checkpoints[3] / trainable.CHECKPOINT, weights_only=True)
+    state = torch.load(fake.checkpoints[3] / CHECKPOINT, weights_only=True)
     assert set(state) == {"model", "optimizer", "epoch", "random_states"} and state["epoch"] == 3
 
 
@@ -147,6 +153,30 @@ def test_a_gpu_trial_without_a_gpu_fails_and_never_trains(
     with pytest.raises(RuntimeError, match="sees no CUDA device"):
         run(fake, monkeypatch, device="cuda")
     assert fake.reports == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "share", "cure"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 0.25, "--gpus-per-trial 0.5"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), 0.5, "--gpus-per-trial 1"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "a space with smaller batch_size"),
+    ],
+)
+def test_a_gpu_without_memory_is_said_in_one_sentence_with_the_share_to_ask_for(
+    raised: RuntimeError, share: float, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*arguments: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(trainable, "fit", fit)
+    with pytest.raises(DeviceMemoryError) as error:
+        run(FakeTune(tmp_path), monkeypatch, gpus=share)
+    text = "the GPU has no memory left for this trial, whose share is"
+    assert str(error.value) == f"{text} {share:g}: ask for {cure}"
+    monkeypatch.setattr(trainable, "fit", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(FakeTune(tmp_path), monkeypatch, gpus=share)
 
 
 def test_shared_memory_is_not_written_and_no_warning_is_shown(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
+import re
 import threading
 import time
 import zipfile
@@ -150,6 +150,15 @@ class RunFolder:
         elif time.monotonic() >= self._push_due and self._pushing.acquire(blocking=False):
             threading.Thread(target=self._push_in_thread, name="push", daemon=True).start()
 
+    def push_ledger(self) -> None:
+        """Copy the ledger into the bucket now. Where that fails, the next copy tries again."""
+        if self.remote:
+            with self._pushing:
+                try:
+                    self._copy(self.local / LEDGER)
+                except OSError as error:
+                    self.push_error = _first_line(error)
+
     def drop_working_copy(self) -> None:
         """Remove the working copy of a run that has ended and is in the bucket whole."""
         if self.remote:
@@ -176,28 +185,21 @@ class RunFolder:
             path.unlink(missing_ok=True)  # before the release: who waits for it gets none, not a stale one
             lock.release()
 
-    def checkpoints(self, directory: str) -> list[SavedCheckpoint]:
-        """List the checkpoints of a trial's folder, the newest last."""
-        selector = fs.FileSelector(f"{self.path}/{directory}", allow_not_found=True)
+    def checkpoints(self) -> dict[str, list[SavedCheckpoint]]:
+        """List the checkpoints by trial folder, each list with the newest last."""
+        found: dict[str, list[SavedCheckpoint]] = {}
         with self._errors():
-            found = [info for info in self.fs.get_file_info(selector) if info.type == fs.FileType.Directory]
-            names = sorted(info.base_name for info in found if info.base_name.startswith("checkpoint_"))
-            return [
-                SavedCheckpoint(
-                    path=f"{self.path}/{directory}/{name}",
-                    name=name,
-                    whole=self._is_whole(f"{self.path}/{directory}/{name}/{CHECKPOINT}"),
-                )
-                for name in names
-            ]
-
-    def _is_whole(self, path: str) -> bool:
-        """Tell whether a file of torch's is complete: a zip, whose directory is written last."""
-        try:
-            with self.fs.open_input_file(path) as file:
-                return zipfile.is_zipfile(file if self.remote else io.BytesIO(file.readall()))
-        except (OSError, ValueError):
-            return False
+            selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+            infos = self.fs.get_file_info(selector)
+        files = {info.path: info.size for info in infos if info.type == fs.FileType.File}
+        for info in sorted(infos, key=lambda info: info.base_name):
+            trial, _, name = info.path.removeprefix(f"{self.path}/").partition("/")
+            if info.type == fs.FileType.Directory and re.fullmatch(r"checkpoint_\d+", name):
+                file = f"{info.path}/{CHECKPOINT}"
+                # An object of a bucket is there whole or not at all; a zip's directory is written last.
+                whole = bool(files.get(file)) and (self.remote or zipfile.is_zipfile(file))
+                found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
+        return found
 
     def _push_in_thread(self) -> None:
         started = time.monotonic()
@@ -213,14 +215,17 @@ class RunFolder:
 
     def _copy_changed(self) -> None:
         for file in sorted(self.local.rglob("*")):
-            name = file.relative_to(self.local).as_posix()
             with suppress(FileNotFoundError):  # a temporary file that is gone again
-                status = file.stat()
-                stamp = status.st_mtime_ns, status.st_size
-                if file.is_file() and self._pushed.get(name) != stamp:
-                    with self.fs.open_output_stream(f"{self.path}/{name}") as out:
-                        out.write(file.read_bytes())
-                    self._pushed[name] = stamp
+                if file.is_file():
+                    self._copy(file)
+
+    def _copy(self, file: Path) -> None:
+        status, name = file.stat(), file.relative_to(self.local).as_posix()
+        stamp = status.st_mtime_ns, status.st_size
+        if self._pushed.get(name) != stamp:
+            with self.fs.open_output_stream(f"{self.path}/{name}") as out:
+                out.write(file.read_bytes())
+            self._pushed[name] = stamp
 
     @contextmanager
     def _errors(self, rule: str = "must be storage that can be read and written") -> Iterator[None]:

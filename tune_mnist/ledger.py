@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,10 +186,15 @@ class Ledger:
         """Note why the session is over."""
         self._write({"event": "close", "reason": reason}, durable=True)
 
-    def end_what_was_over(self) -> None:
-        """Note the end of the trials that had trained all, or been told to stop, when the driver died."""
+    def end_what_was_over(self, stopped: Collection[str] = ()) -> None:
+        """Note the end of the trials that had trained all, or been told to stop, when the driver died.
+
+        Args:
+            stopped: ids of trials that the scheduler stops, going by the reports so far.
+        """
         for trial in self.unended():
-            if trial.last.get("done") or trial.epoch >= trial.epochs_planned:
+            over = trial.trial_id in stopped or trial.last.get("done") or trial.epoch >= trial.epochs_planned
+            if over:
                 self.ended(trial.trial_id, failed=False)
 
     def unended(self) -> list[TrialRecord]:

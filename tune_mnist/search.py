@@ -55,7 +55,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: RunFolder
     ) -> None:
         """Create the study ``folder.name`` in its ``study.journal``; the blog's point goes first."""
-        self._settings, self._ledger = settings, ledger
+        self._settings, self._ledger, self._folder = settings, ledger, folder
         journal, fresh = folder.local / JOURNAL, folder.local / f".{JOURNAL}.new"
         for stale in (fresh, Path(f"{fresh}.lock"), Path(f"{journal}.lock")):  # a lock stops writers for 30 s
             stale.unlink(missing_ok=True)
@@ -99,6 +99,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         self._ledger.suggested(
             trial_id, trial.number, parameters, config, hand_set=HAND_SET in trial.user_attrs
         )
+        self._folder.push_ledger()  # before the trial starts: its files shall not be of a trial unknown
         return {**config, OPTUNA_NUMBER: trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

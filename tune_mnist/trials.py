@@ -83,6 +83,7 @@ class TrialSource(SearchGenerator):
     def __init__(self, searcher: TruthfulOptunaSearch, folder: RunFolder, ledger: Ledger) -> None:
         super().__init__(searcher)
         self._folder, self._ledger = folder, ledger
+        self._checkpoints = folder.checkpoints() if ledger.trials else {}
         self._recorded = sorted(ledger.trials.values(), key=lambda trial: trial.number)
 
     def next_trial(self) -> Trial | None:
@@ -122,32 +123,32 @@ class TrialSource(SearchGenerator):
             max_failures=spec["max_failures"],
             storage=spec["storage"],
         )
-        fill(trial, record, self._folder)
+        fill(trial, record, self._folder, self._checkpoints.get(record.directory, []))
         if record.state is None:
-            trial.set_status(Trial.PENDING)  # type: ignore[no-untyped-call]
+            trial.set_status(Trial.PENDING)
         return trial
 
 
-def kept_checkpoints(record: TrialRecord, folder: RunFolder) -> list[tuple[SavedCheckpoint, dict[str, Any]]]:
-    """List the whole checkpoints of a trial that the ledger knows, each with its report, the newest last."""
+def kept_checkpoints(
+    record: TrialRecord, saved: list[SavedCheckpoint]
+) -> list[tuple[SavedCheckpoint, dict[str, Any]]]:
+    """List the whole ones of a trial's checkpoints that the ledger knows, each with its report."""
     reports = {epoch[CHECKPOINT_NAME]: epoch for epoch in record.saved}
-    found = folder.checkpoints(record.directory) if reports else []
-    return [(saved, reports[saved.name]) for saved in found if saved.whole and saved.name in reports]
+    return [(one, reports[one.name]) for one in saved if one.whole and one.name in reports]
 
 
-def fill(trial: Trial, record: TrialRecord, folder: RunFolder) -> None:
+def fill(trial: Trial, record: TrialRecord, folder: RunFolder, saved: list[SavedCheckpoint]) -> None:
     """Bring a Ray trial to where the ledger has it: folder, checkpoints, last report, status."""
     run: Any = trial.run_metadata  # Any: Ray's attributes are set to None first, which is all that mypy sees
     storage: Any = trial.storage
     raw: Any = trial
     raw.relative_logdir = storage.trial_dir_name = record.directory
-    kept = kept_checkpoints(record, folder)
-    for saved, report in kept:
-        checkpoint = Checkpoint(path=saved.path, filesystem=folder.fs)
+    for one, report in kept_checkpoints(record, saved):
+        checkpoint = Checkpoint(path=one.path, filesystem=folder.fs)
         metrics = {**report, "trial_id": record.trial_id, "config": trial.config}
         run.checkpoint_manager.register_checkpoint(_TrainingResult(checkpoint=checkpoint, metrics=metrics))
-    if kept:
-        storage.current_checkpoint_index = max(saved.index for saved, _ in kept)
+    if saved:
+        storage.current_checkpoint_index = saved[-1].index
     if record.epochs:
         run.last_result = {**record.last, "trial_id": record.trial_id, "config": trial.config}
     raw.set_status(Trial.ERROR if record.state == "FAIL" else Trial.TERMINATED)
@@ -161,8 +162,9 @@ def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
 
     A checkpoint can be ahead of the ledger: a worker saves it before the driver hears of it.
     """
+    found = folder.checkpoints()
     for trial in ledger.unended():
-        for saved in folder.checkpoints(trial.directory):
+        for saved in found.get(trial.directory, []):
             content = folder.read(f"{trial.directory}/{saved.name}/{REPORTS}")
             if not (saved.whole and content):
                 folder.fs.delete_dir(saved.path)
@@ -223,7 +225,7 @@ class LedgerAnalysis(ExperimentAnalysis):
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
         self.default_metric, self.default_mode = METRIC, MODE
-        self.folder, self.ledger = folder, ledger
+        self.folder, self.ledger, self.checkpoints = folder, ledger, folder.checkpoints()
         self._fs, self._experiment_fs_path = folder.fs, folder.path
         self._experiment_json_fs_path = f"{folder.path}/{LEDGER}"
         records = sorted(ledger.trials.values(), key=lambda record: record.number)
@@ -240,7 +242,7 @@ class LedgerAnalysis(ExperimentAnalysis):
             checkpoint_config=CheckpointConfig(),  # it keeps all: a limit would delete files of the run
             stub=True,
         )
-        fill(trial, record, self.folder)
+        fill(trial, record, self.folder, self.checkpoints.get(record.directory, []))
         if record.shown_state == UNENDED:
             trial.set_status(Trial.RUNNING)  # type: ignore[no-untyped-call]
         return trial
@@ -262,7 +264,20 @@ def load_grid(path: str | Path | RunFolder) -> ResultGrid:
 
 def records(grid: ResultGrid) -> list[TrialRecord]:
     """Give what the ledger says of each trial of a grid from `load_grid`, in the order of the study."""
+    return sorted(_analysis(grid).ledger.trials.values(), key=lambda record: record.number)
+
+
+def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, dict[str, Any]]]:
+    """List the checkpoints of such a grid, each with its trial and its report, in the order of the study."""
+    found = _analysis(grid).checkpoints
+    return [
+        (record, *one)
+        for record in records(grid)
+        for one in kept_checkpoints(record, found.get(record.directory, []))
+    ]
+
+
+def _analysis(grid: ResultGrid) -> LedgerAnalysis:
     analysis = grid._experiment_analysis
     assert isinstance(analysis, LedgerAnalysis), "this grid was not read by load_grid"
-    ledger = analysis.ledger
-    return sorted(ledger.trials.values(), key=lambda record: record.number)
+    return analysis

@@ -141,7 +141,7 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
         (folder.local / SETTINGS).write_text(settings.to_json())
         ledger.begin(ledger.distributions)
         take_in_checkpoints(folder, ledger)
-        ledger.end_what_was_over()
+        ledger.end_what_was_over(SteadfastASHA(settings, ledger).stopped)
         return _search(settings, space, folder, ledger, splits, listener, stop, stack)
 
 

@@ -14,7 +14,7 @@ from tune_mnist.folder import CHECKPOINT, RunFolder
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
 from tune_mnist.settings import Settings
 from tune_mnist.training import score_checkpoint
-from tune_mnist.trials import ResultGrid, kept_checkpoints, records
+from tune_mnist.trials import ResultGrid, saved_epochs
 
 BEST = "best"
 """Name of the winner's folder in the run folder."""
@@ -40,15 +40,11 @@ def score_winner(settings: Settings, grid: ResultGrid, folder: RunFolder) -> Win
 
     Where the winner of an earlier session is still the winner, the test set is left alone.
     """
-    kept = [
-        (report[METRIC], report[TIME_ATTR], trial, saved)
-        for trial in records(grid)
-        if trial.shown_state != "FAIL"
-        for saved, report in kept_checkpoints(trial, folder)
-    ]
+    kept = [one for one in saved_epochs(grid) if one[0].shown_state != "FAIL"]
     if not kept:
         return None
-    accuracy, epoch, best, saved = max(kept, key=lambda one: one[0])  # of equals, the first trial
+    best, saved, report = max(kept, key=lambda one: float(one[2][METRIC]))  # of equals, the first trial
+    accuracy, epoch = report[METRIC], report[TIME_ATTR]
     before = read_winner(folder)
     if before and (before.trial_id, before.epoch) == (best.trial_id, epoch):
         return before

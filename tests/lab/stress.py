@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,8 @@ def command_of(process: psutil.Process) -> str:
 
 
 def kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, number: int) -> dict[str, Any]:
@@ -184,7 +183,7 @@ def main() -> int:
     for row in broken:
         print(row["round"], row["broken"])
     ray.shutdown()
-    arena.cluster.shutdown()
+    arena.cluster.shutdown()  # type: ignore[no-untyped-call]
     return 1 if broken else 0
 
 
