@@ -36,6 +36,14 @@ def test_the_search_commands_parse() -> None:
         parse_settings(shlex.split(command)[2:], description="")
 
 
+def test_what_is_submitted_to_a_cluster_is_a_script_with_flags_that_parse() -> None:
+    commands = [shlex.split(line, comments=True) for line in COMMANDS if line.startswith("ray submit")]
+    assert {command[2] for command in commands} == {"cluster.yaml", "cluster-onprem.yaml"}
+    for command in commands:
+        assert (ROOT / command[2]).is_file() and (ROOT / command[3]).is_file()
+        parse_settings(command[4:], description="")
+
+
 def test_the_make_commands_are_targets_and_pass_flags_that_parse() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = [shlex.split(line, comments=True) for line in COMMANDS if line.startswith("make ")]

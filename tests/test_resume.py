@@ -19,6 +19,7 @@ from tests.invariants import check, fingerprint
 from tune_mnist import results
 from tune_mnist.folder import RunFolder
 
+SECRET = "k3y-that-no-file-may-hold"
 SAVE_ALL = [*SMALL, "--checkpoint-seconds", "0"]
 
 
@@ -129,7 +130,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: Runner) -> I
     host, port = server.get_host_and_port()
     environment = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
+        **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), SECRET),
         "AWS_DEFAULT_REGION": "us-east-1",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
@@ -162,6 +163,7 @@ def test_a_search_in_a_bucket_goes_on(driver_disk: str, bucket: str, runner: Run
     pyarrow.fs.copy_files(uri, str(here))
     found = check(here, 4)
     assert found["sessions"] == 2 and known >= 1
+    assert not [file for file in here.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
     grid = results.load(uri)
     assert results.trials_frame(grid)["state"].isin(["COMPLETE", "PRUNED"]).all()
     assert "has finished" in resume(runner, uri)

@@ -132,6 +132,16 @@ def test_settings_are_written_and_at_most_two_checkpoints_a_trial_kept(
         assert 1 <= len(list(folder.glob("checkpoint_*"))) <= 2
 
 
+def test_the_run_folder_holds_no_token(finished: tuple[Path, str, str]) -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if not token.exists():
+        pytest.skip("Ray has made no token for this user")
+    secret = token.read_bytes().strip()
+    assert secret and not [
+        file for file in finished[0].rglob("*") if file.is_file() and secret in file.read_bytes()
+    ]
+
+
 def test_results_are_the_same_in_reused_and_in_fresh_processes(runner: Runner) -> None:
     frames = []
     for flags in (["--name", "reused"], ["--name", "fresh", "--fresh-actors"]):

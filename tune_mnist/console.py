@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
-from tune_mnist.ledger import UNENDED
+from tune_mnist.ledger import LEDGER, UNENDED
 from tune_mnist.progress import EndedTrial, Progress
 from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.search import JOURNAL
-from tune_mnist.trials import records
+from tune_mnist.trials import lost_lines, records
 from tune_mnist.tuner import FINISHED, Outcome
 
 
@@ -125,6 +125,8 @@ def print_summary(console: Console, outcome: Outcome) -> None:
         ended = "; it runs, or was killed"
     asked, took = outcome.settings.num_samples, duration(outcome.seconds)
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
+    if lost := lost_lines(outcome.grid):
+        console.print(f"{LEDGER} has {lost} lines that can't be read; what they said is lost")
     _print_best(console, trials)
     trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
     cut = trials[trials["state"] == "PRUNED"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import threading
 import time
 import zipfile
@@ -124,6 +125,20 @@ class RunFolder:
             raise FolderError(f"{self.uri} is not the folder of a run: it has no {LEDGER}")
         return Ledger.parse(content)
 
+    @contextmanager
+    def created(self) -> Iterator[Path]:
+        """Make the folder when a block ends, with what it has written into the one given: all or nothing.
+
+        Raises:
+            OSError: if it can't be made; FileExistsError, if another run with this name has started since.
+        """
+        fresh = self.local.with_name(f".{self.local.name}.new")
+        for stale in (fresh, *([self.local] if self.remote else [])):  # left by a kill before the first copy
+            shutil.rmtree(stale, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        fresh.rename(self.local)
+
     def pull(self) -> None:
         """Bring the working copy up to what the bucket knows; what only the copy knows is kept."""
         if not self.remote:
@@ -162,7 +177,7 @@ class RunFolder:
     def drop_working_copy(self) -> None:
         """Remove the working copy of a run that has ended and is in the bucket whole."""
         if self.remote:
-            fs.LocalFileSystem().delete_dir(self.local.as_posix())
+            shutil.rmtree(self.local)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

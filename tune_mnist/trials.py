@@ -277,6 +277,11 @@ def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, d
     ]
 
 
+def lost_lines(grid: ResultGrid) -> int:
+    """Count the lines of the ledger that could not be read."""
+    return _analysis(grid).ledger.lost_lines
+
+
 def _analysis(grid: ResultGrid) -> LedgerAnalysis:
     analysis = grid._experiment_analysis
     assert isinstance(analysis, LedgerAnalysis), "this grid was not read by load_grid"

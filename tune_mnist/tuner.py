@@ -87,19 +87,16 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
             stack.enter_context(folder.locked())
             if folder.exists():
                 raise _name_is_taken(folder)
-            settings = _fit_to_cluster(settings, folder, stop, stack, listener)
-            splits = data.load_train_val(
-                settings.dataset,
-                settings.data_dir,
-                val_size=settings.val_size,
-                train_size=settings.train_size,
-                seed=settings.seed,
-            )
-            folder.local.mkdir(exist_ok=folder.remote)
-        (folder.local / SETTINGS).write_text(settings.to_json())
+            settings, slots = _fit_to_cluster(settings, folder, stop, stack, listener)
+            splits = _load(settings)
+            with folder.created() as beginning:
+                (beginning / SETTINGS).write_text(settings.to_json())
+                Ledger.open(beginning / LEDGER).begin(
+                    {name: distribution_to_json(one) for name, one in space.items()}
+                )
         ledger = Ledger.open(folder.local / LEDGER)
-        ledger.begin({name: distribution_to_json(one) for name, one in space.items()})
-        return _search(settings, space, folder, ledger, splits, listener, stop, stack)
+        settings = dataclasses.replace(settings, max_concurrent_trials=slots)
+        return _search(_Session(settings, space, folder, ledger, splits, listener, stop), stack)
 
 
 def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome | None:
@@ -125,24 +122,19 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
                 return None
             stop = stack.enter_context(StopRequest(settings))
             stack.enter_context(folder.locked())
-            settings = _fit_to_cluster(settings, folder, stop, stack, listener)
-            splits = data.load_train_val(
-                settings.dataset,
-                settings.data_dir,
-                val_size=settings.val_size,
-                train_size=settings.train_size,
-                seed=settings.seed,
-            )
+            settings, slots = _fit_to_cluster(settings, folder, stop, stack, listener)
+            splits = _load(settings)
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
             space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
             _check_numbers(folder, ledger)
         (folder.local / TRIALS_TABLE).unlink(missing_ok=True)  # a run that has it has ended
         (folder.local / SETTINGS).write_text(settings.to_json())
+        settings = dataclasses.replace(settings, max_concurrent_trials=slots)
         ledger.begin(ledger.distributions)
         take_in_checkpoints(folder, ledger)
         ledger.end_what_was_over(SteadfastASHA(settings, ledger).stopped)
-        return _search(settings, space, folder, ledger, splits, listener, stop, stack)
+        return _search(_Session(settings, space, folder, ledger, splits, listener, stop), stack)
 
 
 def look(run: str) -> Outcome:
@@ -163,23 +155,28 @@ def look(run: str) -> Outcome:
     )
 
 
-def _search(
-    settings: Settings,
-    space: dict[str, BaseDistribution],
-    folder: RunFolder,
-    ledger: Ledger,
-    splits: tuple[data.Split, data.Split],
-    listener: Listener | None,
-    stop: StopRequest,
-    stack: ExitStack,
-) -> Outcome:
+@dataclass(frozen=True)
+class _Session:
+    """What a search needs, new or resumed, once all of it is known to be there."""
+
+    settings: Settings
+    space: dict[str, BaseDistribution]
+    folder: RunFolder
+    ledger: Ledger
+    splits: tuple[data.Split, data.Split]
+    listener: Listener | None
+    stop: StopRequest
+
+
+def _search(session: _Session, stack: ExitStack) -> Outcome:
     """Run the trials that the ledger lacks, from wherever it stands, and write down what came of it."""
+    settings, folder, ledger, stop = session.settings, session.folder, session.ledger, session.stop
     stack.enter_context(_ray_log(folder.local / RAY_LOG))
-    searcher = TruthfulOptunaSearch(settings, space, ledger, folder)
+    searcher = TruthfulOptunaSearch(settings, session.space, ledger, folder)
     folder.push(wait=True)
     stop.begin()
     with steadfast():
-        _run_trials(settings, splits, searcher, folder, ledger, listener, stop)
+        _run_trials(session, searcher)
     searcher.close(stop.reason or FINISHED)
     folder.push(wait=True)
     grid = load_grid(folder)
@@ -250,8 +247,8 @@ def _check_numbers(folder: RunFolder, ledger: Ledger) -> None:
 
 def _fit_to_cluster(
     settings: Settings, folder: RunFolder, stop: StopRequest, stack: ExitStack, listener: Listener | None
-) -> Settings:
-    """Join or start the cluster; settle a trial's share and the number of trials at a time."""
+) -> tuple[Settings, int]:
+    """Join or start the cluster; settle a trial's share, and find the number of trials at a time."""
     with stop.deferred():
         connection = stack.enter_context(cluster.connected(settings.address, dashboard=settings.dashboard))
     if listener and connection.dashboard:
@@ -264,20 +261,24 @@ def _fit_to_cluster(
             resolve_precision(settings.precision, "cpu")
     elif not folder.remote:
         check_shared(folder.local.parent)
-    return dataclasses.replace(settings, gpus_per_trial=resources.gpus, max_concurrent_trials=resources.slots)
+    # The number is not kept with the settings: where it was not asked for, a resume takes what fits then.
+    return dataclasses.replace(settings, gpus_per_trial=resources.gpus), resources.slots
 
 
-def _run_trials(
-    settings: Settings,
-    splits: tuple[data.Split, data.Split],
-    searcher: TruthfulOptunaSearch,
-    folder: RunFolder,
-    ledger: Ledger,
-    listener: Listener | None,
-    stop: StopRequest,
-) -> None:
+def _load(settings: Settings) -> tuple[data.Split, data.Split]:
+    return data.load_train_val(
+        settings.dataset,
+        settings.data_dir,
+        val_size=settings.val_size,
+        train_size=settings.train_size,
+        seed=settings.seed,
+    )
+
+
+def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
     """Let Ray Tune run the trials."""
-    train, validation = splits
+    settings, folder, ledger = session.settings, session.folder, session.ledger
+    train, validation = session.splits
     trainable = tune.with_parameters(
         train_trial,
         train=train.arrays(),
@@ -311,7 +312,7 @@ def _run_trials(
         verbose=0,
         callbacks=[
             RecordCallback(folder, ledger),
-            ProgressCallback(progress, ledger, listener, stop.check, cluster.pending_nodes),
+            ProgressCallback(progress, ledger, session.listener, session.stop.check, cluster.pending_nodes),
             TBXLoggerCallback(),  # type: ignore[no-untyped-call]
         ],
     )
