@@ -4,6 +4,7 @@ import io
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from tests.conftest import Runner
 from tune_mnist import results
 from tune_mnist.console import SearchConsole, describe, duration, exit_code
 from tune_mnist.folder import RunFolder
-from tune_mnist.progress import EndedTrial, Progress
+from tune_mnist.ledger import Ledger
+from tune_mnist.progress import EndedTrial, Progress, ProgressCallback
 from tune_mnist.settings import Settings
 from tune_mnist.tuner import FINISHED, Outcome
 
@@ -53,6 +55,34 @@ def test_the_live_line_counts() -> None:
     assert live_line(progress).endswith(" · waiting for 2 nodes of type gpu")
     assert live_line(None, seconds=3) == "starting Ray, reading the data ... 3 s"
     assert "scoring the winner" in live_line(Progress(num_samples=1, ended=[ended(0, "COMPLETE")]))
+
+
+def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    nodes: dict[str, int] = {}
+    progress, out = Progress(num_samples=3), io.StringIO()
+    console = SearchConsole(Console(file=out))
+    callback = ProgressCallback(progress, Ledger(), console, lambda progress: None, lambda: nodes)
+    pending: Any = SimpleNamespace(status="PENDING")
+    running: Any = SimpleNamespace(status="RUNNING")
+    said = []
+    for seconds, trials, coming in [
+        (1, [pending], {}),  # Ray is starting a process
+        (5, [pending], {"gpu": 2, "cpu": 1}),
+        (5, [pending, running], {}),
+        (25, [pending], {}),
+        (5, [pending, running], {}),
+    ]:
+        now += seconds
+        nodes = coming
+        callback.on_step_end(0, trials)
+        said.append(progress.waiting)
+    assert said == [
+        *("", "waiting for 2 nodes of type gpu, 1 node of type cpu", ""),
+        *("waiting for a node that has room", ""),
+    ]
+    assert out.getvalue().splitlines() == [said[1], "the nodes are there", said[3], "the nodes are there"]
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,8 @@ class RunFolder:
         status, name = file.stat(), file.relative_to(self.local).as_posix()
         stamp = status.st_mtime_ns, status.st_size
         if self._pushed.get(name) != stamp:
+            if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
+                self.fs.create_dir(PurePosixPath(f"{self.path}/{name}").parent.as_posix())
             with self.fs.open_output_stream(f"{self.path}/{name}") as out:
                 out.write(file.read_bytes())
             self._pushed[name] = stamp

@@ -117,7 +117,8 @@ class ProgressCallback(Callback):
             return self.progress.waiting
         self.look_due = now + LOOK_SECONDS
         if nodes := self.pending_nodes():
-            return "waiting for " + ", ".join(f"{n} nodes of type {name}" for name, n in nodes.items())
+            words = [f"{n} node{'s' * (n > 1)} of type {name}" for name, n in nodes.items()]
+            return f"waiting for {', '.join(words)}"
         if running or not any(trial.status == Trial.PENDING for trial in trials):
             self.idle_since = now
         return "waiting for a node that has room" if now - self.idle_since > IDLE_SECONDS else ""

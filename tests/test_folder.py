@@ -1,0 +1,174 @@
+"""The run folder, on a disk and behind a URI, and what its checkpoints tell a resume."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tune_mnist import trials
+from tune_mnist.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
+from tune_mnist.ledger import LEDGER, Ledger
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A folder behind a URI, as a bucket is, but with its objects to be looked at in tmp_path."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return RunFolder((tmp_path / "bucket" / "run").as_uri())
+
+
+def created(folder: RunFolder, content: str = "one\n") -> RunFolder:
+    with folder.created() as fresh:
+        (fresh / LEDGER).write_text(content)
+    return folder
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), folder.created() as fresh:
+        (fresh / LEDGER).write_text("half")
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    assert created(folder).exists() and folder.read(LEDGER) == b"one\n"
+    assert folder.read("nothing") is None
+
+
+def test_what_a_kill_has_left_of_a_run_that_reached_no_bucket_is_not_taken_for_a_new_one(
+    remote: RunFolder,
+) -> None:
+    created(remote, "old\n")
+    assert not remote.exists()
+    assert (created(remote).local / LEDGER).read_text() == "one\n"
+
+
+def test_changes_of_the_working_copy_reach_the_bucket(remote: RunFolder, tmp_path: Path) -> None:
+    created(remote).push(wait=True)
+    there = tmp_path / "bucket" / "run" / LEDGER
+    assert there.read_text() == "one\n"
+    (remote.local / "best").mkdir()
+    (remote.local / "best" / "model.pt").write_text("weights")
+    stamp = there.stat().st_mtime_ns
+    remote.push(wait=True)
+    assert (there.parent / "best" / "model.pt").read_text() == "weights"
+    assert there.stat().st_mtime_ns == stamp  # unchanged, so not copied again
+    (remote.local / LEDGER).write_text("one\ntwo\n")
+    remote.push_ledger()
+    assert there.read_text() == "one\ntwo\n"
+    remote.drop_working_copy()
+    assert not remote.local.exists() and remote.exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "kept"),
+    [
+        ("one\ntwo\n", "one\n", "one\ntwo\n"),  # killed before its last lines were copied
+        ("one\ntw", "one\n", "one\ntw"),
+        ("one\n", "one\ntwo\n", "one\ntwo\n"),  # gone on with elsewhere meanwhile
+        ("one\nother\n", "one\ntwo\n", "one\ntwo\n"),
+        (None, "one\n", "one\n"),
+    ],
+)
+def test_of_two_ledgers_the_one_that_continues_the_other_is_kept(
+    here: str | None, there: str, kept: str, remote: RunFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    (tmp_path / "bucket" / "run" / LEDGER).write_text(there)
+    if here is not None:
+        created(remote, here)
+    remote.pull()
+    assert (remote.local / LEDGER).read_text() == kept
+
+
+def test_a_run_is_of_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = created(RunFolder(tmp_path / "run"))
+    with (
+        folder.locked(),
+        pytest.raises(FolderError, match="run is being run by another process"),
+        RunFolder(folder.uri).locked(),
+    ):
+        pass
+    with RunFolder(folder.uri).locked():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("uri", ["foo://bucket/run", "s3://user@:/run"])
+def test_a_uri_that_is_none_is_said_in_one_line(uri: str) -> None:
+    with pytest.raises(FolderError, match="can't be used as storage") as error:
+        RunFolder(uri)
+    assert "\n" not in str(error.value)
+
+
+def report(epoch: int, checkpoint: str | None = None) -> dict[str, Any]:
+    return {"epoch": epoch, "accuracy": epoch / 10, "checkpoint_dir_name": checkpoint}
+
+
+def save(trial: Path, index: int, epochs: int) -> Path:
+    """A checkpoint as a trial writes it."""
+    folder = trial / f"checkpoint_{index:06d}"
+    folder.mkdir(parents=True)
+    torch.save({"epoch": epochs}, folder / CHECKPOINT)
+    reports = [{"epoch": epoch, "accuracy": epoch / 10} for epoch in range(1, epochs + 1)]
+    (folder / REPORTS).write_text(json.dumps(reports))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[RunFolder, Ledger, Path]:
+    """A run with one trial of 9 epochs, of which the ledger knows two, and a checkpoint of the second."""
+    folder = created(RunFolder(tmp_path / "run"), "")
+    ledger = Ledger.open(folder.local / LEDGER)
+    ledger.begin({})
+    ledger.suggested("a", 0, {}, {"epochs": 9}, hand_set=False)
+    ledger.reported("a", report(1))
+    ledger.reported("a", report(2, "checkpoint_000000"))
+    trial = folder.local / ledger.trials["a"].directory
+    save(trial, 0, epochs=2)
+    return folder, ledger, trial
+
+
+def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(
+    run: tuple[RunFolder, Ledger, Path],
+) -> None:
+    folder, ledger, trial = run
+    save(trial, 1, epochs=4)
+    trials.take_in_checkpoints(folder, ledger)
+    epochs = ledger.trials["a"].epochs
+    assert [(one["epoch"], one["accuracy"]) for one in epochs] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert [one.get("checkpoint_dir_name") for one in epochs] == [
+        *(None, "checkpoint_000000", None, "checkpoint_000001")
+    ]
+
+
+@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS])
+def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
+    torn: str, run: tuple[RunFolder, Ledger, Path]
+) -> None:
+    folder, ledger, trial = run
+    newest = save(trial, 1, epochs=4)
+    if torn == CHECKPOINT:
+        (newest / torn).write_bytes((newest / torn).read_bytes()[:-30])
+    else:
+        (newest / torn).unlink()
+    trials.take_in_checkpoints(folder, ledger)
+    assert ledger.trials["a"].epoch == 2 and not newest.exists()
+    found = folder.checkpoints()[trial.name]
+    assert [(one.name, one.whole) for one in found] == [("checkpoint_000000", True)]
+
+
+def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Path]) -> None:
+    folder, ledger, trial = run
+    for index in (1, 2, 3):
+        save(trial, index, epochs=index + 2)
+        ledger.reported("a", report(index + 2, f"checkpoint_{index:06d}"))
+    grid = trials.load_grid(folder.uri)
+    assert len(list(trial.glob("checkpoint_*"))) == 4
+    assert [one[1].index for one in trials.saved_epochs(grid)] == [0, 1, 2, 3]
+    assert grid[0].checkpoint is not None and grid[0].checkpoint.path.endswith("checkpoint_000003")
+    assert grid[0].metrics is not None and grid[0].metrics["epoch"] == 5
+    assert grid[0].metrics_dataframe is not None
+    assert grid[0].metrics_dataframe["accuracy"].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert not (folder.local / ".validate_storage_marker").exists()
