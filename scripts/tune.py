@@ -35,7 +35,7 @@ def main() -> int:
             return 2
         except FolderError as error:
             console.live.stop()
-            print(f"tune.py: error: {error}; what was not copied there yet is kept here", file=sys.stderr)
+            print(f"tune.py: error: {error}", file=sys.stderr)
             return 1
     if outcome is None:
         console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")

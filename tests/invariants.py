@@ -21,7 +21,7 @@ from tune_mnist import results
 
 
 def check(run_dir: Path, num_samples: int) -> dict[str, int]:
-    """Check points 1 to 5 of a finished run; point 6 is `unchanged_by`.
+    """Check points 1 to 5 of a finished run; point 6 is for `fingerprint`.
 
     Returns:
         What there was to be seen: trials, epochs, sessions, and restarts from a checkpoint.

@@ -60,22 +60,22 @@ def test_the_live_line_counts() -> None:
 def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    nodes: dict[str, int] = {}
+    words = ""
     progress, out = Progress(num_samples=3), io.StringIO()
     console = SearchConsole(Console(file=out))
-    callback = ProgressCallback(progress, Ledger(), console, lambda progress: None, lambda: nodes)
+    callback = ProgressCallback(progress, Ledger(), console, lambda progress: None, lambda: words)
     pending: Any = SimpleNamespace(status="PENDING")
     running: Any = SimpleNamespace(status="RUNNING")
     said = []
     for seconds, trials, coming in [
-        (1, [pending], {}),  # Ray is starting a process
-        (5, [pending], {"gpu": 2, "cpu": 1}),
-        (5, [pending, running], {}),
-        (25, [pending], {}),
-        (5, [pending, running], {}),
+        (1, [pending], ""),  # Ray is starting a process
+        (5, [pending], "waiting for 2 nodes of type gpu, 1 node of type cpu"),
+        (5, [pending, running], ""),
+        (25, [pending], ""),
+        (5, [pending, running], ""),
     ]:
         now += seconds
-        nodes = coming
+        words = coming
         callback.on_step_end(0, trials)
         said.append(progress.waiting)
     assert said == [

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import pytest
 import torch
 
 from tune_mnist import trials
 from tune_mnist.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
+from tune_mnist.grid import load_grid, saved_epochs
 from tune_mnist.ledger import LEDGER, Ledger
 
 
@@ -16,7 +18,9 @@ from tune_mnist.ledger import LEDGER, Ledger
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A folder behind a URI, as a bucket is, but with its objects to be looked at in tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return RunFolder((tmp_path / "bucket" / "run").as_uri())
+    folder = RunFolder("mock:///run")  # pyarrow's file system in memory, of which each URI is a new one
+    folder.fs, folder.path = pyarrow.fs.LocalFileSystem(), str(tmp_path / "bucket" / "run")
+    return folder
 
 
 def created(folder: RunFolder, content: str = "one\n") -> RunFolder:
@@ -95,9 +99,11 @@ def test_a_run_is_of_one_process_at_a_time(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("uri", ["foo://bucket/run", "s3://user@:/run"])
+@pytest.mark.parametrize(
+    "uri", ["foo://bucket/run", "s3://user@:/run", "s3://bucket/runs?endpoint_override=x/run"]
+)
 def test_a_uri_that_is_none_is_said_in_one_line(uri: str) -> None:
-    with pytest.raises(FolderError, match="can't be used as storage") as error:
+    with pytest.raises(FolderError, match=r"can't be used as storage|AWS_ENDPOINT_URL") as error:
         RunFolder(uri)
     assert "\n" not in str(error.value)
 
@@ -111,7 +117,7 @@ def save(trial: Path, index: int, epochs: int) -> Path:
     folder = trial / f"checkpoint_{index:06d}"
     folder.mkdir(parents=True)
     torch.save({"epoch": epochs}, folder / CHECKPOINT)
-    reports = [{"epoch": epoch, "accuracy": epoch / 10} for epoch in range(1, epochs + 1)]
+    reports = [{"epoch": epoch, "accuracy": epoch / 10, "timestamp": epoch} for epoch in range(1, epochs + 1)]
     (folder / REPORTS).write_text(json.dumps(reports))
     return folder
 
@@ -143,16 +149,16 @@ def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(
     ]
 
 
-@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS])
+@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS, "gone"])
 def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
     torn: str, run: tuple[RunFolder, Ledger, Path]
 ) -> None:
     folder, ledger, trial = run
     newest = save(trial, 1, epochs=4)
-    if torn == CHECKPOINT:
-        (newest / torn).write_bytes((newest / torn).read_bytes()[:-30])
+    if torn == "gone":
+        (newest / REPORTS).unlink()
     else:
-        (newest / torn).unlink()
+        (newest / torn).write_bytes((newest / torn).read_bytes()[:-30])
     trials.take_in_checkpoints(folder, ledger)
     assert ledger.trials["a"].epoch == 2 and not newest.exists()
     found = folder.checkpoints()[trial.name]
@@ -164,11 +170,34 @@ def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Pa
     for index in (1, 2, 3):
         save(trial, index, epochs=index + 2)
         ledger.reported("a", report(index + 2, f"checkpoint_{index:06d}"))
-    grid = trials.load_grid(folder.uri)
+    grid = load_grid(folder.uri)
     assert len(list(trial.glob("checkpoint_*"))) == 4
-    assert [one[1].index for one in trials.saved_epochs(grid)] == [0, 1, 2, 3]
+    assert [one[1].index for one in saved_epochs(grid)] == [0, 1, 2, 3]
     assert grid[0].checkpoint is not None and grid[0].checkpoint.path.endswith("checkpoint_000003")
     assert grid[0].metrics is not None and grid[0].metrics["epoch"] == 5
     assert grid[0].metrics_dataframe is not None
     assert grid[0].metrics_dataframe["accuracy"].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert not (folder.local / ".validate_storage_marker").exists()
+
+
+def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: tuple[RunFolder, Ledger, Path]) -> None:
+    """Of two trials in turns, as the scheduler had judged them."""
+    folder, ledger, _ = run
+    ledger.suggested("b", 1, {}, {"epochs": 9}, hand_set=False)
+    for name, times in (("a", (1, 2, 5, 9)), ("b", (3, 7, 8))):
+        checkpoint = save(folder.local / ledger.trials[name].directory, 1, epochs=len(times))
+        reports = json.loads((checkpoint / REPORTS).read_text())
+        stamped = [{**report, "timestamp": time} for report, time in zip(reports, times, strict=True)]
+        (checkpoint / REPORTS).write_text(json.dumps(stamped))
+    trials.take_in_checkpoints(folder, ledger)
+    assert ledger.order[2:] == [("b", 1), ("a", 3), ("b", 2), ("b", 3), ("a", 4)]
+
+
+def test_neither_links_nor_hidden_files_are_copied(remote: RunFolder, tmp_path: Path) -> None:
+    created(remote)
+    (remote.local / "study.journal.lock").symlink_to(remote.local / LEDGER)
+    (remote.local / ".half").touch()
+    remote.push(wait=True)
+    assert [path.name for path in (tmp_path / "bucket" / "run").iterdir()] == [LEDGER]
+    remote.remove(LEDGER)
+    assert not list((tmp_path / "bucket" / "run").iterdir())

@@ -26,22 +26,27 @@ HOUSE = {
     "trainable": {"hyperparameters", "data", "training", "folder"},
     "search": {"hyperparameters", "settings", "spaces", "ledger", "folder"},
     "trials": {"hyperparameters", "ledger", "folder", "search"},
-    "results": {"hyperparameters", "ledger", "trials"},
+    "grid": {"hyperparameters", "ledger", "folder", "trials"},
+    "results": {"hyperparameters", "ledger", "grid"},
+    "controller": {"trials"},
     "autoscaler": set(),
     "cluster": {"autoscaler"},
     "shared": {"autoscaler", "cluster"},
     "progress": {"hyperparameters", "ledger"},
     "stop": {"settings", "progress"},
-    "winner": {"hyperparameters", "settings", "data", "training", "folder", "trials"},
-    "tuner": {
-        *("hyperparameters", "settings", "spaces", "data", "training", "ledger", "folder", "trainable"),
-        *("search", "trials", "results", "cluster", "shared", "progress", "stop", "winner"),
+    "winner": {"hyperparameters", "settings", "data", "training", "folder", "grid"},
+    "preflight": {
+        *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },
-    "console": {"hyperparameters", "ledger", "progress", "search", "trials", "results", "tuner"},
+    "tuner": {
+        *("hyperparameters", "settings", "spaces", "data", "ledger", "folder", "trainable", "search"),
+        *("trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner", "preflight"),
+    },
+    "console": {"hyperparameters", "ledger", "progress", "search", "grid", "results", "tuner"},
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
-    *("stop", "results", "console"),
+    *("stop", "results", "preflight", "console"),
 }
 WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
 

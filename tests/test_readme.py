@@ -17,7 +17,7 @@ COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("   
 
 
 def test_nothing_is_left_to_be_filled_in() -> None:
-    assert "@@" not in README and "TODO" not in README
+    assert not re.findall(r"@@|TODO|\bLABTABLE\b|\bSTRESS\b", README)
 
 
 def test_the_training_command_runs(mnist_dir: Path) -> None:
@@ -64,6 +64,8 @@ def test_the_flags_and_their_defaults_are_the_settings() -> None:
     assert len(rows) >= 8
     for flags, default in rows:
         names = [flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", flags)]
+        if names == ["resume"]:
+            continue
         assert set(names) <= set(defaults)
         shown = default.replace("`", "").split(", ")
         for name, value in zip(names, shown, strict=False):

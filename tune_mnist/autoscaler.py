@@ -30,6 +30,8 @@ HEAD_SECONDS = 60.0
 PROBE_SECONDS = 600.0
 """Longest wait for a node of an autoscaler that names neither its node types nor what it refuses (v1 on
 Kubernetes): a GPU machine in a cloud takes minutes from the request to Ray."""
+LOCAL_PROBE_SECONDS = 60.0
+"""The same for machines of one's own, of which some have not joined: they are there, or won't come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class Autoscaler:
     uncounted: bool = False
     """Whether nodes may come of which neither share nor number is known: on Kubernetes no process on the
     head knows them, and the machines of provider `local` declare no resources."""
+    probe_seconds: float = 0.0
+    "Longest time that a node which is to start may take."
 
 
 def find() -> Autoscaler | None:
@@ -74,7 +78,7 @@ def find() -> Autoscaler | None:
         except RayError:  # the head has no tune_mnist, or no time
             found = None
     if found is None:
-        return Autoscaler(uncounted=True) if _runs_elsewhere() else None
+        return Autoscaler(uncounted=True, probe_seconds=PROBE_SECONDS) if _runs_elsewhere() else None
     if not found:
         return None
     return _from_config(found, workers=len(nodes) - 1)
@@ -94,7 +98,10 @@ def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
         while time.monotonic() < deadline:
             if group.wait(0.25):
                 return True
-            state = _state()
+            try:
+                state = _state()
+            except RayError:  # a busy head; it has until the deadline
+                continue
             if any(group.id.hex() in gang.details for gang in state.infeasible_gang_resource_requests):
                 return False
             asked_at = asked_at or state.autoscaler_state_version
@@ -144,8 +151,9 @@ def _read_monitor(gcs_address: str) -> dict[str, Any] | None:
         except OSError:
             return None
         # The rest has what is nobody's business here: keys, commands, paths.
-        wanted = ("available_node_types", "head_node_type", "max_workers")
+        wanted = ("available_node_types", "head_node_type", "max_workers", "provider")
         config = {key: config[key] for key in wanted if key in config}
+        config["provider"] = {"type": config.get("provider", {}).get("type")}
         for node_type in config.get("available_node_types", {}).values():
             node_type.pop("node_config", None)
         return config
@@ -165,7 +173,13 @@ def _from_config(config: dict[str, Any], workers: int) -> Autoscaler:
         elif resources and most > 0:
             cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
             node_types.append(NodeType(name=name, cpus=cpus, gpus=gpus, max_workers=most))
-    return Autoscaler(node_types=tuple(node_types), max_workers=max_workers, uncounted=uncounted)
+    local = config.get("provider", {}).get("type") == "local"
+    return Autoscaler(
+        node_types=tuple(node_types),
+        max_workers=max_workers,
+        uncounted=uncounted,
+        probe_seconds=LOCAL_PROBE_SECONDS if local else PROBE_SECONDS,
+    )
 
 
 def _runs_elsewhere() -> bool:

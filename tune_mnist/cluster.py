@@ -137,7 +137,7 @@ def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -
         heads = [size for size, node in zip(sizes, nodes, strict=False) if "node:__internal_head__" in node]
         on_head = sum(count_slots(*size, cpus, gpus) for size in heads)
         slots = max(slots, on_head + _slots_to_come(scaler, cpus, gpus))
-        if scaler.uncounted and (slots or autoscaler.can_start(cpus, gpus)):
+        if scaler.uncounted and (slots or autoscaler.can_start(cpus, gpus, scaler.probe_seconds)):
             slots = max(slots, max_concurrent or UNCOUNTED_SLOTS)
     if slots == 0:
         raise ClusterError(_refusal(cpus, gpus, sizes, scaler))

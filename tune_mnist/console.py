@@ -17,12 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tune_mnist.grid import lost_lines, records
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
 from tune_mnist.ledger import LEDGER, UNENDED
 from tune_mnist.progress import EndedTrial, Progress
 from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.search import JOURNAL
-from tune_mnist.trials import lost_lines, records
 from tune_mnist.tuner import FINISHED, Outcome
 
 

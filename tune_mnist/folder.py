@@ -66,8 +66,10 @@ class RunFolder:
         Raises:
             FolderError: for a URI that pyarrow does not know.
         """
-        text = str(uri)
+        text = str(uri).removeprefix("file://")
         self.remote = "://" in text
+        if self.remote and "?" in text:
+            raise FolderError(f"{text} has options, but must not: AWS_ENDPOINT_URL names another S3")
         if self.remote:
             self.uri = text.rstrip("/")
             try:
@@ -105,6 +107,13 @@ class RunFolder:
                 file.write(b"tune-mnist")
             self.fs.delete_file(probe)
 
+    def has(self, path: str) -> bool:
+        """Tell whether there is a file with something in it at a path of the file system."""
+        try:
+            return bool(self.fs.get_file_info(path).size)
+        except OSError:
+            return False
+
     def read(self, name: str) -> bytes | None:
         """Read a file of the run, None where it is not there."""
         with self._errors():
@@ -137,16 +146,46 @@ class RunFolder:
             shutil.rmtree(stale, ignore_errors=True)
         fresh.mkdir(parents=True)
         yield fresh
+        for file in fresh.iterdir():
+            _sync(file)
         fresh.rename(self.local)
 
     def pull(self) -> None:
         """Bring the working copy up to what the bucket knows; what only the copy knows is kept."""
         if not self.remote:
             return
-        self.local.mkdir(parents=True, exist_ok=True)
         theirs, mine = self.read(LEDGER) or b"", self.local / LEDGER
         if not mine.exists() or not mine.read_bytes().startswith(theirs):
+            shutil.rmtree(self.local, ignore_errors=True)  # another machine has gone on with the run
+            self.local.mkdir(parents=True)
             mine.write_bytes(theirs)
+
+    def write(self, name: str, text: str) -> None:
+        """Write one of the driver's files: after a kill or a power cut it is the old one or the new one."""
+        fresh = self.local / f".{name}.new"
+        fresh.write_text(text)
+        _sync(fresh)
+        fresh.replace(self.local / name)
+
+    def remove(self, name: str) -> None:
+        """Remove one of the driver's files, in the bucket too.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        (self.local / name).unlink(missing_ok=True)
+        if self.remote:
+            with self._errors(), suppress(FileNotFoundError):
+                self.fs.delete_file(f"{self.path}/{name}")
+
+    def remove_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
+        """Remove a checkpoint.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        with self._errors():
+            self.fs.delete_dir(checkpoint.path)
 
     def push(self, *, wait: bool = False) -> None:
         """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
@@ -186,8 +225,7 @@ class RunFolder:
         Raises:
             FolderError: if one is at it.
         """
-        if self.remote:
-            self.local.mkdir(parents=True, exist_ok=True)
+        self.local.parent.mkdir(parents=True, exist_ok=True)
         path = self.local.parent / f".{self.local.name}.lock"
         lock = FileLock(path)
         try:
@@ -229,19 +267,20 @@ class RunFolder:
             self._pushing.release()
 
     def _copy_changed(self) -> None:
-        for file in sorted(self.local.rglob("*")):
-            with suppress(FileNotFoundError):  # a temporary file that is gone again
-                if file.is_file():
-                    self._copy(file)
+        # The ledger goes last: what has it is a run, and the other files of a run are there then.
+        for file in sorted(self.local.rglob("*"), key=lambda file: (file.name == LEDGER, file)):
+            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
+                self._copy(file)
 
     def _copy(self, file: Path) -> None:
         status, name = file.stat(), file.relative_to(self.local).as_posix()
         stamp = status.st_mtime_ns, status.st_size
         if self._pushed.get(name) != stamp:
+            content = file.read_bytes()
             if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
                 self.fs.create_dir(PurePosixPath(f"{self.path}/{name}").parent.as_posix())
             with self.fs.open_output_stream(f"{self.path}/{name}") as out:
-                out.write(file.read_bytes())
+                out.write(content)
             self._pushed[name] = stamp
 
     @contextmanager
@@ -252,6 +291,11 @@ class RunFolder:
             reason = error.strerror if error.strerror and not self.remote else _first_line(error)
             where = self.uri.rpartition("/")[0]
             raise FolderError(f"storage_path is {where}, but {rule} ({reason})") from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _first_line(error: BaseException) -> str:

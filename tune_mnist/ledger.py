@@ -118,6 +118,10 @@ class Ledger:
         self.closed_by: str | None = None
         "Why the last session was closed; None while it runs, or where it was killed."
         self.lost_lines = 0
+        self.lost_trials: set[str] = set()
+        "Ids of trials that lines speak of, but whose own line is lost."
+        self.failure: OSError | None = None
+        "Why a line could not be written: the search can't go on without."
 
     @classmethod
     def parse(cls, content: bytes) -> Ledger:
@@ -127,7 +131,7 @@ class Ledger:
         for line in lines[:-1]:
             try:
                 ledger._apply(json.loads(line))
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 ledger.lost_lines += 1
         return ledger
 
@@ -145,7 +149,7 @@ class Ledger:
 
     def begin(self, distributions: Mapping[str, str]) -> None:
         """Begin a session. Trials that an earlier one closed are unended again."""
-        self._write({"event": "session", "distributions": dict(distributions)})
+        self._write({"event": "session", "distributions": dict(distributions)}, durable=True)
 
     def suggested(
         self, trial_id: str, number: int, params: dict[str, Any], config: dict[str, Any], *, hand_set: bool
@@ -209,11 +213,15 @@ class Ledger:
         event["time"] = time.time()
         line = json.dumps(event).encode() + b"\n"
         if self.path is not None:
-            with self.path.open("ab") as file:
-                file.write(line)
-                if durable:  # what could not be had again after a power cut; an epoch can
-                    file.flush()
-                    os.fsync(file.fileno())
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+                    if durable:  # what could not be had again after a power cut; an epoch can
+                        file.flush()
+                        os.fsync(file.fileno())
+            except OSError as error:
+                self.failure = error
+                raise
         self._apply(json.loads(line))
 
     def _apply(self, event: dict[str, Any]) -> None:
@@ -225,6 +233,8 @@ class Ledger:
             for trial in self.trials.values():
                 trial.stopped_by = None
             return
+        if not self.sessions:  # its line is lost
+            self.sessions.append([now, now])
         self.sessions[-1][1] = now
         if kind == "trial":
             self.trials[event["trial_id"]] = TrialRecord(started=now, **event)
@@ -234,7 +244,10 @@ class Ledger:
             for trial in self.unended():
                 trial.stopped_by = event["reason"]
             return
-        trial = self.trials[event.pop("trial_id")]
+        trial_id = event.pop("trial_id")
+        if trial_id not in self.trials:
+            self.lost_trials.add(trial_id)
+        trial = self.trials[trial_id]
         if kind == "epoch":
             trial.epochs.append(event)
             trial.epochs.sort(key=lambda one: int(one[TIME_ATTR]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ class ProgressCallback(Callback):
         ledger: Ledger,
         listener: Listener | None,
         check: Callable[[Progress], None],
-        pending_nodes: Callable[[], Mapping[str, int]],
+        look: Callable[[], str],
     ) -> None:
         """Start from what the ledger has already.
 
@@ -87,19 +87,15 @@ class ProgressCallback(Callback):
             ledger: of the run.
             listener: whom to tell.
             check: called after each step; it may end the search.
-            pending_nodes: counts the nodes that the cluster is starting, by type.
+            look: says in words what the search waits for; "" where that is nothing.
         """
         self.progress, self.ledger, self.listener, self.check = progress, ledger, listener, check
-        self.pending_nodes, self.look_due, self.idle_since = pending_nodes, 0.0, time.monotonic()
+        self.look, self.look_due, self.idle_since = look, 0.0, time.monotonic()
         progress.ended = [_ended(trial) for trial in ledger.trials.values() if trial.state]
         progress.resumed = len(progress.ended)
         self.seen = {trial.trial_id for trial in ledger.trials.values() if trial.state}
         for trial in ledger.trials.values():
             self._count(trial, trial.epochs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Keep nothing: Ray pickles the callbacks into the run folder, and these belong to this process."""
-        return {}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Count the running trials and run the check."""
@@ -116,9 +112,8 @@ class ProgressCallback(Callback):
         if now < self.look_due:
             return self.progress.waiting
         self.look_due = now + LOOK_SECONDS
-        if nodes := self.pending_nodes():
-            words = [f"{n} node{'s' * (n > 1)} of type {name}" for name, n in nodes.items()]
-            return f"waiting for {', '.join(words)}"
+        if words := self.look():
+            return words
         if running or not any(trial.status == Trial.PENDING for trial in trials):
             self.idle_since = now
         return "waiting for a node that has room" if now - self.idle_since > IDLE_SECONDS else ""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from tune_mnist.grid import ResultGrid, records
+from tune_mnist.grid import load_grid as load
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
 from tune_mnist.ledger import TrialRecord
-from tune_mnist.trials import ResultGrid, records
-from tune_mnist.trials import load_grid as load
 
 __all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]
 

@@ -128,9 +128,6 @@ class TruthfulOptunaSearch(OptunaSearch):
             self._tell(trial.trial_id, trial_state(trial.epoch, trial.epochs_planned, failed=False))
         self._ledger.close(reason)
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Save nothing: Ray asks for it at every snapshot, and the ledger has it all."""
-
     def _tell(self, trial_id: str, state: str) -> None:
         last = self._ledger.trials[trial_id].last
         value = last[METRIC] if state == "COMPLETE" else None

@@ -79,10 +79,6 @@ class StopRequest:
         self.started = time.monotonic()
         self.deadline = self.started + self.budget if self.budget else None
 
-    def seconds(self) -> float:
-        """Wall time of the search so far."""
-        return time.monotonic() - (self.started or time.monotonic())
-
     def check(self, progress: Progress) -> None:
         """End the search when its target or its deadline is reached."""
         progress.deadline = self.deadline

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -17,31 +17,30 @@ from ray import tune
 from ray.tune.logger import TBXLoggerCallback
 
 from tune_mnist import cluster, data
+from tune_mnist.controller import steadfast
 from tune_mnist.folder import FolderError, RunFolder
+from tune_mnist.grid import ResultGrid, load_grid
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger, trial_directory
+from tune_mnist.preflight import (
+    SETTINGS,
+    check_readable,
+    fit_to_cluster,
+    load_splits,
+    name_is_taken,
+    name_run,
+    read_settings,
+)
 from tune_mnist.progress import Listener, Progress, ProgressCallback
 from tune_mnist.results import TRIALS_TABLE, write_tables
 from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch, rungs
 from tune_mnist.settings import ResumeRequest, Settings
-from tune_mnist.shared import check_shared
 from tune_mnist.spaces import load_space
 from tune_mnist.stop import TARGET, StopRequest
 from tune_mnist.trainable import train_trial
-from tune_mnist.training import resolve_precision
-from tune_mnist.trials import (
-    CHECKPOINTS,
-    RecordCallback,
-    ResultGrid,
-    TrialSource,
-    load_grid,
-    steadfast,
-    take_in_checkpoints,
-)
+from tune_mnist.trials import CHECKPOINTS, RecordCallback, TrialSource, take_in_checkpoints
 from tune_mnist.winner import Winner, read_winner, score_winner
 
-SETTINGS = "settings.json"
-"""Name of the file in the run folder that has the settings, as they were resolved."""
 RAY_LOG = "ray_tune.log"
 """Name of the file in the run folder that takes what Ray Tune would print."""
 
@@ -76,19 +75,19 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     Raises:
         InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space
             or folder, or a share that no node has.
-        FolderError: if the storage is lost on the way; the driver's own files are then on its disk.
+        FolderError: if the storage is lost on the way.
         SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(settings))
         with _input_errors():
             space = load_space(settings.space, settings.max_epochs)
-            settings, folder = _name_run(settings)
+            settings, folder = name_run(settings)
             stack.enter_context(folder.locked())
             if folder.exists():
-                raise _name_is_taken(folder)
-            settings, slots = _fit_to_cluster(settings, folder, stop, stack, listener)
-            splits = _load(settings)
+                raise name_is_taken(folder)
+            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
+            splits = load_splits(settings)
             with folder.created() as beginning:
                 (beginning / SETTINGS).write_text(settings.to_json())
                 Ledger.open(beginning / LEDGER).begin(
@@ -111,25 +110,28 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
     Raises:
         InputError: before anything is changed, if there is no such run, it is being run, or a change of its
             settings is not allowed or can't be met.
+        FolderError: as in ``run``.
         SystemExit: as in ``run``.
     """
     with ExitStack() as stack:
         with _input_errors():
             folder = RunFolder(request.run)
-            known = folder.ledger()  # the first look, which changes nothing
-            settings = request.settings_of(_read_settings(folder))
-            if _is_finished(folder, known, settings):
+            folder.ledger()  # or there is no run to lock
+            stack.enter_context(folder.locked())
+            known = folder.ledger()
+            check_readable(folder, known)
+            before = read_settings(folder)
+            settings = request.settings_of(before)
+            if _is_finished(folder, known, before, settings):
                 return None
             stop = stack.enter_context(StopRequest(settings))
-            stack.enter_context(folder.locked())
-            settings, slots = _fit_to_cluster(settings, folder, stop, stack, listener)
-            splits = _load(settings)
+            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
+            splits = load_splits(settings)
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
             space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
-            _check_numbers(folder, ledger)
-        (folder.local / TRIALS_TABLE).unlink(missing_ok=True)  # a run that has it has ended
-        (folder.local / SETTINGS).write_text(settings.to_json())
+        folder.remove(TRIALS_TABLE)  # a run that has it has ended
+        folder.write(SETTINGS, settings.to_json())
         settings = dataclasses.replace(settings, max_concurrent_trials=slots)
         ledger.begin(ledger.distributions)
         take_in_checkpoints(folder, ledger)
@@ -146,7 +148,7 @@ def look(run: str) -> Outcome:
     folder = RunFolder(run)
     ledger = folder.ledger()
     return Outcome(
-        settings=_read_settings(folder),
+        settings=read_settings(folder),
         folder=folder,
         grid=load_grid(folder),
         ended_by=ledger.closed_by,
@@ -173,16 +175,23 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
     settings, folder, ledger, stop = session.settings, session.folder, session.ledger, session.stop
     stack.enter_context(_ray_log(folder.local / RAY_LOG))
     searcher = TruthfulOptunaSearch(settings, session.space, ledger, folder)
-    folder.push(wait=True)
-    stop.begin()
-    with steadfast():
-        _run_trials(session, searcher)
-    searcher.close(stop.reason or FINISHED)
-    folder.push(wait=True)
-    grid = load_grid(folder)
-    winner = score_winner(settings, grid, folder)
-    write_tables(grid, folder.local)
-    folder.push(wait=True)
+    try:
+        folder.push(wait=True)
+        stop.begin()
+        with steadfast():
+            _run_trials(session, searcher)
+        searcher.close(stop.reason or FINISHED)
+        folder.push(wait=True)
+        grid = load_grid(folder)
+        winner = score_winner(settings, grid, folder)
+        write_tables(grid, folder.local)
+        folder.push(wait=True)
+    except Exception as error:
+        cause = ledger.failure or error  # Ray makes a TuneError of what is raised in its callbacks
+        if not isinstance(cause, OSError | FolderError):
+            raise
+        kept = f"; what had not been copied is in {folder.local}" if folder.remote else ""
+        raise FolderError(f"{folder.uri} can't be written any more: {cause}{kept}") from error
     stack.callback(folder.drop_working_copy)
     return Outcome(
         settings=settings,
@@ -202,77 +211,28 @@ def _input_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def _name_run(settings: Settings) -> tuple[Settings, RunFolder]:
-    """Settle the run's name and folder, and find out now whether they do."""
-    name = settings.name or f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    storage_path = settings.storage_path.rstrip("/")
-    if "://" not in storage_path:
-        storage_path = str(Path(storage_path).expanduser().absolute())
-    folder = RunFolder(f"{storage_path}/{name}")
-    if folder.exists():
-        raise _name_is_taken(folder)
-    folder.check_writable()
-    return dataclasses.replace(settings, name=name, storage_path=storage_path), folder
+def _is_finished(folder: RunFolder, ledger: Ledger, before: Settings, settings: Settings) -> bool:
+    """Tell whether a resume would have nothing to do.
 
-
-def _name_is_taken(folder: RunFolder) -> ValueError:
-    return ValueError(
-        f"name is {folder.name}, but must be a new one: {folder.uri} exists "
-        f"(--resume {folder.uri} goes on with it)"
-    )
-
-
-def _read_settings(folder: RunFolder) -> Settings:
-    """Read the settings of a run, which may have been moved since."""
-    text = folder.read(SETTINGS)
-    if text is None:
-        raise FolderError(f"{folder.uri} is not the folder of a run: it has no {SETTINGS}")
-    settings = Settings.from_json(text.decode())
-    return dataclasses.replace(settings, name=folder.name, storage_path=folder.uri.rpartition("/")[0])
-
-
-def _is_finished(folder: RunFolder, ledger: Ledger, settings: Settings) -> bool:
-    """Tell whether a resume would have nothing to do."""
+    Raises:
+        ValueError: for more trials of a run that has reached its target, which would end it at once.
+    """
+    if ledger.closed_by == TARGET and settings.num_samples > before.num_samples:
+        raise ValueError(
+            f"num_samples is {settings.num_samples}, but must be left out: the run has ended at its target "
+            f"accuracy, {settings.target_accuracy:g}, and keeps it"
+        )
     all_ended = len(ledger.trials) >= settings.num_samples and not ledger.unended()
-    reached = ledger.closed_by == TARGET and not ledger.lost_lines
-    return (all_ended or reached) and folder.read(TRIALS_TABLE) is not None
+    return (all_ended or ledger.closed_by == TARGET) and folder.read(TRIALS_TABLE) is not None
 
 
-def _check_numbers(folder: RunFolder, ledger: Ledger) -> None:
-    """See that no trial is missing from the ledger, since the numbers of the study would shift."""
-    numbers = sorted(trial.number for trial in ledger.trials.values())
-    if numbers != list(range(len(numbers))):
-        raise FolderError(f"{folder.uri}/{LEDGER} has lost {ledger.lost_lines} lines, and with them a trial")
-
-
-def _fit_to_cluster(
-    settings: Settings, folder: RunFolder, stop: StopRequest, stack: ExitStack, listener: Listener | None
-) -> tuple[Settings, int]:
-    """Join or start the cluster; settle a trial's share, and find the number of trials at a time."""
-    with stop.deferred():
-        connection = stack.enter_context(cluster.connected(settings.address, dashboard=settings.dashboard))
-    if listener and connection.dashboard:
-        listener.told(f"Ray's dashboard: {connection.dashboard}")
-    resources = cluster.fit_resources(
-        settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
-    )
-    if connection.embedded:
-        if not resources.gpus:
-            resolve_precision(settings.precision, "cpu")
-    elif not folder.remote:
-        check_shared(folder.local.parent)
-    # The number is not kept with the settings: where it was not asked for, a resume takes what fits then.
-    return dataclasses.replace(settings, gpus_per_trial=resources.gpus), resources.slots
-
-
-def _load(settings: Settings) -> tuple[data.Split, data.Split]:
-    return data.load_train_val(
-        settings.dataset,
-        settings.data_dir,
-        val_size=settings.val_size,
-        train_size=settings.train_size,
-        seed=settings.seed,
-    )
+def _waiting_for(folder: RunFolder) -> str:
+    """Say what the search waits for: storage that does not answer, or nodes that are to start."""
+    if folder.push_error:
+        return f"waiting for {folder.uri}: {folder.push_error}"
+    nodes = cluster.pending_nodes()
+    words = [f"{count} node{'s' * (count > 1)} of type {name}" for name, count in nodes.items()]
+    return f"waiting for {', '.join(words)}" if words else ""
 
 
 def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
@@ -301,7 +261,7 @@ def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial or 0}),
         name=settings.name,
         storage_path=settings.storage_path,
-        search_alg=TrialSource(searcher, folder, ledger),
+        search_alg=TrialSource(searcher, folder, ledger, settings.max_concurrent_trials or 1),
         scheduler=SteadfastASHA(settings, ledger),
         num_samples=settings.num_samples,
         reuse_actors=not settings.fresh_actors,
@@ -312,7 +272,9 @@ def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
         verbose=0,
         callbacks=[
             RecordCallback(folder, ledger),
-            ProgressCallback(progress, ledger, session.listener, session.stop.check, cluster.pending_nodes),
+            ProgressCallback(
+                progress, ledger, session.listener, session.stop.check, partial(_waiting_for, folder)
+            ),
             TBXLoggerCallback(),  # type: ignore[no-untyped-call]
         ],
     )

@@ -11,10 +11,10 @@ from ray.tune import Checkpoint
 
 from tune_mnist import data
 from tune_mnist.folder import CHECKPOINT, RunFolder
+from tune_mnist.grid import ResultGrid, saved_epochs
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
 from tune_mnist.settings import Settings
 from tune_mnist.training import score_checkpoint
-from tune_mnist.trials import ResultGrid, saved_epochs
 
 BEST = "best"
 """Name of the winner's folder in the run folder."""

@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TUNE = [sys.executable, str(ROOT / "scripts" / "tune.py")]
 TRIALS = 6
 SMALL = ["--train-size", "1536", "--val-size", "500", "--max-epochs", "5", "--precision", "fp32"]
+HANG_SECONDS = 300.0
+"""Time after the last kill in which a search must have come to its end; an idle machine needs 20."""
 KINDS = ("driver", "worker", "node")
 
 
@@ -97,35 +99,13 @@ def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, num
     resume = [*TUNE, *flags, "--resume", str(run_dir)]
     planned = [rng.choice(KINDS) for _ in range(rng.randint(1, 3))]
     done: list[str] = []
-    log = (folder / f"{name}.log").open("w")
-    command = start
-    while True:
-        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_for_ledger(run_dir, driver)
-        while planned and driver.poll() is None:
-            wait_for_epochs(run_dir, driver, more=rng.randrange(5))
-            time.sleep(rng.uniform(0.0, 1.5))
-            if driver.poll() is not None:
-                break
-            kind = planned.pop(0)
-            pids = arena.trial_processes()
-            if kind == "worker" and pids:
-                kill(rng.choice(pids))
-            elif kind == "node":
-                arena.kill_node(rng.randrange(2))
-            elif kind == "driver":
-                kill(driver.pid)
-            else:
-                continue
-            done.append(kind)
-            if kind == "driver":
-                break
-        code = driver.wait(timeout=240)
-        if code != -signal.SIGKILL:
-            break
-        command = resume
-    found: dict[str, Any] = {"round": name, "killed": done, "exit": code}
+    found: dict[str, Any] = {"round": name, "killed": done}
     try:
+        with (folder / f"{name}.log").open("w") as log:
+            command, code = start, -signal.SIGKILL
+            while code == -signal.SIGKILL:
+                driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+                code, command = one_session(arena, driver, run_dir, rng, planned, done), resume
         assert code == 0, f"exit code {code}"
         found |= check(run_dir, TRIALS)
         before = fingerprint(run_dir)
@@ -133,9 +113,43 @@ def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, num
         assert again.returncode == 0 and "has finished" in again.stdout, f"point 6: {again}"
         assert fingerprint(run_dir) == before, "point 6: a resume has changed a finished run"
         found["held"] = True
-    except (AssertionError, OSError, ValueError, LookupError) as error:
+    except (AssertionError, OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
         found |= {"held": False, "broken": f"{type(error).__name__}: {error}"[:300]}
     return found
+
+
+def one_session(
+    arena: Arena,
+    driver: "subprocess.Popen[bytes]",
+    run_dir: Path,
+    rng: random.Random,
+    planned: list[str],
+    done: list[str],
+) -> int:
+    """Kill what is planned while a driver runs, until it is killed itself; its exit code."""
+    wait_for_ledger(run_dir, driver)
+    while planned and driver.poll() is None:
+        wait_for_epochs(run_dir, driver, more=rng.randrange(5))
+        time.sleep(rng.uniform(0.0, 1.5))
+        if driver.poll() is not None:
+            break
+        kind = planned.pop(0)
+        pids = arena.trial_processes()
+        if kind == "worker" and pids:
+            kill(rng.choice(pids))
+        elif kind == "node":
+            arena.kill_node(rng.randrange(2))
+        elif kind == "driver":
+            kill(driver.pid)
+        else:
+            continue
+        done.append(kind)
+        if kind == "driver":
+            break
+    try:
+        return driver.wait(timeout=HANG_SECONDS)
+    finally:
+        kill(driver.pid)
 
 
 def wait_for_ledger(run_dir: Path, driver: "subprocess.Popen[bytes]") -> None:
@@ -152,7 +166,8 @@ def wait_for_epochs(run_dir: Path, driver: "subprocess.Popen[bytes]", *, more: i
 
 
 def epochs_in(run_dir: Path) -> int:
-    return (run_dir / "ledger.jsonl").read_bytes().count(b'"event": "epoch"')
+    ledger = run_dir / "ledger.jsonl"
+    return (ledger.read_bytes() if ledger.exists() else b"").count(b'"event": "epoch"')
 
 
 def main() -> int:

@@ -1,0 +1,97 @@
+"""Ray's ResultGrid of a run, made from its ledger instead of Ray's files, which a kill leaves behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray.train._internal.storage import StorageContext
+from ray.tune import CheckpointConfig, ExperimentAnalysis
+from ray.tune import ResultGrid as ResultGrid
+from ray.tune.experiment import Trial
+
+from tune_mnist.folder import RunFolder, SavedCheckpoint
+from tune_mnist.hyperparameters import METRIC, MODE
+from tune_mnist.ledger import LEDGER, UNENDED, Ledger, TrialRecord, ray_config
+from tune_mnist.trials import fill, kept_checkpoints
+
+TRAINABLE = "train_trial"
+"""Name under which Ray knows the trainable."""
+
+
+class StoredRun(StorageContext):
+    """Where a run is stored, for trials that are only looked at: Ray's own writes a file there to try it."""
+
+    def __init__(self, folder: RunFolder, directory: str) -> None:
+        self.storage_filesystem, self.custom_fs_provided = folder.fs, False
+        self.storage_fs_path, _, self.experiment_dir_name = folder.path.rpartition("/")
+        self.trial_dir_name, self.current_checkpoint_index = directory, -1
+
+
+class LedgerAnalysis(ExperimentAnalysis):
+    """Ray's analysis of a run, made from its ledger instead of Ray's files, which a kill leaves behind it."""
+
+    def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
+        self.default_metric, self.default_mode = METRIC, MODE
+        self.folder, self.ledger, self.checkpoints = folder, ledger, folder.checkpoints()
+        self._fs, self._experiment_fs_path = folder.fs, folder.path
+        self._experiment_json_fs_path = f"{folder.path}/{LEDGER}"
+        records = sorted(ledger.trials.values(), key=lambda record: record.number)
+        self.trials = [self._trial(record) for record in records]
+        self._trial_dataframes = {record.trial_id: self._frame(record) for record in records}
+        self._configs = self.get_all_configs()
+
+    def _trial(self, record: TrialRecord) -> Trial:
+        trial = Trial(
+            TRAINABLE,
+            config=ray_config(record),
+            trial_id=record.trial_id,
+            storage=StoredRun(self.folder, record.directory),
+            checkpoint_config=CheckpointConfig(),  # it keeps all: a limit would delete files of the run
+            stub=True,
+        )
+        fill(trial, record, self.folder, self.checkpoints.get(record.directory, []))
+        if record.shown_state == UNENDED:
+            trial.set_status(Trial.RUNNING)  # type: ignore[no-untyped-call]
+        return trial
+
+    def _frame(self, record: TrialRecord) -> pd.DataFrame:
+        extra = {"trial_id": record.trial_id, "config": ray_config(record)}
+        return pd.json_normalize([{**epoch, **extra} for epoch in record.epochs], sep="/")
+
+
+def load_grid(path: str | Path | RunFolder) -> ResultGrid:
+    """Read the trials of a run: finished, stopped, killed or still running; a folder or a URI.
+
+    Raises:
+        FolderError: if ``path`` is not the folder of a run.
+    """
+    folder = path if isinstance(path, RunFolder) else RunFolder(path)
+    return ResultGrid(LedgerAnalysis(folder, folder.ledger()))
+
+
+def records(grid: ResultGrid) -> list[TrialRecord]:
+    """Give what the ledger says of each trial of a grid from `load_grid`, in the order of the study."""
+    return sorted(_analysis(grid).ledger.trials.values(), key=lambda record: record.number)
+
+
+def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, dict[str, Any]]]:
+    """List the checkpoints of such a grid, each with its trial and its report, in the order of the study."""
+    found = _analysis(grid).checkpoints
+    return [
+        (record, *one)
+        for record in records(grid)
+        for one in kept_checkpoints(record, found.get(record.directory, []))
+    ]
+
+
+def lost_lines(grid: ResultGrid) -> int:
+    """Count the lines of the ledger that could not be read."""
+    return _analysis(grid).ledger.lost_lines
+
+
+def _analysis(grid: ResultGrid) -> LedgerAnalysis:
+    analysis = grid._experiment_analysis
+    assert isinstance(analysis, LedgerAnalysis), "this grid was not read by load_grid"
+    return analysis

@@ -1,0 +1,110 @@
+"""What is settled and checked before the first trial of a search: name, storage, cluster, data."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+
+from tune_mnist import cluster, data
+from tune_mnist.folder import FolderError, RunFolder
+from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.progress import Listener
+from tune_mnist.settings import Settings
+from tune_mnist.shared import check_shared
+from tune_mnist.stop import StopRequest
+from tune_mnist.training import resolve_precision
+
+SETTINGS = "settings.json"
+"""Name of the file in the run folder that has the settings."""
+
+
+def name_run(settings: Settings) -> tuple[Settings, RunFolder]:
+    """Settle a new run's name and folder.
+
+    Raises:
+        FolderError: if the storage can't be written.
+        ValueError: if there is such a run.
+    """
+    name = settings.name or f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    storage_path = settings.storage_path.rstrip("/")
+    if "://" not in storage_path:
+        storage_path = str(Path(storage_path).expanduser().absolute())
+    folder = RunFolder(f"{storage_path}/{name}")
+    if folder.exists():
+        raise name_is_taken(folder)
+    folder.check_writable()
+    return dataclasses.replace(settings, name=name, storage_path=storage_path), folder
+
+
+def name_is_taken(folder: RunFolder) -> ValueError:
+    """Make the complaint about a new run in the place of another one."""
+    return ValueError(
+        f"name is {folder.name}, but must be a new one: {folder.uri} exists "
+        f"(--resume {folder.uri} goes on with it)"
+    )
+
+
+def read_settings(folder: RunFolder) -> Settings:
+    """Read the settings of a run, which may have been moved since.
+
+    Raises:
+        FolderError: if there are none.
+        ValueError: if they are spoilt.
+    """
+    text = folder.read(SETTINGS)
+    if text is None:
+        raise FolderError(f"{folder.uri} is not the folder of a run: it has no {SETTINGS}")
+    settings = Settings.from_json(text.decode())
+    return dataclasses.replace(settings, name=folder.name, storage_path=folder.uri.rpartition("/")[0])
+
+
+def check_readable(folder: RunFolder, ledger: Ledger) -> None:
+    """See that no trial is missing from a ledger, as the numbers of the study would shift, nor its space.
+
+    Raises:
+        FolderError: if one is.
+    """
+    numbers = sorted(trial.number for trial in ledger.trials.values())
+    if not ledger.distributions or ledger.lost_trials or numbers != list(range(len(numbers))):
+        raise FolderError(
+            f"{folder.uri} can't be gone on with: {LEDGER} has {ledger.lost_lines} lines that can't be read, "
+            "and with them a trial or the search space is lost"
+        )
+
+
+def fit_to_cluster(
+    settings: Settings, folder: RunFolder, stop: StopRequest, stack: ExitStack, listener: Listener | None
+) -> tuple[Settings, int]:
+    """Join or start the cluster for ``stack``; settle a trial's share, find the number of trials at a time.
+
+    Raises:
+        ClusterError: if there is none, it can't hold a trial, or its nodes don't share the folder.
+        ValueError: for a precision that this machine has not.
+    """
+    with stop.deferred():
+        connection = stack.enter_context(cluster.connected(settings.address, dashboard=settings.dashboard))
+    if listener and connection.dashboard:
+        listener.told(f"Ray's dashboard: {connection.dashboard}")
+    resources = cluster.fit_resources(
+        settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
+    )
+    if connection.embedded:
+        if not resources.gpus:
+            resolve_precision(settings.precision, "cpu")
+    elif not folder.remote:
+        check_shared(folder.local.parent)
+    # The number is not kept with the settings: where it was not asked for, a resume takes what fits then.
+    return dataclasses.replace(settings, gpus_per_trial=resources.gpus), resources.slots
+
+
+def load_splits(settings: Settings) -> tuple[data.Split, data.Split]:
+    """Load the training and the validation part. Raises the errors of `data.load_train_val`."""
+    return data.load_train_val(
+        settings.dataset,
+        settings.data_dir,
+        val_size=settings.val_size,
+        train_size=settings.train_size,
+        seed=settings.seed,
+    )
