@@ -82,7 +82,7 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
         *("", "waiting for 2 nodes of type gpu, 1 node of type cpu", ""),
         *("waiting for a node that has room", ""),
     ]
-    assert out.getvalue().splitlines() == [said[1], "the nodes are there", said[3], "the nodes are there"]
+    assert out.getvalue().splitlines() == [said[1], "no longer waiting", said[3], "no longer waiting"]
 
 
 @pytest.mark.parametrize(

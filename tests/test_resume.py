@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -75,7 +76,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runn
 
 def test_a_stopped_search_goes_on(runner: Runner) -> None:
     run_dir = runner.folder / "runs" / "stopped"
-    process = runner.start("--num-samples", "14", "--name", "stopped", "--time-budget", "1h", *SAVE_ALL)
+    process = runner.start("--num-samples", "10", "--name", "stopped", "--time-budget", "1h", *SAVE_ALL)
     wait_for_epochs(3, run_dir / "ledger.jsonl", process)
     code, _, err = runner.run("--resume", "runs/stopped")
     assert code == 2 and re.search(r"runs/stopped is being run by another process: end it first\n$", err)
@@ -84,7 +85,7 @@ def test_a_stopped_search_goes_on(runner: Runner) -> None:
     assert process.returncode == 130 and "ended by SIGINT" in out
     assert json.loads((run_dir / "settings.json").read_text())["time_budget"] == 3600
     resume(runner, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
-    assert check(run_dir, 14)["sessions"] == 2
+    assert check(run_dir, 10)["sessions"] == 2
     settings = json.loads((run_dir / "settings.json").read_text())
     assert (settings["time_budget"], settings["max_concurrent_trials"]) == (1800, 1)
 
@@ -142,19 +143,15 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: Runner) -> I
     server.stop()
 
 
-@pytest.mark.parametrize("driver_disk", ["kept", "lost"])
-def test_a_search_in_a_bucket_goes_on(driver_disk: str, bucket: str, runner: Runner, tmp_path: Path) -> None:
-    name = f"s3-{driver_disk}"
+def test_a_search_in_a_bucket_goes_on_on_another_machine(bucket: str, runner: Runner, tmp_path: Path) -> None:
+    name = "s3"
     uri = f"{bucket}/{name}"
     copy = RunFolder(uri).local
     process = runner.start("--num-samples", "4", "--name", name, "--storage-path", bucket, *SAVE_ALL)
     wait_for_epochs(4, copy / "ledger.jsonl", process)
     kill(process)
     assert not (runner.folder / "s3:").exists()
-    if driver_disk == "lost":
-        for file in copy.iterdir():
-            file.unlink()
-        copy.rmdir()
+    shutil.rmtree(copy)  # the driver's disk is lost with it
     known = len(results.load(uri))
     out = resume(runner, uri)
     assert "4 of 4 trials" in out and f"Run folder: {uri}" in out

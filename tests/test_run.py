@@ -146,7 +146,7 @@ def test_results_are_the_same_in_reused_and_in_fresh_processes(runner: Runner) -
     frames = []
     for flags in (["--name", "reused"], ["--name", "fresh", "--fresh-actors"]):
         code, out, err = runner.run(
-            "--num-samples", "4", "--sampler", "random", "--max-concurrent-trials", "1", *flags, *SMALL
+            "--num-samples", "3", "--sampler", "random", "--max-concurrent-trials", "1", *flags, *SMALL
         )
         assert code == 0, out + err
         frame = pd.read_parquet(runner.folder / "runs" / flags[1] / "epochs.parquet")

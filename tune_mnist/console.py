@@ -72,7 +72,7 @@ class SearchConsole:
                 )
         self.progress = progress
         if progress.waiting != self.waiting and not self.console.is_terminal:
-            self.console.print(progress.waiting or "the nodes are there")
+            self.console.print(progress.waiting or "no longer waiting")
         self.waiting = progress.waiting
 
     def trial_ended(self, progress: Progress, trial: EndedTrial) -> None:

@@ -86,8 +86,8 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
             stack.enter_context(folder.locked())
             if folder.exists():
                 raise name_is_taken(folder)
-            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
             splits = load_splits(settings)
+            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
             with folder.created() as beginning:
                 (beginning / SETTINGS).write_text(settings.to_json())
                 Ledger.open(beginning / LEDGER).begin(
@@ -125,8 +125,8 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
             if _is_finished(folder, known, before, settings):
                 return None
             stop = stack.enter_context(StopRequest(settings))
-            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
             splits = load_splits(settings)
+            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
             space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}

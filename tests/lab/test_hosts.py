@@ -62,7 +62,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterator[L
         "PYTHONPATH": "/root/tune-mnist",  # in place of pip install --editable, which needs an index
         "RAY_USAGE_STATS_ENABLED": "0",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",  # the head looks for its workers every 5 s otherwise
-        "RAY_health_check_timeout_ms": "3000",  # of 5 checks: a silent host is given up after 30 s, not 65 s
+        # A silent host is given up after some 20 s, not 65: by 3 checks of at most 3 s, not 5 of 10.
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "3",
     }
     show = [ROOT, mnist_dir, Path(sys.prefix), Path(sys.base_prefix)]
     lab = Lab(tmp_path_factory.mktemp("lab"), show=show, environment=environment)
