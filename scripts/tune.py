@@ -38,8 +38,9 @@ def main() -> int:
             print(f"tune.py: error: {error}", file=sys.stderr)
             return 1
     if outcome is None:
+        assert isinstance(asked, ResumeRequest)  # a new search has something to do
         console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")
-        return 0
+        return 0 if tuner.look(asked.run).winner else 1
     print_summary(console.console, outcome)
     return exit_code(outcome)
 

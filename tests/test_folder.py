@@ -18,7 +18,7 @@ from tune_mnist.ledger import LEDGER, Ledger
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A folder behind a URI, as a bucket is, but with its objects to be looked at in tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = RunFolder("mock:///run")  # pyarrow's file system in memory, of which each URI is a new one
+    folder = RunFolder("mock://bucket/run")  # pyarrow's file system in memory, of which each URI is a new one
     folder.fs, folder.path = pyarrow.fs.LocalFileSystem(), str(tmp_path / "bucket" / "run")
     return folder
 
@@ -100,12 +100,20 @@ def test_a_run_is_of_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["foo://bucket/run", "s3://user@:/run", "s3://bucket/runs?endpoint_override=x/run"]
+    ("uri", "complaint"),
+    [
+        ("foo://bucket/run", "can't be used as storage: Unrecognized filesystem type"),
+        ("s3://", "s3:// is no run: it must be a folder, or as s3://BUCKET/PATH"),
+        ("s3://bucket", "s3://bucket is no run"),
+        ("", "the empty name is no run"),
+        ("s3://me:s3cret@bucket/run", "the URI holds a key, but must not"),
+        ("s3://bucket/runs?secret_key=s3cret", "s3://bucket/runs has options behind it, .* AWS_ENDPOINT_URL"),
+    ],
 )
-def test_a_uri_that_is_none_is_said_in_one_line(uri: str) -> None:
-    with pytest.raises(FolderError, match=r"can't be used as storage|AWS_ENDPOINT_URL") as error:
+def test_a_uri_that_is_none_is_said_in_one_line(uri: str, complaint: str) -> None:
+    with pytest.raises(FolderError, match=complaint) as error:
         RunFolder(uri)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "s3cret" not in str(error.value)
 
 
 def report(epoch: int, checkpoint: str | None = None) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(
     ]
 
 
-@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS, "gone"])
+@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS, "gone", "spoilt"])
 def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
     torn: str, run: tuple[RunFolder, Ledger, Path]
 ) -> None:
@@ -157,6 +165,9 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
     newest = save(trial, 1, epochs=4)
     if torn == "gone":
         (newest / REPORTS).unlink()
+    elif torn == "spoilt":  # of the right length, with the zip's directory at its end whole
+        content = (newest / CHECKPOINT).read_bytes()
+        (newest / CHECKPOINT).write_bytes(content[:64] + bytes(64) + content[128:])
     else:
         (newest / torn).write_bytes((newest / torn).read_bytes()[:-30])
     trials.take_in_checkpoints(folder, ledger)

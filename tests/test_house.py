@@ -34,7 +34,7 @@ HOUSE = {
     "shared": {"autoscaler", "cluster"},
     "progress": {"hyperparameters", "ledger"},
     "stop": {"settings", "progress"},
-    "winner": {"hyperparameters", "settings", "data", "training", "folder", "grid"},
+    "winner": {"hyperparameters", "settings", "data", "training", "ledger", "folder", "grid"},
     "preflight": {
         *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },

@@ -78,6 +78,28 @@ def test_a_spoilt_line_is_lost_alone_and_counted(tmp_path: Path) -> None:
     assert spoilt.trials["b"] == ledger.trials["b"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"7",
+        b'{"event": 1, "time": 2}',
+        b'{"event": "session", "time": 1, "distributions": 5}',
+        b'{"event": "close", "time": "noon", "reason": "x"}',
+        b'{"event": "trial", "time": 1}',
+    ],
+)
+def test_a_line_that_is_json_but_no_fact_changes_nothing(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    before = facts(written(path))
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    spoilt = Ledger.open(path)
+    assert spoilt.lost_lines == 1
+    assert spoilt.seconds() == pytest.approx(Ledger.parse(path.read_bytes()).seconds(), abs=10)
+    assert {**facts(spoilt), "sessions": before["sessions"]} == before
+
+
 def test_a_closed_session_shows_how_far_its_trials_came_and_a_new_one_goes_on_with_them(
     tmp_path: Path,
 ) -> None:

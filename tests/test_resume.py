@@ -65,6 +65,18 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runn
     kept = results.epochs_frame(before).merge(after, on=["trial_id", "epoch"])
     assert kept["accuracy_x"].tolist() == kept["accuracy_y"].tolist() and len(kept) >= 5
 
+    # The winner's checkpoint is spoilt and the summary lost: the next best one wins.
+    winner = json.loads((moved / "best" / "metrics.json").read_text())
+    (spoilt,) = moved.glob(f"trial_{winner['number']:05d}_*")
+    for file in spoilt.glob("checkpoint_*/training.pt"):
+        file.write_bytes(file.read_bytes()[:64] + bytes(4096) + file.read_bytes()[64 + 4096 :])
+    shutil.rmtree(moved / "best")
+    (moved / "trials.parquet").unlink()
+    assert "6 of 6 trials" in resume(runner, "elsewhere/moved")
+    second = json.loads((moved / "best" / "metrics.json").read_text())
+    assert second["number"] != winner["number"] and second["accuracy"] <= winner["accuracy"]
+    check(moved, 6)
+
     left = fingerprint(moved)
     assert "has finished" in resume(runner, "elsewhere/moved")
     assert fingerprint(moved) == left

@@ -46,6 +46,12 @@ BAD_FLAGS = [
         "error: storage_path holds a key, but must not: give it in the",
     ),
     ("--max-failures -1", "max_failures is -1, but must be at least 0"),
+    ("--storage-path s3://", "storage_path is s3://, but must be a folder or a URI such as s3://BUCKET/runs"),
+    ("--resume=", "--resume is empty, but must be the folder or the URI of a run"),
+    (
+        "--resume runs/x --grace-period 9",
+        "--grace-period is 9, but must be left out: a resumed run keeps its own",
+    ),
     ("--resume runs/x --num-samples 0", "num_samples is 0, but must be at least 1"),
 ]
 
@@ -111,9 +117,12 @@ def test_settings_come_back_from_json() -> None:
         name="x", data_dir=Path("/d"), storage_path="s3://b/runs", time_budget=3, gpus_per_trial=0.5
     )
     assert Settings.from_json(settings.to_json()) == settings
-    for text in ("{}", "[]", "{", '{"data_dir": "d", "no_such": 1}', '{"data_dir": "d", "num_samples": 0}'):
+    values = json.loads(settings.to_json())
+    spoilt = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{**values, "no_such": 1}, {}, []]
+    for text in ("{", "", *map(json.dumps, spoilt), json.dumps({"data_dir": "d", "seed": 1})):
         with pytest.raises(ValueError):
             Settings.from_json(text)
+    assert Settings.from_json(json.dumps({**values, "time_budget": 3})) == settings  # 3 is 3.0 in JSON
 
 
 def resume(*flags: str) -> ResumeRequest:
@@ -136,12 +145,11 @@ def test_what_a_resume_may_not_change_is_refused_by_name(field: "dataclasses.Fie
     settings = Settings(name="x")
     values: dict[str, object] = {"time_budget": 5.0, "gpus_per_trial": 0.0, "max_concurrent_trials": 2}
     value = values.get(field.name, getattr(settings, field.name))
-    request = ResumeRequest(run="runs/x", changes={field.name: value})
     if field.name in RESUMABLE:
-        request.settings_of(settings)
+        ResumeRequest(run="runs/x", changes={field.name: value}).settings_of(settings)
     else:
         with pytest.raises(ValueError, match=f"--{field.name.replace('_', '-')} is .*, but must be left out"):
-            request.settings_of(settings)
+            ResumeRequest(run="runs/x", changes={field.name: value})
 
 
 def test_a_resume_takes_no_trials_back() -> None:

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import find_bootstrap_address
@@ -190,8 +191,14 @@ def _common() -> dict[str, Any]:
 def _start(dashboard: bool) -> Any:
     if dashboard and get_dashboard_dependency_error():
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
-    # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
-    with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+    # In a session of their own, Ray's processes outlive a SIGTERM to our group (of timeout, systemd, Slurm)
+    # until the search has ended in order; of SIGINT Ray itself takes care.
+    popen = partial(services.ConsolePopen, start_new_session=True)
+    with (
+        mock.patch.object(services, "ConsolePopen", popen),
+        # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
+        mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ):
         # Room for the data set once; Ray's own choice is a third of the memory.
         return ray.init(
             address="local",

@@ -144,11 +144,13 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     """Say where the run is, and which commands look into it."""
     folder = outcome.folder
     python = shlex.quote(str(_short(Path(sys.executable))))
-    if folder.remote:
-        look = f"from tune_mnist import results; print(results.trials_frame(results.load({folder.uri!r})))"
-        return [f"Run folder: {folder.uri}", f'  {python} -c "{look}"']
     run_dir = _short(folder.local)
+    where = folder.uri if folder.remote else str(run_dir)
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
+    if folder.remote or outcome.ended_by is None:
+        table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
+    if folder.remote:
+        return [f"Run folder: {where}", f'  {python} -c "{table}"']
     return [
         f"Run folder: {run_dir}",
         f"  optuna-dashboard {shlex.quote(str(run_dir / JOURNAL))}     (pip install optuna-dashboard)",
@@ -213,11 +215,12 @@ def _print_best(console: Console, trials: pd.DataFrame) -> None:
 def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
     winner = outcome.winner
     if winner is None:
-        why = "No trial got as far as a checkpoint" if outcome.ended_by else "The search has not ended"
+        why = "No trial has a checkpoint that can be read" if outcome.ended_by else "The search has not ended"
         console.print(f"{why}, so there is no winner.")
         return
-    row = trials.iloc[0]
-    if records(outcome.grid)[0].hand_set and row["epochs_trained"] and winner.number != 0:
+    hand_set = [record for record in records(outcome.grid) if record.hand_set]
+    row = trials.iloc[0] if hand_set else {"epochs_trained": 0}
+    if row["epochs_trained"] and winner.number != 0:
         console.print(
             f"The blog's hand-set configuration: {row[METRIC]:.2%} at epoch {row['epochs_trained']} "
             f"({row['state']}); the winner is {100 * (winner.accuracy - row[METRIC]):.2f} points above it"

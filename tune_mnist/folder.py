@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -68,8 +69,17 @@ class RunFolder:
         """
         text = str(uri).removeprefix("file://")
         self.remote = "://" in text
+        if self.remote and re.match(r"[^/]+//[^/]*@", text):
+            raise FolderError("the URI holds a key, but must not: give it in the environment or a profile")
         if self.remote and "?" in text:
-            raise FolderError(f"{text} has options, but must not: AWS_ENDPOINT_URL names another S3")
+            without = text.partition("?")[0]
+            raise FolderError(
+                f"{without} has options behind it, but must not: AWS_ENDPOINT_URL names another S3"
+            )
+        if not re.match(r"[\w.+-]+://[^/]+/.|(?![\w.+-]+:/).", text):
+            raise FolderError(
+                f"{text or 'the empty name'} is no run: it must be a folder, or as s3://BUCKET/PATH"
+            )
         if self.remote:
             self.uri = text.rstrip("/")
             try:
@@ -100,7 +110,7 @@ class RunFolder:
             FolderError: if that fails.
         """
         probe = f"{PurePosixPath(self.path).parent}/.{self.name}.probe"
-        with self._errors("must be a folder that can be written"):
+        with self._errors("storage_path is {where}, but must be a folder that can be written"):
             if not self.remote:
                 self.fs.create_dir(PurePosixPath(self.path).parent.as_posix(), recursive=True)
             with self.fs.open_output_stream(probe) as file:
@@ -113,6 +123,24 @@ class RunFolder:
             return bool(self.fs.get_file_info(path).size)
         except OSError:
             return False
+
+    def is_intact(self, checkpoint: SavedCheckpoint) -> bool:
+        """Tell whether a checkpoint's file is what was written, by the checksums in it."""
+        try:
+            with self.fs.open_input_file(f"{checkpoint.path}/{CHECKPOINT}") as file:
+                return zipfile.ZipFile(io.BytesIO(file.readall())).testzip() is None
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
+
+    def trial_folders(self) -> set[str]:
+        """List the names of the trials' folders.
+
+        Raises:
+            FolderError: if the storage can't be read.
+        """
+        with self._errors():
+            infos = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name for info in infos if info.base_name.startswith("trial_")}
 
     def read(self, name: str) -> bytes | None:
         """Read a file of the run, None where it is not there."""
@@ -284,13 +312,13 @@ class RunFolder:
             self._pushed[name] = stamp
 
     @contextmanager
-    def _errors(self, rule: str = "must be storage that can be read and written") -> Iterator[None]:
+    def _errors(self, complaint: str = "{uri} can't be read or written") -> Iterator[None]:
         try:
             yield
         except OSError as error:
             reason = error.strerror if error.strerror and not self.remote else _first_line(error)
-            where = self.uri.rpartition("/")[0]
-            raise FolderError(f"storage_path is {where}, but {rule} ({reason})") from error
+            text = complaint.format(uri=self.uri, where=self.uri.rpartition("/")[0])
+            raise FolderError(f"{text} ({reason})") from error
 
 
 def _sync(path: Path) -> None:

@@ -225,14 +225,18 @@ class Ledger:
         self._apply(json.loads(line))
 
     def _apply(self, event: dict[str, Any]) -> None:
-        kind, now = event.pop("event"), event.pop("time")
+        kind, now = event.pop("event"), float(event.pop("time"))
         if kind == "session":
+            if not isinstance(event["distributions"], dict):
+                raise ValueError("a search space must be a dict")
             self.distributions = event["distributions"]
             self.sessions.append([now, now])
             self.closed_by = None
             for trial in self.trials.values():
                 trial.stopped_by = None
             return
+        if kind not in ("trial", "epoch", "saved", "end", "error", "close"):
+            raise ValueError(f"there is no event {kind}")
         if not self.sessions:  # its line is lost
             self.sessions.append([now, now])
         self.sessions[-1][1] = now

@@ -47,17 +47,18 @@ def name_is_taken(folder: RunFolder) -> ValueError:
 
 
 def read_settings(folder: RunFolder) -> Settings:
-    """Read the settings of a run, which may have been moved since.
+    """Read the settings of a run, which may have been moved or renamed since: it is where ``folder`` is.
 
     Raises:
-        FolderError: if there are none.
-        ValueError: if they are spoilt.
+        FolderError: if there are none, or they are spoilt.
     """
     text = folder.read(SETTINGS)
     if text is None:
         raise FolderError(f"{folder.uri} is not the folder of a run: it has no {SETTINGS}")
-    settings = Settings.from_json(text.decode())
-    return dataclasses.replace(settings, name=folder.name, storage_path=folder.uri.rpartition("/")[0])
+    try:
+        return Settings.from_json(text.decode())
+    except ValueError as error:
+        raise FolderError(f"{folder.uri}/{SETTINGS} can't be read: {error}") from error
 
 
 def check_readable(folder: RunFolder, ledger: Ledger) -> None:
@@ -66,8 +67,12 @@ def check_readable(folder: RunFolder, ledger: Ledger) -> None:
     Raises:
         FolderError: if one is.
     """
+    if not ledger.sessions:
+        raise FolderError(f"{folder.uri} can't be gone on with: {LEDGER} has no line that can be read")
     numbers = sorted(trial.number for trial in ledger.trials.values())
-    if not ledger.distributions or ledger.lost_trials or numbers != list(range(len(numbers))):
+    known = {trial.directory for trial in ledger.trials.values()}
+    lost = ledger.lost_trials or numbers != list(range(len(numbers))) or folder.trial_folders() - known
+    if not ledger.distributions or lost:
         raise FolderError(
             f"{folder.uri} can't be gone on with: {LEDGER} has {ledger.lost_lines} lines that can't be read, "
             "and with them a trial or the search space is lost"

@@ -112,7 +112,8 @@ class Settings:
             "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit",
         )
         path = self.storage_path
-        self._require("storage_path", path != "", "a folder or a URI such as s3://BUCKET/runs")
+        sound = path != "" and (":/" not in path or re.match(r"[\w.+-]+://[^/]+|file:///.", path) is not None)
+        self._require("storage_path", sound, "a folder or a URI such as s3://BUCKET/runs")
         if re.match(r"\w+://[^/]*@", path):  # the value stays unsaid, here as in settings.json
             raise ValueError(
                 "storage_path holds a key, but must not: give it in the environment or a profile"
@@ -144,7 +145,14 @@ class Settings:
         """
         try:
             values = json.loads(text)
-            return cls(**{**values, "data_dir": Path(values["data_dir"])})
+            values["data_dir"] = Path(values["data_dir"])
+            for name, hint in typing.get_type_hints(cls).items():
+                # A whole number stands for a float of that value in JSON.
+                if not isinstance(values[name], hint) and not (
+                    isinstance(values[name], int) and isinstance(float(values[name]), hint)
+                ):
+                    raise TypeError(f"{name} is {values[name]!r}, but must be {hint}")
+            return cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no settings of a run: {error}") from error
 
@@ -164,16 +172,22 @@ class ResumeRequest:
     "Its folder or URI."
     changes: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Refuse by name what a resume may not change."""
+        if not self.run:
+            raise ValueError("--resume is empty, but must be the folder or the URI of a run")
+        for name, value in self.changes.items():
+            if name not in RESUMABLE:
+                raise ValueError(
+                    f"{flag_of(name)} is {value}, but must be left out: a resumed run keeps its own"
+                )
+
     def settings_of(self, settings: Settings) -> Settings:
         """Give the run's settings with the changes.
 
         Raises:
-            ValueError: for a change that is not allowed; the text states the value and the rule.
+            ValueError: for fewer trials than the run has, or a value out of range.
         """
-        for name, value in self.changes.items():
-            if name not in RESUMABLE:
-                flag, own = flag_of(name), getattr(settings, name)
-                raise ValueError(f"{flag} is {value}, but must be left out: the run has {own}, and keeps it")
         asked = self.changes.get("num_samples", settings.num_samples)
         if asked < settings.num_samples:
             rule = f"must be at least {settings.num_samples}, which the run has already"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,10 @@ class EpochResult:
     "Wall time of training and validation, seconds."
     images_per_second: float
     "Training images over the training part of that time."
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be read."""
 
 
 class DeviceMemoryError(RuntimeError):
@@ -90,9 +95,17 @@ class Training:
         )
 
     def restore(self, path: Path) -> None:
-        """Go on from what ``save`` wrote; on the CPU bit for bit as if never interrupted."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
+        """Go on from what ``save`` wrote; on the CPU bit for bit as if never interrupted.
+
+        Raises:
+            CheckpointError: if it is spoilt, or of another network.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"the checkpoint {path.name} can't be read: {reason}") from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
         torch.set_rng_state(state["random_states"]["cpu"])
@@ -211,6 +224,9 @@ def score_checkpoint(
     path: Path, hyperparameters: Hyperparameters, split: Split, *, save_model: Path
 ) -> tuple[int, float, float]:
     """Evaluate a checkpoint in fp32 on the CPU and write its weights as a plain state dict.
+
+    Raises:
+        CheckpointError: if it can't be read.
 
     Returns:
         The epoch of the checkpoint, the accuracy (0..1) and the mean negative log-likelihood

@@ -143,7 +143,7 @@ def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
                 reports = json.loads(folder.read(f"{trial.directory}/{saved.name}/{REPORTS}") or b"")
             except ValueError:
                 reports = []
-            if not (saved.whole and reports):
+            if not (reports and saved.whole and folder.is_intact(saved)):
                 folder.remove_checkpoint(saved)
                 continue
             reports[-1] |= {CHECKPOINT_NAME: saved.name, TRAINING_ITERATION: reports[-1][TIME_ATTR]}

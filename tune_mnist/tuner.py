@@ -183,8 +183,9 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
         searcher.close(stop.reason or FINISHED)
         folder.push(wait=True)
         grid = load_grid(folder)
-        winner = score_winner(settings, grid, folder)
         write_tables(grid, folder.local)
+        folder.push(wait=True)
+        winner = score_winner(settings, grid, folder)
         folder.push(wait=True)
     except Exception as error:
         cause = ledger.failure or error  # Ray makes a TuneError of what is raised in its callbacks
@@ -259,8 +260,8 @@ def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
     # Not through tune.Tuner, which pickles the searcher, and with it the ledger, into the run folder.
     tune.run(
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial or 0}),
-        name=settings.name,
-        storage_path=settings.storage_path,
+        name=folder.name,  # not those of the settings: the run may have been moved
+        storage_path=folder.uri.rpartition("/")[0],
         search_alg=TrialSource(searcher, folder, ledger, settings.max_concurrent_trials or 1),
         scheduler=SteadfastASHA(settings, ledger),
         num_samples=settings.num_samples,
