@@ -64,6 +64,8 @@ def test_node_types_that_declare_nothing_may_come_until_all_have_joined() -> Non
     local = {"available_node_types": {"any": {"resources": {}}}, "head_node_type": "any", "max_workers": 2}
     assert autoscaler._from_config(local, workers=1) == Autoscaler(max_workers=2, uncounted=True)
     assert autoscaler._from_config(local, workers=2) == Autoscaler(max_workers=2)
+    own_machines = autoscaler._from_config({**local, "provider": {"type": "local"}}, workers=1)
+    assert own_machines == Autoscaler(max_workers=2, uncounted=True, probe_seconds=60)
 
 
 def sleeping_trial(config: dict[str, Any], images: Any = None) -> None:

@@ -54,7 +54,7 @@ class Autoscaler:
     uncounted: bool = False
     """Whether nodes may come of which neither share nor number is known: on Kubernetes no process on the
     head knows them, and the machines of provider `local` declare no resources."""
-    probe_seconds: float = 0.0
+    probe_seconds: float = PROBE_SECONDS
     "Longest time that a node which is to start may take."
 
 
@@ -78,7 +78,7 @@ def find() -> Autoscaler | None:
         except RayError:  # the head has no tune_mnist, or no time
             found = None
     if found is None:
-        return Autoscaler(uncounted=True, probe_seconds=PROBE_SECONDS) if _runs_elsewhere() else None
+        return Autoscaler(uncounted=True) if _runs_elsewhere() else None
     if not found:
         return None
     return _from_config(found, workers=len(nodes) - 1)
