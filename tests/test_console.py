@@ -17,7 +17,7 @@ from tune_mnist.folder import RunFolder
 from tune_mnist.ledger import Ledger
 from tune_mnist.progress import EndedTrial, Progress, ProgressCallback
 from tune_mnist.settings import Settings
-from tune_mnist.tuner import FINISHED, Outcome
+from tune_mnist.tuner import FINISHED, Outcome, _waiting_for
 
 
 def live_line(progress: Progress | None, *, seconds: float = 0.0) -> str:
@@ -83,6 +83,16 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
         *("waiting for a node that has room", ""),
     ]
     assert out.getvalue().splitlines() == [said[1], "no longer waiting", said[3], "no longer waiting"]
+
+
+def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, nodes = RunFolder(tmp_path / "run"), {"gpu": 2, "cpu": 1}
+    monkeypatch.setattr("tune_mnist.cluster.pending_nodes", lambda: nodes)
+    assert _waiting_for(folder) == "waiting for 2 nodes of type gpu, 1 node of type cpu"
+    nodes.clear()
+    assert _waiting_for(folder) == ""
+    folder.push_error = "Connection refused"
+    assert _waiting_for(folder) == f"waiting for {folder.uri}: Connection refused"
 
 
 @pytest.mark.parametrize(
