@@ -12,6 +12,7 @@ from tune_mnist import trials
 from tune_mnist.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
 from tune_mnist.grid import load_grid, saved_epochs
 from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.preflight import check_readable
 
 
 @pytest.fixture
@@ -202,6 +203,19 @@ def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: tuple[RunFolder, 
         (checkpoint / REPORTS).write_text(json.dumps(stamped))
     trials.take_in_checkpoints(folder, ledger)
     assert ledger.order[2:] == [("b", 1), ("a", 3), ("b", 2), ("b", 3), ("a", 4)]
+
+
+def test_a_folder_that_no_line_speaks_of_stops_a_resume_only_where_a_line_is_lost(
+    run: tuple[RunFolder, Ledger, Path],
+) -> None:
+    folder, ledger, _ = run
+    ledger.begin({"lr": "{}"})
+    save(folder.local / "trial_00001_b", 0, epochs=1)
+    check_readable(folder, folder.ledger())
+    with (folder.local / LEDGER).open("a") as file:
+        file.write("spoilt\n")
+    with pytest.raises(FolderError, match="1 lines that can't be read, and with them a trial"):
+        check_readable(folder, folder.ledger())
 
 
 def test_neither_links_nor_hidden_files_are_copied(remote: RunFolder, tmp_path: Path) -> None:

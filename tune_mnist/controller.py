@@ -1,4 +1,4 @@
-"""Ray Tune's loop as it should be where processes and nodes are lost, and the settings that go with it."""
+"""Ray Tune's loop as it should be where processes and nodes are lost."""
 
 from __future__ import annotations
 
@@ -37,10 +37,8 @@ class SteadfastController(TuneController):
             trial.max_failures = 0  # its own code has raised, and would again
         source.raised(trial.trial_id, next(iter(str(cause).strip().splitlines()), type(cause).__name__))
         self._resetting_trials.discard(trial)
-        if trial in self._staged_trials:
-            self._unstage_trial_with_resources(
-                trial
-            )  # or it waits for a process that another leaves, for ever
+        if trial in self._staged_trials:  # it would wait for a process that another trial leaves, for ever
+            self._unstage_trial_with_resources(trial)
         if trial.status == Trial.PENDING:
             self._set_trial_status(trial, Trial.RUNNING)  # as Ray does where a new process is lost
         super()._process_trial_failure(trial, exception)

@@ -70,8 +70,11 @@ def check_readable(folder: RunFolder, ledger: Ledger) -> None:
     if not ledger.sessions:
         raise FolderError(f"{folder.uri} can't be gone on with: {LEDGER} has no line that can be read")
     numbers = sorted(trial.number for trial in ledger.trials.values())
-    known = {trial.directory for trial in ledger.trials.values()}
-    lost = ledger.lost_trials or numbers != list(range(len(numbers))) or folder.trial_folders() - known
+    lost = bool(ledger.lost_trials) or numbers != list(range(len(numbers)))
+    if ledger.lost_lines:
+        # One of them may be all that spoke of a trial. With no line lost, a folder without one is of a trial
+        # that the bucket's ledger had not heard of when the driver's disk was lost: it is run again.
+        lost |= bool(folder.trial_folders() - {trial.directory for trial in ledger.trials.values()})
     if not ledger.distributions or lost:
         raise FolderError(
             f"{folder.uri} can't be gone on with: {LEDGER} has {ledger.lost_lines} lines that can't be read, "
