@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 
 from tune_mnist import tuner
-from tune_mnist.console import PatientConsole, print_summary
+from tune_mnist.console import PatientConsole
 from tune_mnist.folder import FolderError
 from tune_mnist.settings import OneLineParser
+from tune_mnist.summary import print_summary
 
 
 def main() -> int:

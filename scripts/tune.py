@@ -14,9 +14,10 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from tune_mnist import tuner
-from tune_mnist.console import SearchConsole, exit_code, print_summary
+from tune_mnist.console import SearchConsole
 from tune_mnist.folder import FolderError
 from tune_mnist.settings import ResumeRequest, parse_settings
+from tune_mnist.summary import exit_code, print_summary
 
 
 def main() -> int:

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from tests.conftest import Runner
 from tune_mnist import results
-from tune_mnist.console import SearchConsole, describe, duration, exit_code
+from tune_mnist.console import SearchConsole
 from tune_mnist.folder import RunFolder
 from tune_mnist.ledger import Ledger
 from tune_mnist.progress import EndedTrial, Progress, ProgressCallback
 from tune_mnist.settings import Settings
+from tune_mnist.summary import describe, duration, exit_code
 from tune_mnist.tuner import FINISHED, Outcome, _waiting_for
 
 

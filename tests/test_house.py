@@ -42,11 +42,12 @@ HOUSE = {
         *("hyperparameters", "settings", "spaces", "data", "ledger", "folder", "trainable", "search"),
         *("trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner", "preflight"),
     },
-    "console": {"hyperparameters", "ledger", "progress", "search", "grid", "results", "tuner"},
+    "summary": {"hyperparameters", "ledger", "search", "grid", "results", "tuner"},
+    "console": {"progress", "summary"},
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
-    *("stop", "results", "preflight", "console"),
+    *("stop", "results", "preflight", "summary", "console"),
 }
 WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
 
