@@ -89,7 +89,7 @@ def test_training_learns_and_counts_epochs_from_one() -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     hyperparameters = Hyperparameters(
-        lr=0.001, momentum=0.8, optimizer=optimizer, epochs=3, weight_decay=1e-4
+        lr=0.001, momentum=0.8, optimizer=optimizer, epochs=3, weight_decay=1e-4, lr_end_factor=0.2, shift=2
     )
     whole, expected = train(hyperparameters)
     first = Training(hyperparameters, seed=0, precision="fp32")
@@ -155,6 +155,54 @@ def test_each_optimizer_steps_by_its_own_formula(name: str, momentum: float, wei
             corrected = (square / (1 - 0.999**step)) ** 0.5
             value -= 0.01 * mean / (1 - momentum**step) / (corrected + 1e-8)
         assert weight.tolist() == pytest.approx([value] * len(weight), rel=1e-5)
+
+
+def test_images_are_moved_by_whole_pixels_and_lose_nothing() -> None:
+    images = torch.zeros(64, 28, 28, dtype=torch.uint8)
+    images[:, 4:24, 4:24] = torch.randint(1, 255, (64, 20, 20), dtype=torch.uint8)
+    split = Split(images=images, labels=torch.arange(64) % 10)
+    seen: list[Tensor] = []
+
+    class Spy(Network):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training:
+                seen.append(images)
+            return super().forward(images)
+
+    training = Training(Hyperparameters(shift=3, epochs=2, batch_size=64), seed=0, precision="fp32")
+    training.model.__class__ = Spy
+    list(fit(training, split, split))
+    orders = [torch.randperm(64, generator=torch.Generator().manual_seed(epoch)) for epoch in (1, 2)]
+    moves = set()
+    for moved, order in zip(seen, orders, strict=True):
+        for image, source in zip(moved, images[order], strict=True):
+            (move,) = (
+                (down, right)
+                for down in range(-3, 4)
+                for right in range(-3, 4)
+                if torch.equal(image, torch.roll(source, (down, right), (0, 1)))
+            )
+            moves.add(move)
+    assert {down for down, _ in moves} == {right for _, right in moves} == set(range(-3, 4))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_learning_rate_falls_as_torchs_linear_schedule(optimizer: str) -> None:
+    hyperparameters = Hyperparameters(lr_end_factor=0.1, optimizer=optimizer, epochs=3, batch_size=100)
+    training = Training(hyperparameters, seed=0, precision="fp32")
+    rates: list[float] = []
+    training.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    list(fit(training, TRAIN, VALIDATION))
+    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=hyperparameters.lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(theirs, 1.0, 0.1, total_iters=3 * 7)
+    expected = []
+    for _ in range(3 * 7):
+        expected += schedule.get_last_lr()
+        theirs.step()
+        schedule.step()
+    assert rates == pytest.approx(expected)
 
 
 def test_weights_that_blow_up_at_the_last_step_are_no_result() -> None:

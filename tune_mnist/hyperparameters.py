@@ -19,6 +19,8 @@ OPTUNA_NUMBER = "optuna_trial_number"
 """Key in the config of a Ray trial, beside the hyper-parameters: the number of its Optuna trial."""
 
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
+MAX_SHIFT = 4
+"""Largest shift: MNIST's digits have a margin of 4 pixels, so nothing of one is lost."""
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
 
 
@@ -49,6 +51,10 @@ class Hyperparameters:
     "Share of features dropped after the dense layer; 0 up to, not including, 1."
     weight_decay: float = 0.0
     "Decay of the weights, at least 0: an L2 term of the gradient, decoupled for adamw."
+    lr_end_factor: float = 1.0
+    "Learning rate at the end over that at the start, between which it falls linearly; above 0, at most 1."
+    shift: int = 0
+    "Most pixels by which a training image is moved at random, on each axis; 0 to MAX_SHIFT."
 
     def __post_init__(self) -> None:
         """Check each value against its rule."""
@@ -58,6 +64,11 @@ class Hyperparameters:
             self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}"
         )
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        _require(0 < self.lr_end_factor <= 1, "lr_end_factor", self.lr_end_factor, "above 0 and at most 1")
+        _require(
+            isinstance(self.shift, int) and 0 <= self.shift <= MAX_SHIFT,
+            *("shift", self.shift, f"a whole number from 0 to {MAX_SHIFT}"),
+        )
         for name in ("momentum", "dropout_conv", "dropout_dense"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "at least 0 and below 1")

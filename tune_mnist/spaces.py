@@ -37,6 +37,8 @@ WIDE: Space = {
     "dropout_conv": FloatDistribution(0.0, 0.5, step=0.05),
     "dropout_dense": FloatDistribution(0.0, 0.7, step=0.05),
     "weight_decay": FloatDistribution(1e-6, 1e-3, log=True),
+    "lr_end_factor": FloatDistribution(0.01, 1.0, log=True),
+    "shift": IntDistribution(0, 3),
 }
 
 SPACES: Mapping[str, Space] = {"blog": BLOG, "wide": WIDE}

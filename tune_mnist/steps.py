@@ -33,24 +33,38 @@ class Steps:
         model: Network,
         optimizer: torch.optim.Optimizer,
         train: Split,
+        hyperparameters: Hyperparameters,
         *,
-        batch_size: int,
         precision: str,
         cuda_graph: bool,
     ) -> None:
         """Prepare to train ``model`` on ``train``, which lies on the model's device."""
-        self.model, self.optimizer, self.train = model, optimizer, train
-        self.batch_size, self.precision = batch_size, precision
+        self.model, self.optimizer, self.train, self.hyperparameters = (
+            model,
+            optimizer,
+            train,
+            hyperparameters,
+        )
+        self.batch_size, self.precision = hyperparameters.batch_size, precision
         self.device = device = train.images.device
+        # Each image at each shift, a view of images with a margin: [n, 2 shift + 1, 2 shift + 1, 28, 28].
+        padded = F.pad(train.images, [hyperparameters.shift] * 4) if hyperparameters.shift else train.images
+        self.shifted = padded.unfold(1, 28, 1).unfold(2, 28, 1)
+        self.moves = torch.zeros(2, len(train), dtype=torch.int64, device=device)
         self.loss_sum = torch.zeros((), device=device)
         self.steps_finite = torch.zeros((), dtype=torch.int64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
-        self.index = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.index = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
         self.replay: Callable[[], None] | None = None
         self.capture_after = self.WARM_UP if cuda_graph and device.type == "cuda" else None
 
-    def run(self, order: Tensor, epoch: int) -> float:
-        """Take one step for each batch of ``order`` (int64 [n]); return the mean loss of an image.
+    def run(self, order: Tensor, moves: Tensor, epoch: int) -> float:
+        """Take one step for each batch; return the mean loss of an image.
+
+        Args:
+            order: the images' indices, int64 [n].
+            moves: how far each image is moved down and right, int64 [2, n], 0 to twice the shift.
+            epoch: from 1.
 
         Raises:
             DivergedError: if the loss is not finite; on a CPU at once, on a GPU after the last step.
@@ -59,8 +73,11 @@ class Steps:
         self.loss_sum.zero_()
         self.steps_finite.zero_()
         self.finite.fill_(True)
+        self.moves.copy_(moves)
         on_cpu = self.device.type == "cpu"
-        for index in torch.split(order, self.batch_size):
+        batches = torch.split(order, self.batch_size)
+        for number, index in enumerate(batches, start=(epoch - 1) * len(batches)):
+            self._set_lr(number / (len(batches) * self.hyperparameters.epochs))
             self._step(index)
             # Reading the flag is free on a CPU; on a GPU it would stall every step.
             if on_cpu and not self.finite:
@@ -70,6 +87,24 @@ class Steps:
                 f"the loss is not finite at step {self.steps_finite.item() + 1} of epoch {epoch}"
             )
         return self.loss_sum.item() / len(order)
+
+    def _set_lr(self, progress: float) -> None:
+        """Let the learning rate fall with the share of the training that is done."""
+        fall = 1 - self.hyperparameters.lr_end_factor
+        if not fall:
+            return
+        for group in self.optimizer.param_groups:
+            lr = self.hyperparameters.lr * (1 - fall * progress)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def _images(self, index: Tensor) -> Tensor:
+        if not self.hyperparameters.shift:
+            return self.train.images[index]
+        down, right = self.moves[:, index]
+        return self.shifted[index, down, right]
 
     def _step(self, index: Tensor) -> None:
         if len(index) < self.batch_size or (self.replay is None and self.capture_after is None):
@@ -82,7 +117,7 @@ class Steps:
 
     def _eager(self, index: Tensor) -> None:
         with autocast(self.device, self.precision):
-            loss = F.nll_loss(self.model(self.train.images[index]), self.train.labels[index])
+            loss = F.nll_loss(self.model(self._images(index)), self.train.labels[index])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -122,7 +157,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def make_optimizer(model: Network, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
     """Build the optimizer; on a GPU one whose step can be captured in a CUDA graph."""
     on_gpu = next(model.parameters()).device.type == "cuda"
-    common: dict[str, Any] = {"lr": hyperparameters.lr, "weight_decay": hyperparameters.weight_decay}
+    lr: float | Tensor = hyperparameters.lr
+    if on_gpu and hyperparameters.lr_end_factor != 1:
+        lr = torch.tensor(lr, device="cuda")  # a number would be part of the graph
+    common: dict[str, Any] = {"lr": lr, "weight_decay": hyperparameters.weight_decay}
     parameters, momentum = model.parameters(), hyperparameters.momentum
     if hyperparameters.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=momentum, fused=True, **common)

@@ -118,7 +118,7 @@ def fit(
 ) -> Iterator[EpochResult]:
     """Train epoch by epoch up to ``hyperparameters.epochs``, from wherever ``training`` stands.
 
-    The order of the images depends on (seed, epoch) alone. ``train`` and ``validation`` are only read.
+    The order of the images and their shifts depend on (seed, epoch) alone. The splits are only read.
 
     Raises:
         DivergedError: at the step (on a GPU: at the end of the epoch) whose loss is not finite. ASHA can't
@@ -129,7 +129,7 @@ def fit(
         training.model,
         training.optimizer,
         train,
-        batch_size=training.hyperparameters.batch_size,
+        training.hyperparameters,
         precision=training.precision,
         cuda_graph=cuda_graph,
     )
@@ -138,7 +138,8 @@ def fit(
         epoch = training.epoch + 1
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
         order = torch.randperm(len(train), generator=generator).to(training.device)
-        train_loss = steps.run(order, epoch)
+        moves = torch.randint(2 * training.hyperparameters.shift + 1, (2, len(train)), generator=generator)
+        train_loss = steps.run(order, moves.to(training.device), epoch)
         trained = time.perf_counter()
         accuracy, val_loss = evaluate(training.model, validation, precision=training.precision)
         if not math.isfinite(val_loss):  # the last step's loss was finite, its gradient was not
