@@ -17,8 +17,9 @@ from tune_mnist.folder import RunFolder
 from tune_mnist.ledger import Ledger
 from tune_mnist.progress import EndedTrial, Progress, ProgressCallback
 from tune_mnist.settings import Settings
-from tune_mnist.summary import describe, duration, exit_code
+from tune_mnist.summary import exit_code
 from tune_mnist.tuner import FINISHED, Outcome, _waiting_for
+from tune_mnist.words import describe, duration
 
 
 def live_line(progress: Progress | None, *, seconds: float = 0.0) -> str:

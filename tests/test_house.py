@@ -15,6 +15,7 @@ PACKAGE = Path(tune_mnist.__file__).parent
 # Each file, and what it may import of the package: only files to its left.
 HOUSE = {
     "hyperparameters": set(),
+    "words": {"hyperparameters"},
     "settings": set(),
     "spaces": {"hyperparameters"},
     "model": {"hyperparameters"},
@@ -42,12 +43,39 @@ HOUSE = {
         *("hyperparameters", "settings", "spaces", "data", "ledger", "folder", "trainable", "search"),
         *("trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner", "preflight"),
     },
-    "summary": {"hyperparameters", "ledger", "search", "grid", "results", "tuner"},
-    "console": {"progress", "summary"},
+    "timeline": {"hyperparameters", "ledger"},
+    "insights": {"hyperparameters", "words", "spaces", "ledger", "grid", "timeline", "tuner"},
+    "plots": {"hyperparameters", "words", "ledger", "search", "grid", "timeline", "tuner", "insights"},
+    "pictures": {
+        "hyperparameters",
+        "words",
+        "ledger",
+        "search",
+        "grid",
+        "timeline",
+        "tuner",
+        "insights",
+        "plots",
+    },
+    "report": {"hyperparameters", "words", "ledger", "grid", "results", "tuner", "insights", "plots"},
+    "summary": {"hyperparameters", "words", "ledger", "search", "grid", "results", "tuner", "insights"},
+    "console": {"words", "progress"},
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
-    *("stop", "results", "preflight", "summary", "console"),
+    *(
+        "words",
+        "stop",
+        "results",
+        "preflight",
+        "timeline",
+        "insights",
+        "plots",
+        "pictures",
+        "report",
+        "summary",
+        "console",
+    ),
 }
 WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
 

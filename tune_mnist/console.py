@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tune_mnist.progress import EndedTrial, Progress
-from tune_mnist.summary import describe, duration
+from tune_mnist.words import describe, duration
 
 
 class PatientConsole(Console):

@@ -86,9 +86,9 @@ def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, d
     ]
 
 
-def lost_lines(grid: ResultGrid) -> int:
-    """Count the lines of the ledger that could not be read."""
-    return _analysis(grid).ledger.lost_lines
+def ledger_of(grid: ResultGrid) -> Ledger:
+    """Give the ledger that such a grid was made from."""
+    return _analysis(grid).ledger
 
 
 def _analysis(grid: ResultGrid) -> LedgerAnalysis:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from tune_mnist.grid import lost_lines, records
+from tune_mnist.grid import ledger_of, records
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
 from tune_mnist.ledger import LEDGER, UNENDED
 from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.search import JOURNAL
 from tune_mnist.tuner import FINISHED, Outcome
+from tune_mnist.words import duration, short_path, short_value, standard_error
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
@@ -33,7 +31,7 @@ def print_summary(console: Console, outcome: Outcome) -> None:
         ended = "; it runs, or was killed"
     asked, took = outcome.settings.num_samples, duration(outcome.seconds)
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
-    if lost := lost_lines(outcome.grid):
+    if lost := ledger_of(outcome.grid).lost_lines:
         console.print(f"{LEDGER} has {lost} lines that can't be read; what they said is lost")
     _print_best(console, trials)
     trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
@@ -51,8 +49,8 @@ def print_summary(console: Console, outcome: Outcome) -> None:
 def _ways_to_look(outcome: Outcome) -> list[str]:
     """Say where the run is, and which commands look into it."""
     folder = outcome.folder
-    python = shlex.quote(str(_short(Path(sys.executable))))
-    run_dir = _short(folder.local)
+    python = shlex.quote(str(short_path(Path(sys.executable))))
+    run_dir = short_path(folder.local)
     where = folder.uri if folder.remote else str(run_dir)
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
     if folder.remote or outcome.ended_by is None:
@@ -76,26 +74,6 @@ def exit_code(outcome: Outcome) -> int:
     return 1 if short or outcome.winner is None else 0
 
 
-def describe(config: Mapping[str, Any]) -> str:
-    """Write a configuration in a few words, in the order of the fields of `Hyperparameters`."""
-    names = [name for name in HYPERPARAMETER_NAMES if name in config]
-    return " ".join(f"{name}={_short_value(config[name])}" for name in names)
-
-
-def standard_error(share: float, n: int) -> float:
-    """Standard error of a share of n independent images: sqrt(p (1 - p) / n)."""
-    return math.sqrt(share * (1 - share) / n)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as a person would: 42 s, 3 min 05 s, 1 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def _print_best(console: Console, trials: pd.DataFrame) -> None:
     ranked = trials[trials["state"] != "FAIL"].dropna(subset=[METRIC])
     ranked = ranked.sort_values(METRIC, ascending=False).head(5)
@@ -110,7 +88,7 @@ def _print_best(console: Console, trials: pd.DataFrame) -> None:
         "state": ranked["state"],
         "validation": ranked[METRIC].map("{:.2%}".format),
         "epochs": ranked["epochs_trained"].astype(str) + "/" + ranked["epochs_planned"].astype(str),
-        **{name: ranked[name].map(_short_value) for name in drawn},
+        **{name: ranked[name].map(short_value) for name in drawn},
     }
     table.add_column()
     for _ in range(len(ranked)):
@@ -146,16 +124,8 @@ def _print_failures(console: Console, outcome: Outcome) -> None:
     failed = [record for record in records(outcome.grid) if record.shown_state == "FAIL" and record.error]
     if failed:
         first = failed[0]
-        where = f"{_short(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"
+        where = f"{short_path(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"
         console.print(
             f"{len(failed)} failed; the first error: {first.error} ({where}/{first.directory}/error.txt)",
             markup=False,
         )
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _short_value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

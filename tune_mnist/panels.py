@@ -1,0 +1,142 @@
+"""What the plots share: the panel that holds one, colours, axes, and the look of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import plotly.graph_objects as go
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from tune_mnist.ledger import TrialRecord
+from tune_mnist.scale import accuracy_ticks, nines
+
+COLORS = {"COMPLETE": "#2f6fde", "PRUNED": "#9aa1ab", "FAIL": "#d64545", "RUNNING": "#d9901a"}
+"""Of the states of trials."""
+STATE_WORDS = {"COMPLETE": "finished", "PRUNED": "cut", "FAIL": "failed", "RUNNING": "running"}
+"""What the plots call them."""
+BEST_COLOR = "#e0559a"
+RUN_COLORS = ("#2f6fde", "#d9901a", "#2a9d6f", "#a45ee5", "#d64545", "#5f7285", "#e0559a", "#8c6d1f")
+"""Of the runs of a comparison, by turns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """One panel of a report: a figure, several to choose from, or the reason why there is none."""
+
+    name: str
+    title: str
+    caption: str
+    figures: dict[str, go.Figure] = field(default_factory=dict)
+    "By the words to choose it by."
+    kind: str = "single"
+    "single; several, to be shown beside one another; or choice, of which one is shown."
+    min_width: int = 0
+    "Pixels below which it is scrolled instead of squeezed."
+
+
+def room_around(values: Sequence[float]) -> tuple[float, float]:
+    """Give an axis room around its values, the more at its foot, where the ticks of cut trials stand."""
+    low, high = min(values, default=1.0), max(values, default=2.0)
+    pad = max(high - low, 0.1)
+    return low - 0.14 * pad, high + 0.06 * pad
+
+
+def foot(low: float, high: float) -> float:
+    """Give the height at which the ticks of trials without a final result stand, below all results."""
+    return low + 0.045 * (high - low)
+
+
+def accuracy_axis(low: float, high: float) -> dict[str, Any]:
+    """Lay out an axis in `nines` that is marked with accuracies."""
+    ticks = accuracy_ticks(low, high)
+    text = [f"{100 * tick:.6g}%" for tick in ticks]
+    return {
+        "tickvals": [nines(tick) for tick in ticks],
+        "ticktext": text,
+        "range": [low, high],
+        "title": None,
+        "zeroline": False,
+    }
+
+
+def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
+    """Lay out the axis of a hyper-parameter over the whole of its range."""
+    axis: dict[str, Any] = {"title": name}
+    if isinstance(one, CategoricalDistribution):
+        return {**axis, "type": "category", "range": None}
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    if one.log:
+        low, high = math.log10(one.low), math.log10(one.high)
+        mantissas = (1,) if high - low > 2.5 else (1, 3) if high - low > 1.2 else (1, 2, 5)
+        decades = range(math.floor(low), math.ceil(high) + 1)
+        marks = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
+        marks = [mark for mark in marks if one.low * 0.999 <= mark <= one.high * 1.001]
+        axis |= {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
+    else:
+        low, high = float(one.low), float(one.high)
+        axis |= {"nticks": 6}
+    pad = 0.05 * (high - low) or 0.5
+    return {**axis, "range": [low - pad, high + pad]}
+
+
+def parameter_values(values: Iterable[Any], one: BaseDistribution) -> list[Any]:
+    """Write values for the axis of a hyper-parameter: choices as words, numbers with four digits."""
+    if isinstance(one, CategoricalDistribution):
+        return [str(value) for value in values]
+    return [float(f"{value:.4g}") if isinstance(value, float) else value for value in values]
+
+
+def color_bar(values: Sequence[float | None]) -> dict[str, Any]:
+    """Lay out the legend of a colour scale in `nines`, marked with accuracies."""
+    known = [value for value in values if value is not None]
+    ticks = accuracy_ticks(min(known) - 1e-9, max(known) + 1e-9)
+    text = [f"{100 * tick:.6g}%" for tick in ticks]
+    return {"tickvals": [nines(tick) for tick in ticks], "ticktext": text, "title": None, "thickness": 12}
+
+
+def add_ticks(figure: go.Figure, places: Sequence[Any], trials: Sequence[TrialRecord], foot: float) -> None:
+    """Mark trials without a final result at the foot of a plot, where no accuracy can be read off them."""
+    if not trials:
+        return
+    state = trials[0].shown_state
+    name = STATE_WORDS[state]
+    figure.add_scatter(
+        x=places,
+        y=[round(foot, 4)] * len(trials),
+        mode="markers",
+        name=name,
+        marker={"symbol": "line-ns", "size": 11, "line": {"width": 1.5, "color": COLORS[state]}},
+        customdata=[trial.number for trial in trials],
+        hovertemplate=f"trial %{{customdata}}, {name}<extra></extra>",
+    )
+
+
+def whole_step(most: int) -> int:
+    """Choose the step of an axis of whole numbers from 0 to ``most``."""
+    return max(1, math.ceil(most / 10))
+
+
+def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout: Any) -> None:
+    """Give a figure the look of the page, which sets the colours of its text and lines."""
+    figure.update_layout(
+        template="none",
+        title=None,
+        height=height,
+        margin={"l": margin_l, "r": 14, "t": layout.pop("margin_t", 34), "b": layout.pop("margin_b", 44)},
+        font={"family": "system-ui, sans-serif", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    )
+    figure.update_layout(**layout)
+    figure.update_xaxes(title_font_size=12)
+    figure.update_yaxes(title_font_size=12)

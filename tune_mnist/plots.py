@@ -1,0 +1,230 @@
+"""The plots that Optuna draws, dressed for the page, with the trials that ASHA cut told apart."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import combinations
+
+import optuna.visualization as optuna_plots
+from optuna.exceptions import ExperimentalWarning
+
+from tune_mnist.curves import epochs_per_trial, learning_curves, timeline
+from tune_mnist.hyperparameters import METRIC
+from tune_mnist.insights import MIN_FINISHED, View
+from tune_mnist.panels import (
+    BEST_COLOR,
+    COLORS,
+    Plot,
+    accuracy_axis,
+    add_ticks,
+    color_bar,
+    dress,
+    foot,
+    parameter_axis,
+    parameter_values,
+    room_around,
+)
+from tune_mnist.scale import accuracy_of, nines
+
+MOST_LINES = 100
+"""Finished trials that the parallel coordinates show at most; more can't be told apart."""
+MOST_CELLS = 60
+"""Finished trials that a contour is made of at most: its grid has their number squared of cells."""
+CONTOUR_PARAMETERS = 4
+"""Of so many hyper-parameters, the most important ones, each pair has a contour."""
+
+
+def all_plots(view: View) -> list[Plot]:
+    """Make every plot of a run's report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return [
+            history(view),
+            learning_curves(view),
+            importance(view),
+            parallel_coordinates(view),
+            slices(view),
+            contours(view),
+            timeline(view),
+            epochs_per_trial(view),
+        ]
+
+
+def history(view: View) -> Plot:
+    """Draw the value of each finished trial and the best so far (Optuna); cut trials as ticks at the foot."""
+    trials = view.trials
+    values = [nines(trial.last[METRIC]) for trial in view.finished]
+    figure = optuna_plots.plot_optimization_history(view.study)
+    figure.data = [trace for trace in figure.data if trace.x]
+    for trace in figure.data:
+        trace.hovertemplate = "trial %{x}: %{text}<extra></extra>"
+        trace.text = [f"{accuracy_of(value):.2%}" for value in trace.y]
+        trace.y = [round(value, 4) for value in trace.y]
+        best = trace.mode == "lines"
+        trace.name, color = ("best so far", BEST_COLOR) if best else ("finished", COLORS["COMPLETE"])
+        trace.update(line_color=color, line_shape="hv") if best else trace.update(marker_color=color)
+    low, high = room_around(values)
+    for state in ("PRUNED", "FAIL", "RUNNING"):
+        some = [trial for trial in trials if trial.shown_state == state]
+        add_ticks(figure, [trial.number for trial in some], some, foot(low, high))
+    dress(figure, xaxis_title="trial", yaxis=accuracy_axis(low, high))
+    return Plot(
+        name="history",
+        title="Optimization history",
+        caption="Validation accuracy of finished trials. The others have no final result: ticks at the foot "
+        "say when they came.",
+        figures={"": figure} if trials else {},
+    )
+
+
+def importance(view: View) -> Plot:
+    """Draw each hyper-parameter's share in the variance of the results (Optuna)."""
+    finished = len(view.finished)
+    figures = {}
+    if view.importances:
+        figure = optuna_plots.plot_param_importances(view.study)
+        figure.update_traces(marker_color=COLORS["COMPLETE"], hovertemplate="%{y}: %{x:.0%}<extra></extra>")
+        figure.data[0].text = [f"{value:.0%}" for value in figure.data[0].x]
+        dress(
+            figure,
+            xaxis={"tickformat": ".0%", "range": [0, 1.15 * max(figure.data[0].x)], "title": None},
+            yaxis={"title": None},
+            height=420,
+            margin_l=110,
+            margin_t=10,
+        )
+        figures[""] = figure
+    return Plot(
+        name="importance",
+        title="Importance",
+        caption=f"PED-ANOVA over {finished} finished trials{': a hint, no more' if finished < 30 else ''}."
+        if figures
+        else f"Needs {MIN_FINISHED} finished trials with different results; there are {finished}.",
+        figures=figures,
+    )
+
+
+def parallel_coordinates(view: View) -> Plot:
+    """Draw each finished trial as a line through its hyper-parameters (Optuna)."""
+    finished = len(view.finished)
+    figures = {}
+    if finished:
+        study = view.study_of_best(MOST_LINES)
+        figure = optuna_plots.plot_parallel_coordinate(study, target_name=METRIC)
+        for trace in figure.data:
+            if trace.customdata is not None:
+                rows = [list(row) for row in trace.customdata]
+                rows[0][1] = f"{accuracy_of(float(rows[0][1])):.2%}"
+                trace.customdata = rows
+        values = [trial.value for trial in study.get_trials(deepcopy=False)]
+        figure.data[-1].marker.colorbar = color_bar(values)
+        for note in figure.layout.annotations:
+            note.font.color = None
+            if note.x == 0:
+                note.text = f"{accuracy_of(float(note.text)):.2%}"
+            if len(note.text) > 10:
+                note.text = f"{note.text[:9]}…"
+        axes = len(figure.layout.xaxis.tickvals)
+        figure.update_xaxes(range=[-0.75, axes - 0.8])
+        dress(figure, height=380, margin_b=40, margin_t=16)
+        figures[""] = figure
+    shown = f"The best {MOST_LINES} of {finished}" if finished > MOST_LINES else f"All {finished}"
+    return Plot(
+        name="parallel",
+        title="Parallel coordinates",
+        caption=f"{shown} finished trials, dark ones better; cut ones have no final result to show.",
+        figures=figures,
+        min_width=105 * (1 + len(view.space)),
+    )
+
+
+def slices(view: View) -> Plot:
+    """Draw the results against each hyper-parameter (Optuna), cut trials as ticks at the foot."""
+    trials, study = view.trials, view.study
+    values = [nines(trial.last[METRIC]) for trial in view.finished]
+    low, high = room_around(values)
+    figures = {}
+    for name, one in view.space.items() if values else ():
+        figure = optuna_plots.plot_slice(study, params=[name], target_name=METRIC)
+        figure.update_traces(
+            marker={"showscale": False, "color": COLORS["COMPLETE"], "line_width": 0, "opacity": 0.75},
+            hovertemplate=f"trial %{{customdata}}: %{{text}}<br>{name} %{{x}}<extra></extra>",
+            text=[f"{trial.last[METRIC]:.2%}" for trial in view.finished],
+            customdata=[trial.number for trial in view.finished],
+            x=parameter_values([trial.params[name] for trial in view.finished], one),
+            y=[round(value, 4) for value in values],
+            name="finished",
+        )
+        cut = [trial for trial in trials if trial.shown_state == "PRUNED" and name in trial.params]
+        add_ticks(figure, parameter_values([trial.params[name] for trial in cut], one), cut, foot(low, high))
+        dress(
+            figure,
+            height=230,
+            title={"text": name, "font_size": 13, "x": 0, "xref": "paper"},
+            xaxis=parameter_axis("", one),
+            yaxis=accuracy_axis(low, high),
+            showlegend=False,
+            margin_b=30,
+        )
+        figures[name] = figure
+    return Plot(
+        name="slices",
+        title="Slices",
+        caption="Finished trials by hyper-parameter. Grey ticks at the foot: where cut trials lay.",
+        figures=figures,
+        kind="several",
+    )
+
+
+def contours(view: View) -> Plot:
+    """Draw the results over each pair of the most important hyper-parameters (Optuna)."""
+    space, trials = view.space, view.trials
+    study = view.study_of_best(MOST_CELLS)
+    finished = study.get_trials(deepcopy=False)
+    figures = {}
+    for x, y in combinations(varied_parameters(view)[:CONTOUR_PARAMETERS], 2):
+        figure = optuna_plots.plot_contour(study, params=[x, y], target_name=METRIC)
+        x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text  # Optuna sorts them
+        figure.data = [trace for trace in figure.data if trace.x is not None and len(trace.x)]
+        figure.update_traces(selector={"type": "contour"}, colorbar=color_bar([t.value for t in finished]))
+        figure.update_traces(
+            selector={"type": "scatter"},
+            marker={"color": "#111827", "size": 6, "line": {"width": 1, "color": "#fff"}},
+            name="finished",
+            hoverinfo="x+y",
+            showlegend=True,
+        )
+        cut = [trial for trial in trials if trial.shown_state == "PRUNED" and {x, y} <= set(trial.params)]
+        figure.add_scatter(
+            x=parameter_values([trial.params[x] for trial in cut], space[x]),
+            y=parameter_values([trial.params[y] for trial in cut], space[y]),
+            mode="markers",
+            name="cut",
+            marker={"symbol": "x-thin", "size": 6, "line": {"width": 1.2, "color": COLORS["PRUNED"]}},
+            hoverinfo="x+y",
+        )
+        dress(
+            figure,
+            height=420,
+            margin_l=80,
+            xaxis=parameter_axis(x, space[x]),
+            yaxis=parameter_axis(y, space[y]),
+        )
+        figures[f"{x} and {y}"] = figure
+    shown = f"the best {MOST_CELLS}" if len(view.finished) > MOST_CELLS else f"{len(finished)}"
+    return Plot(
+        name="contour",
+        title="Contour",
+        caption=f"Accuracy between {shown} finished trials (dots); cut ones (crosses) don't shape it."
+        if figures
+        else "Needs two finished trials that differ in two hyper-parameters.",
+        figures=figures,
+        kind="choice",
+    )
+
+
+def varied_parameters(view: View) -> list[str]:
+    """List the hyper-parameters in which the best finished trials differ, the most important first."""
+    finished = view.study_of_best(MOST_CELLS).get_trials(deepcopy=False)
+    drawn = [name for name in view.space if len({trial.params.get(name) for trial in finished}) > 1]
+    return sorted(drawn, key=lambda name: -view.importances.get(name, 0.0))
