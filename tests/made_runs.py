@@ -69,13 +69,14 @@ def make_run(
                 scores[epoch].append(accuracy)
                 if accuracy < sorted(scores[epoch])[len(scores[epoch]) // 2]:
                     break
+        free[worker] = now
         if running and number >= num_samples - workers:
             continue
         if every_trial_fails:
             now += 1
             error = f"DivergedError: the loss is not finite at step {number + 1} of epoch 1"
             events.append({"event": "error", "trial_id": trial_id, "error": error, "time": now})
-        free[worker] = now
+            free[worker] = now
         state = trial_state(epoch, config["epochs"], failed=every_trial_fails)
         events.append({"event": "end", "trial_id": trial_id, "state": state, "time": now})
     events.sort(key=lambda event: event["time"])

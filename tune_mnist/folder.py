@@ -188,9 +188,9 @@ class RunFolder:
             self.local.mkdir(parents=True)
             mine.write_bytes(theirs)
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write one of the driver's files: after a kill or a power cut it is the old one or the new one."""
-        self._replace(self.local / name, text.encode())
+        self._replace(self.local / name, content.encode() if isinstance(content, str) else content)
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file of a run that nobody is searching: on the disk, or straight into the bucket.

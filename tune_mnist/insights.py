@@ -157,7 +157,8 @@ def facts(view: View) -> list[Fact]:
         Fact(
             label="Wall time",
             value=duration(outcome.seconds),
-            note=f"{count(len(ledger.sessions), 'session')}; at most {side_by_side} trials side by side",
+            note=f"{count(len(ledger.sessions), 'session')}"
+            + (f"; at most {count(side_by_side, 'trial')} side by side" if side_by_side else ""),
         ),
         Fact(
             label="Pace",

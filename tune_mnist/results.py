@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -71,12 +71,26 @@ def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(EPOCH_DTYPES)).astype(EPOCH_DTYPES)
 
 
-def write_tables(grid: ResultGrid, folder: Path) -> None:
-    """Write ``trials.parquet`` and ``epochs.parquet`` into a folder, each by renaming a whole file in."""
+def write_tables(grid: ResultGrid, put: Callable[[str, bytes], None], *, csv: bool = False) -> list[str]:
+    """Write ``trials.parquet`` and ``epochs.parquet``; where asked for, the same as CSV.
+
+    Args:
+        grid: from `load`.
+        put: takes each file's name and content.
+        csv: whether to write ``trials.csv`` and ``epochs.csv`` too.
+
+    Returns:
+        The files' names.
+    """
+    names = []
     for name, frame in ((EPOCHS_TABLE, epochs_frame(grid)), (TRIALS_TABLE, trials_frame(grid))):
-        fresh = folder / f".{name}.new"
-        frame.to_parquet(fresh, index=False)
-        fresh.replace(folder / name)
+        content: bytes = frame.to_parquet(index=False)
+        put(name, content)
+        names.append(name)
+        if csv:
+            names.append(f"{name.partition('.')[0]}.csv")
+            put(names[-1], frame.to_csv(index=False).encode())
+    return names
 
 
 def _trial_row(record: TrialRecord) -> dict[str, object]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tune_mnist.grid import ledger_of, records
+from tune_mnist.curves import run_labels
+from tune_mnist.grid import records
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
+from tune_mnist.insights import MIN_FINISHED, View, edges, facts
 from tune_mnist.ledger import LEDGER, UNENDED
 from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.search import JOURNAL
+from tune_mnist.timeline import best_so_far
 from tune_mnist.tuner import FINISHED, Outcome
-from tune_mnist.words import duration, short_path, short_value, standard_error
+from tune_mnist.words import count, duration, short_path, short_value, standard_error
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
@@ -31,9 +37,8 @@ def print_summary(console: Console, outcome: Outcome) -> None:
         ended = "; it runs, or was killed"
     asked, took = outcome.settings.num_samples, duration(outcome.seconds)
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
-    if lost := ledger_of(outcome.grid).lost_lines:
-        console.print(f"{LEDGER} has {lost} lines that can't be read; what they said is lost")
-    _print_best(console, trials)
+    print_losses(console, View(outcome))
+    _print_best(console, trials, most=5)
     trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
     cut = trials[trials["state"] == "PRUNED"]
     saved = (cut["epochs_planned"] - cut["epochs_trained"]).sum()
@@ -44,6 +49,59 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     _print_winner(console, outcome, trials)
     _print_failures(console, outcome)
     console.print("\n".join(["", *_ways_to_look(outcome)]), markup=False)
+
+
+def print_analysis(console: Console, view: View) -> None:
+    """Print what a run teaches: its facts, the ten best trials, what matters, which ranges to widen."""
+    console.print(f"[bold]{escape(view.name)}[/bold]")
+    for fact in facts(view):
+        console.print(f"  {fact.label:<17} {fact.value}  [dim]{escape(fact.note)}[/dim]")
+    _print_best(console, trials_frame(view.outcome.grid), most=10)
+    if view.importances:
+        shares = ", ".join(f"{name} {value:.0%}" for name, value in view.importances.items())
+        console.print(f"Importance (PED-ANOVA, {len(view.finished)} finished trials): {shares}")
+    else:
+        finished = count(len(view.finished), "finished trial")
+        console.print(f"Importance: {finished}, but it takes {MIN_FINISHED} that differ")
+    for edge in edges(view):
+        console.print(f"[yellow]At the edge of its range:[/yellow] {edge}")
+    _print_failures(console, view.outcome)
+    print_losses(console, view)
+
+
+def print_losses(console: Console, view: View) -> None:
+    """Say what of a ledger can't be read."""
+    if lost := view.ledger.lost_lines:
+        console.print(f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost")
+
+
+def print_comparison(console: Console, views: Sequence[View]) -> None:
+    """Print runs side by side: their size, their best, and what it took to get within reach of it."""
+    frames = [best_so_far(view.ledger) for view in views]
+    reach = min((frame[METRIC].max() for frame in frames if len(frame)), default=math.nan)
+    reach = math.floor(reach * 1000) / 1000 if reach == reach else reach
+    table = Table(box=None, header_style="bold")
+    headings = (
+        "run",
+        "trials",
+        "epochs",
+        "wall time",
+        "best",
+        f"until {reach:.1%}: trials",
+        "epochs",
+        "seconds",
+    )
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for label, view, frame in zip(run_labels(views), views, frames, strict=True):
+        row = [label, str(len(view.trials)), str(len(frame)), duration(view.outcome.seconds)]
+        there = frame[frame[METRIC] >= reach].head(1)
+        best = f"{frame[METRIC].max():.2%}" if len(frame) else "--"
+        when = [f"{value:.0f}" for name in ("trials", "epochs", "seconds") for value in there[name]]
+        table.add_row(*row, best, *(when or ["--"] * 3))
+    console.print(table)
+    for view in views:
+        print_losses(console, view)
 
 
 def _ways_to_look(outcome: Outcome) -> list[str]:
@@ -74,28 +132,35 @@ def exit_code(outcome: Outcome) -> int:
     return 1 if short or outcome.winner is None else 0
 
 
-def _print_best(console: Console, trials: pd.DataFrame) -> None:
+def _print_best(console: Console, trials: pd.DataFrame, *, most: int) -> None:
     ranked = trials[trials["state"] != "FAIL"].dropna(subset=[METRIC])
-    ranked = ranked.sort_values(METRIC, ascending=False).head(5)
+    ranked = ranked.sort_values(METRIC, ascending=False).head(most)
     if ranked.empty:
         return
     drawn = [name for name in HYPERPARAMETER_NAMES if name != "epochs" and trials[name].nunique() > 1]
-    # A trial is a column: so the table stays narrow, however many hyper-parameters there are.
-    table = Table(title=f"Best {len(ranked)} trials", title_justify="left", title_style="bold", box=None)
-    table.show_header = False
+    console.print(f"[bold]Best {count(len(ranked), 'trial')}[/bold]")
+    for start in range(0, len(ranked), 5):
+        if start:
+            console.print()
+        # A trial is a column: so the table stays narrow, however many hyper-parameters there are.
+        console.print(_columns(ranked.iloc[start : start + 5], drawn))
+
+
+def _columns(trials: pd.DataFrame, drawn: Sequence[str]) -> Table:
+    table = Table(box=None, show_header=False)
     rows = {
-        "trial": ranked["number"].astype(str),
-        "state": ranked["state"],
-        "validation": ranked[METRIC].map("{:.2%}".format),
-        "epochs": ranked["epochs_trained"].astype(str) + "/" + ranked["epochs_planned"].astype(str),
-        **{name: ranked[name].map(short_value) for name in drawn},
+        "trial": trials["number"].astype(str),
+        "state": trials["state"],
+        "validation": trials[METRIC].map("{:.2%}".format),
+        "epochs": trials["epochs_trained"].astype(str) + "/" + trials["epochs_planned"].astype(str),
+        **{name: trials[name].map(short_value) for name in drawn},
     }
-    table.add_column()
-    for _ in range(len(ranked)):
-        table.add_column(justify="right")
+    table.add_column(min_width=max(map(len, HYPERPARAMETER_NAMES)))
+    for _ in range(len(trials)):
+        table.add_column(justify="right", min_width=8)
     for heading, values in rows.items():
         table.add_row(heading, *values)
-    console.print(table)
+    return table
 
 
 def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:

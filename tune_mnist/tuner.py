@@ -19,7 +19,7 @@ from ray.tune.logger import TBXLoggerCallback
 from tune_mnist import cluster, data
 from tune_mnist.controller import steadfast
 from tune_mnist.folder import FolderError, RunFolder
-from tune_mnist.grid import ResultGrid, load_grid
+from tune_mnist.grid import ResultGrid, load_grid, saved_epochs
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger, trial_directory
 from tune_mnist.preflight import (
@@ -130,7 +130,7 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
             space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
-        folder.remove(TRIALS_TABLE)  # a run that has it has ended
+        folder.remove(TRIALS_TABLE)
         folder.write(SETTINGS, settings.to_json())
         settings = dataclasses.replace(settings, max_concurrent_trials=slots)
         ledger.begin(ledger.distributions)
@@ -183,7 +183,7 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
         searcher.close(stop.reason or FINISHED)
         folder.push(wait=True)
         grid = load_grid(folder)
-        write_tables(grid, folder.local)
+        write_tables(grid, folder.write)
         folder.push(wait=True)
         winner = score_winner(settings, grid, folder)
         folder.push(wait=True)
@@ -224,7 +224,11 @@ def _is_finished(folder: RunFolder, ledger: Ledger, before: Settings, settings: 
             f"accuracy, {settings.target_accuracy:g}, and keeps it"
         )
     all_ended = len(ledger.trials) >= settings.num_samples and not ledger.unended()
-    return (all_ended or ledger.closed_by == TARGET) and folder.read(TRIALS_TABLE) is not None
+    # scripts/analyse.py writes the tables of unfinished runs too: that a run was closed, the ledger says, and
+    # that the kill did not come after that, the winner.
+    closed = ledger.closed_by is not None and folder.read(TRIALS_TABLE) is not None
+    scored = closed and (read_winner(folder) is not None or not saved_epochs(load_grid(folder)))
+    return (all_ended or ledger.closed_by == TARGET) and scored
 
 
 def _waiting_for(folder: RunFolder) -> str:

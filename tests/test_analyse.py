@@ -1,0 +1,140 @@
+"""scripts/analyse.py: what it prints and writes of runs made by hand, and what it refuses."""
+
+import importlib.util
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import SCRIPTS
+from tests.made_runs import make_run
+from tune_mnist import results
+
+Analyse = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def analyse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Analyse:
+    """Run the script in this process: it imports for seconds."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["analyse.py", *flags])
+        before = signal.getsignal(signal.SIGINT)
+        spec = importlib.util.spec_from_file_location("analyse", SCRIPTS / "analyse.py")
+        assert spec and spec.loader
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        signal.signal(signal.SIGINT, before)
+        try:
+            code = script.main()
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "runs" / "blog", 20)
+
+
+def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: Path) -> None:
+    code, out, err = analyse("runs/blog")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "blog" and len(lines[: lines.index("Best 10 trials")]) <= 11
+    trials = results.trials_frame(results.load(run))
+    best = trials.nlargest(10, "accuracy")
+    shown = [int(n) for line in lines if line.startswith(" trial  ") for n in re.findall(r"\d+", line)]
+    assert sorted(shown) == sorted(best["number"]) and shown[0] == best["number"].iloc[0]
+    assert "Importance (PED-ANOVA, " in out
+    assert lines[-1] == "In runs/blog: report.html, epochs.parquet, trials.parquet"
+    assert max(map(len, lines)) <= 110
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "trials.parquet"), trials)
+    epochs = results.epochs_frame(results.load(run))
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "epochs.parquet"), epochs)
+    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_tables_as_csv_and_plots_as_png_elsewhere(analyse: Analyse, run: Path, tmp_path: Path) -> None:
+    before = sorted(run.iterdir())
+    code, out, err = analyse("runs/blog", "--csv", "--png", "--out", "paper")
+    assert (code, err) == (0, "")
+    assert sorted(run.iterdir()) == before
+    assert len(pd.read_csv("paper/trials.csv")) == 20
+    assert len(pd.read_csv("paper/epochs.csv")) == len(pd.read_parquet("paper/epochs.parquet"))
+    pictures = {picture.stem: Image.open(picture) for picture in Path("paper/plots").glob("*.png")}
+    assert set(pictures) == {
+        *("history", "curves", "importance", "parallel", "contour", "timeline", "epochs"),
+        *("slice-lr", "slice-momentum", "slice-optimizer", "slice-epochs"),
+    }
+    for name, picture in pictures.items():
+        assert min(picture.size) > 300 and len(set(picture.convert("L").getdata())) > 20, name
+    tables = "epochs.parquet, epochs.csv, trials.parquet, trials.csv"
+    assert out.endswith(f"In paper: report.html, {tables}, 11 pictures in plots/\n")
+
+
+@pytest.mark.parametrize("options", [{"every_trial_fails": True}, {"running": True}, {}])
+def test_pictures_of_runs_of_every_luck(analyse: Analyse, tmp_path: Path, options: dict[str, bool]) -> None:
+    make_run(tmp_path / "run", 5 if options else 2, **options)  # type: ignore[arg-type]
+    code, _, err = analyse("run", "--png", "--out", "page.html")
+    assert (code, err) == (0, "") and Path("page.html").exists() and Path("plots/epochs.png").exists()
+
+
+def test_runs_are_compared(analyse: Analyse, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        make_run(tmp_path / name, 20, seed=seed)
+    code, out, err = analyse("one", "two", "--png")
+    assert (code, err) == (0, "")
+    heading, *rows, empty, last = out.splitlines()
+    assert re.fullmatch(
+        r" run +trials +epochs +wall time +best +until \d+\.\d%: trials +epochs +seconds ", heading
+    )
+    assert [row.split()[:2] for row in rows] == [["one", "20"], ["two", "20"]]
+    assert empty == "" and last == "In .: comparison.html, 1 picture in plots/"
+    assert Path("comparison.html").exists() and Path("plots/comparison.png").exists()
+
+
+def test_what_is_lost_is_said_and_the_rest_is_read(analyse: Analyse, run: Path) -> None:
+    analyse("runs/blog")
+    (run / "trials.parquet").write_bytes(b"PAR1 and then nothing")
+    (run / "study.journal").write_text("{torn\n")
+    lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if json.loads(line)["event"] == "epoch")
+    (run / "ledger.jsonl").write_text("".join([*lines[:place], "{torn\n", *lines[place + 1 :]]))
+    code, out, err = analyse("runs/blog")
+    assert (code, err) == (0, "")
+    assert "ledger.jsonl has 1 line that can't be read; what they said is lost\n" in out
+    assert len(pd.read_parquet(run / "trials.parquet")) == 20
+    assert "ledger.jsonl has 1 line that can" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["nowhere"], r"\S+/nowhere is not the folder of a run: it has no ledger.jsonl"),
+        ([], "the following arguments are required: RUN"),
+        (["runs/blog", "runs/blog"], "a run is named twice, but each must be another one"),
+        (["runs/blog", "nowhere"], r"\S+/nowhere is not the folder of a run: it has no ledger.jsonl"),
+        (["runs/blog", "--pdf"], "unrecognized arguments: --pdf"),
+        (["s4://bucket/run"], "s4://bucket/run can't be used as storage: .+"),
+    ],
+)
+def test_bad_input_is_one_line(analyse: Analyse, run: Path, flags: list[str], complaint: str) -> None:
+    code, out, err = analyse(*flags)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"analyse.py: error: {complaint} \(--help lists the flags\)\n", err)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(analyse: Analyse, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = analyse("runs/blog", "--out", "file/below")
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("analyse.py: error: ") and err.endswith("--out names another folder\n")

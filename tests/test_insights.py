@@ -1,0 +1,187 @@
+"""What is computed of a run before it is drawn: scales, time, facts, importance, edges."""
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.made_runs import EPOCH_SECONDS, make_run
+from tune_mnist import tuner
+from tune_mnist.curves import run_labels
+from tune_mnist.insights import View, edges, facts
+from tune_mnist.ledger import Ledger
+from tune_mnist.scale import accuracy_of, accuracy_ticks, nines
+from tune_mnist.timeline import best_so_far, elapsed, stretches
+
+
+def view_of(folder: Path) -> View:
+    return View(tuner.look(str(folder)))
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Put each event of a run's ledger through a function."""
+    path = folder / "ledger.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events:
+        change(event)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+@pytest.mark.parametrize(("accuracy", "count"), [(0.0, 0), (0.9, 1), (0.99, 2), (0.999, 3), (1.0, 6)])
+def test_nines(accuracy: float, count: float) -> None:
+    assert nines(accuracy) == pytest.approx(count)
+    assert accuracy_of(count) == pytest.approx(accuracy, abs=1.1e-6)
+
+
+def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
+    dice = random.Random(0)
+    for _ in range(100):
+        low = dice.uniform(0, 3)
+        high = low + dice.uniform(0.1, 2.5)
+        ticks = accuracy_ticks(low, high)
+        places = [nines(tick) for tick in ticks]
+        assert 2 <= len(ticks) <= 10 and ticks == sorted(ticks)
+        assert all(low <= place <= high for place in places)
+        assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
+    assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
+
+
+def made_ledger() -> Ledger:
+    """Two sessions with an hour between them; two trials side by side, the first goes on in a new process."""
+    ledger = Ledger()
+    start = {"params": {}, "hand_set": False}
+    epoch = {"epoch_seconds": 10.0, "hostname": "node"}
+    for event in [
+        {"event": "session", "distributions": {}, "time": 1000},
+        {"event": "trial", "trial_id": "a", "number": 0, "config": {"epochs": 3}, **start, "time": 1000},
+        {"event": "trial", "trial_id": "b", "number": 1, "config": {"epochs": 1}, **start, "time": 1000},
+        {"event": "epoch", "trial_id": "b", "epoch": 1, "accuracy": 0.9, "pid": 2, "time": 1010},
+        {"event": "end", "trial_id": "b", "state": "COMPLETE", "time": 1010},
+        {"event": "epoch", "trial_id": "a", "epoch": 1, "accuracy": 0.8, "pid": 1, "time": 1012},
+        {"event": "epoch", "trial_id": "a", "epoch": 2, "accuracy": 0.95, "pid": 1, "time": 1022},
+        {"event": "session", "distributions": {}, "time": 5000},
+        {"event": "epoch", "trial_id": "a", "epoch": 3, "accuracy": 0.94, "pid": 3, "time": 5015},
+        {"event": "end", "trial_id": "a", "state": "COMPLETE", "time": 5016},
+    ]:
+        if event["event"] == "epoch":
+            event |= {**epoch, "timestamp": event["time"]}
+        ledger._apply(dict(event))
+    return ledger
+
+
+def test_the_time_between_sessions_does_not_count() -> None:
+    ledger = made_ledger()
+    assert [elapsed(ledger, moment) for moment in (900, 1000, 1010, 1022, 3000, 5000, 5015)] == [
+        *(0, 0, 10, 22, 22, 22, 37),
+    ]
+
+
+def test_the_best_so_far_by_epochs_trials_and_seconds() -> None:
+    frame = best_so_far(made_ledger())
+    assert frame.to_dict("list") == {
+        "epochs": [1, 2, 3, 4],
+        "trials": [1, 1, 1, 2],
+        "seconds": [10.0, 12.0, 22.0, 37.0],
+        "accuracy": [0.9, 0.9, 0.95, 0.95],
+    }
+    assert best_so_far(Ledger()).empty
+
+
+def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
+    found = [(one.worker, one.number, one.start, one.end, one.process) for one in stretches(made_ledger())]
+    assert found == [
+        ("node 1", 1, 0.0, 10.0, "node, process 2"),
+        ("node 2", 0, 2.0, 22.0, "node, process 1"),
+        ("node 1", 0, 27.0, 37.0, "node, process 3"),
+    ]
+
+
+def test_a_run_in_a_few_lines(tmp_path: Path) -> None:
+    view = view_of(make_run(tmp_path / "run", 20))
+    lines = {fact.label: (fact.value, fact.note) for fact in facts(view)}
+    states = [trial.shown_state for trial in view.trials]
+    epochs = sum(len(trial.epochs) for trial in view.trials)
+    seconds = view.outcome.seconds
+    assert lines["Trials"] == (
+        "20 of 20",
+        f"{states.count('COMPLETE')} COMPLETE, {states.count('PRUNED')} PRUNED, 0 FAIL",
+    )
+    assert lines["Epochs"][0] == str(epochs)
+    assert lines["Wall time"][1] == "1 session; at most 4 trials side by side"
+    assert lines["Pace"][0] == f"{20 * 3600 / seconds:.0f} trials an hour"
+    assert seconds == pytest.approx(epochs * EPOCH_SECONDS / 4, rel=0.5)
+    best = max(epoch["accuracy"] for trial in view.trials for epoch in trial.epochs)
+    assert lines["Best, validation"][0].startswith(f"{best:.2%} ± ")
+
+
+def test_the_blog_s_trial_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 20)
+    view = view_of(run)
+    cut = next(trial for trial in view.trials if trial.shown_state == "PRUNED")
+    assert view.best is not None and view.best is not cut
+
+    def hand_set(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            event["hand_set"] = event["number"] == cut.number
+
+    rewrite(run, hand_set)
+    (fact,) = (fact for fact in facts(view_of(run)) if fact.label == "Blog's settings")
+    then = view.best.find(cut.epoch)
+    assert then is not None and fact.value == f"{cut.last['accuracy']:.2%}"
+    assert fact.note == f"stopped at epoch {cut.epoch}, where the best trial had {then['accuracy']:.2%}"
+
+
+def test_what_decides_is_what_matters(tmp_path: Path) -> None:
+    view = view_of(make_run(tmp_path / "run", 64, grace_period=5))  # all finish
+    assert len(view.finished) == 64
+    assert next(iter(view.importances)) == "lr"  # of which the made accuracies are a function
+    assert sum(view.importances.values()) == pytest.approx(1)
+    assert view_of(make_run(tmp_path / "few", 3, grace_period=5)).importances == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("lr", 0.0098, "widen lr: 0.0098 of 0.001..0.01"),
+        ("lr", 0.00102, "widen lr: 0.00102 of 0.001..0.01"),
+        ("lr", 0.005, None),
+        ("momentum", 0.985, "widen momentum: 0.985 of 0.4..0.99"),
+        ("epochs", 5, "widen epochs: 5 of 3..5"),
+        ("epochs", 4, None),
+        ("optimizer", "sgd", None),
+    ],
+)
+def test_a_best_value_at_the_edge_of_its_range_is_told(
+    name: str, value: Any, advice: str | None, tmp_path: Path
+) -> None:
+    middle = {"lr": 0.003, "momentum": 0.7, "epochs": 4}
+    run = make_run(tmp_path / "run", 6)
+
+    def place(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            event["params"] |= {**middle, name: value}
+
+    rewrite(run, place)
+    assert [str(edge) for edge in edges(view_of(run))] == ([advice] if advice else [])
+
+
+def test_a_range_that_cannot_be_wider_is_no_advice(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 6, space="wide")
+
+    def place(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            middle = {"lr_scale": 0.2, "momentum": 0.7, "batch_size": 128, "weight_decay": 3e-5}
+            event["params"] |= {**middle, "dropout_conv": 0.0, "dropout_dense": 0.7, "shift": 0}
+            event["params"]["lr_end_factor"] = 1.0
+
+    rewrite(run, place)
+    assert [str(edge) for edge in edges(view_of(run))] == ["widen dropout_dense: 0.7 of 0..0.7"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    views = [view_of(make_run(tmp_path / folder / "run", 2)) for folder in ("a", "b")]
+    assert run_labels(views[:1]) == ["run"]
+    assert run_labels(views) == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]

@@ -1,0 +1,278 @@
+"""The report, opened in headless Chromium: every plot with its points; the table sorted, filtered, opened."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.made_runs import make_run
+from tune_mnist import tuner
+from tune_mnist.insights import View
+from tune_mnist.report import make_comparison, make_report
+
+CHROMIUM_FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+MEGABYTE = 10**6
+
+RUNS: dict[str, dict[str, Any]] = {
+    "two": {"num_samples": 2},
+    "wide": {"num_samples": 64, "space": "wide", "max_epochs": 15},
+    "thousand": {"num_samples": 1000, "space": "wide", "max_epochs": 9, "workers": 16},
+    "all-finish": {"num_samples": 1000, "space": "wide", "max_epochs": 9, "grace_period": 9, "workers": 16},
+    "failed": {"num_samples": 5, "every_trial_fails": True},
+    "running": {"num_samples": 12, "running": True},
+}
+
+
+def find_chromium() -> str | None:
+    """Debian's Chromium; where CI is set it is installed first."""
+    if os.environ.get("CI") and os.geteuid() == 0 and not shutil.which("chromium"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for step in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            subprocess.run(["apt-get", "-qq", *step], env=environment, timeout=200, check=True)
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run of RUNS with its report, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, shape in RUNS.items():
+        run = make_run(folder / name, **shape)
+        (run / "report.html").write_text(make_report(View(tuner.look(str(run)))))
+    return folder
+
+
+class Opened:
+    """A page that is open, with all that it complained of."""
+
+    def __init__(self, browser: Browser, file: Path, **options: Any) -> None:
+        self.page: Page = browser.new_page(**options)
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.requests: list[str] = []
+        self.page.goto(file.as_uri())
+        self.page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
+
+    def points(self, plot: str, choice: str | None = None) -> dict[str, int]:
+        """Count the points of each trace of a plot, as the browser has them, by the trace's name."""
+        counts: dict[str, int] = self.page.evaluate(
+            """([plot, choice]) => {
+                const places = [...document.querySelectorAll(`.plot[data-plot="${plot}"]`)];
+                const place = places.find(one => choice === null || one.dataset.choice === choice);
+                const counts = {};
+                for (const trace of place.data) {
+                    const values = Array.from(trace.y).filter(value => value !== null);
+                    counts[trace.name] = (counts[trace.name] || 0) + values.length;
+                }
+                return counts;
+            }""",
+            [plot, choice],
+        )
+        return counts
+
+    def drawn(self) -> set[str]:
+        """Names of the plots that have been drawn with an area of their own."""
+        names: list[str] = self.page.evaluate(
+            """() => [...document.querySelectorAll(".plot.js-plotly-plot")]
+                .filter(place => place.querySelector(".main-svg").getBoundingClientRect().height > 100)
+                .map(place => place.dataset.plot)"""
+        )
+        return set(names)
+
+    def column(self, name: str) -> list[str]:
+        """Read a column of the table as it is shown."""
+        headings = self.page.locator("#trials .names th").all_inner_texts()
+        index = [heading.split()[0] for heading in headings].index(name)
+        cells = self.page.locator("#trials tbody tr.trial").evaluate_all(
+            "(rows, index) => rows.map(row => row.cells[index].textContent)", index
+        )
+        return [str(cell) for cell in cells]
+
+
+def ledger_lines(run: Path, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_every_plot_has_its_points(browser: Browser, runs: Path) -> None:
+    run = runs / "wide"
+    opened = Opened(browser, run / "report.html", viewport={"width": 1280, "height": 900})
+    states = [line["state"] for line in ledger_lines(run, "end")]
+    finished, cut = states.count("COMPLETE"), states.count("PRUNED")
+    epochs = ledger_lines(run, "epoch")
+    assert finished >= 5 and cut >= 30 and finished + cut == 64
+    assert opened.drawn() == {
+        *("history", "curves", "importance", "parallel", "slices", "contour", "timeline", "epochs"),
+    }
+    assert opened.points("history") == {"finished": finished, "best so far": 64, "cut": cut}
+    curves = opened.points("curves")
+    best = next(name for name in curves if name.endswith("the best"))
+    assert sum(curves.values()) == len(epochs) and curves[best] == 15
+    by_trial: dict[str, int] = {}
+    for epoch in epochs:
+        by_trial[epoch["trial_id"]] = by_trial.get(epoch["trial_id"], 0) + 1
+    of_cut = [line["trial_id"] for line in ledger_lines(run, "end") if line["state"] == "PRUNED"]
+    assert curves["cut"] == sum(by_trial[trial_id] for trial_id in of_cut)
+    space = ledger_lines(run, "session")[0]["distributions"]
+    assert list(opened.points("importance").values()) == [len(space)] == [10]
+    for name in space:
+        assert opened.points("slices", name) == {"finished": finished, "cut": cut}
+    contour = opened.points("contour")
+    assert (contour["finished"], contour["cut"]) == (finished, cut)
+    lines = opened.page.evaluate(
+        """() => document.querySelector('[data-plot="parallel"]').data
+            .filter(trace => trace.mode === "lines").map(trace => trace.y.length)"""
+    )
+    assert lines == [1 + len(space)] * finished
+    assert opened.points("timeline") == {"finished": finished, "cut": cut}
+    assert opened.points("epochs") == {"finished": finished, "cut": cut, "planned, not trained": 64}
+    assert opened.complaints == []
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_contour_of_another_pair_can_be_chosen(browser: Browser, runs: Path) -> None:
+    page = Opened(browser, runs / "wide" / "report.html").page
+    choices = page.locator("#choice-contour option").all_inner_texts()
+    assert len(choices) == len(set(choices)) == 6
+    page.select_option("#choice-contour", choices[3])
+    x, y = choices[3].split(" and ")
+    panel = page.locator("#panel-contour")
+    panel.locator(".xtitle", has_text=x).wait_for()
+    assert panel.locator(".ytitle").text_content() == y
+
+
+def test_the_table_sorts_filters_and_opens(browser: Browser, runs: Path) -> None:
+    run = runs / "wide"
+    opened = Opened(browser, run / "report.html")
+    page = opened.page
+    assert opened.column("trial") == [str(number) for number in range(64)]
+    page.click("#trials th:has-text('validation') button")
+    shares = [float(text.rstrip("%")) for text in opened.column("validation")]
+    assert len(shares) == 64 and shares == sorted(shares, reverse=True)
+    page.click("#trials th:has-text('validation') button")
+    assert [float(text.rstrip("%")) for text in opened.column("validation")] == sorted(shares)
+    states = [line["state"] for line in ledger_lines(run, "end")]
+    page.fill("input[aria-label='Filter state']", "compl")
+    assert opened.column("state") == ["COMPLETE"] * states.count("COMPLETE")
+    page.fill("input[aria-label='Filter validation']", ">98.5%")
+    good = [share for share in shares if share > 98.5]
+    assert 0 < len(opened.column("trial")) <= len(good)
+    page.fill("input[aria-label='Filter state']", "")
+    assert len(opened.column("trial")) == len(good)
+    page.fill("input[aria-label='Filter validation']", "0.97..0.98")
+    assert len(opened.column("trial")) == sum(97 <= share <= 98 for share in shares)
+    page.click("#clear")
+    assert page.locator("#shown").inner_text() == "64 of 64 trials"
+    row = page.locator("tr.trial[data-number='1']")
+    row.click()
+    plot = page.locator("tr.detail .js-plotly-plot")
+    plot.wait_for()
+    (trial,) = (line for line in ledger_lines(run, "trial") if line["number"] == 1)
+    accuracies = [e["accuracy"] for e in ledger_lines(run, "epoch") if e["trial_id"] == trial["trial_id"]]
+    assert plot.evaluate("place => Array.from(place.data[0].y)") == accuracies
+    assert f"optimizer={trial['config']['optimizer']}" in page.locator("tr.detail p").inner_text()
+    row.press("Enter")
+    assert page.locator("tr.detail").count() == 0
+    assert opened.complaints == []
+
+
+OVERLAPS = """() => {
+    const found = [];
+    for (const place of document.querySelectorAll(".plot"))
+        for (const kind of [".xtick text", ".ytick text", ".legendtext", ".annotation-text"]) {
+            // Slanted labels have boxes that overlap where their letters don't.
+            const texts = [...place.querySelectorAll(kind)]
+                .filter(text => !/rotate\\((?!0[,)])/.test(text.getAttribute("transform") || ""));
+            texts.forEach((text, i) => texts.slice(i + 1).forEach(other => {
+                const a = text.getBoundingClientRect(), b = other.getBoundingClientRect();
+                const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+                const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+                if (wide > 1 && high > 2)
+                    found.push([place.dataset.plot, text.textContent, other.textContent]);
+            }));
+        }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_sticks_out_and_texts_don_t_overlap(browser: Browser, runs: Path, width: int) -> None:
+    viewport: Any = {"width": width, "height": 800}
+    opened = Opened(browser, runs / "wide" / "report.html", viewport=viewport, color_scheme="light")
+    for dark in (False, True):
+        colors = opened.page.evaluate(
+            """() => {
+                const page = getComputedStyle(document.body);
+                const text = document.querySelector(".plot .xtick text");
+                return [page.backgroundColor, page.color, getComputedStyle(text).fill];
+            }"""
+        )
+        shades = [sum(map(int, color[4:-1].split(","))) for color in colors]
+        assert (shades[0] < 150 and min(shades[1:]) > 600) if dark else (shades[0] > 600 > max(shades[1:]))
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert opened.page.evaluate(OVERLAPS) == []
+        opened.page.click("#theme")
+    assert opened.complaints == []
+
+
+def test_it_is_dark_where_the_reader_wants_it_dark(browser: Browser, runs: Path) -> None:
+    opened = Opened(browser, runs / "two" / "report.html", color_scheme="dark")
+    assert opened.page.locator("html").get_attribute("data-theme") == "dark"
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "wide"])
+def test_runs_of_every_size_and_luck(browser: Browser, runs: Path, name: str) -> None:
+    file = runs / name / "report.html"
+    assert file.stat().st_size < 6 * MEGABYTE
+    opened = Opened(browser, file)
+    expected = {
+        "two": {"history", "curves", "parallel", "slices", "timeline", "epochs"},
+        "failed": {"history", "epochs"},
+    }
+    everything = {*expected["two"], "importance", "contour"}
+    if name == "running":
+        everything -= {"importance"}  # two of its trials have finished
+    assert opened.drawn() == expected.get(name, everything)
+    assert len(opened.column("trial")) == RUNS[name]["num_samples"]
+    if name == "failed":
+        assert opened.points("history") == {"failed": 5}
+        opened.page.locator("tr.trial").first.click()
+        assert "the loss is not finite" in opened.page.locator("tr.detail p").inner_text()
+    if name == "running":
+        assert opened.column("state").count("RUNNING") == opened.points("history")["running"] == 4
+    assert opened.complaints == []
+
+
+def test_a_comparison_draws_each_run_by_trials_epochs_and_seconds(
+    browser: Browser, runs: Path, tmp_path: Path
+) -> None:
+    names = ("wide", "running", "failed")
+    file = tmp_path / "comparison.html"
+    file.write_text(make_comparison([View(tuner.look(str(runs / name))) for name in names]))
+    opened = Opened(browser, file)
+    assert opened.drawn() == {"trials", "epochs", "seconds"}
+    for axis in ("trials", "epochs", "seconds"):
+        assert opened.points(axis) == {name: len(ledger_lines(runs / name, "epoch")) for name in names}
+    assert opened.complaints == []
