@@ -48,7 +48,7 @@ HOUSE = {
     "insights": {"hyperparameters", "words", "spaces", "ledger", "grid", "timeline", "tuner", "scale"},
     "panels": {"hyperparameters", "ledger", "scale"},
     "curves": {"hyperparameters", "ledger", "search", "timeline", "scale", "insights", "panels"},
-    "plots": {"hyperparameters", "scale", "insights", "panels", "curves"},
+    "plots": {"hyperparameters", "words", "scale", "insights", "panels", "curves"},
     "pictures": {
         *("hyperparameters", "search", "timeline", "scale", "insights", "panels", "curves", "plots"),
     },

@@ -18,12 +18,12 @@ from optuna.distributions import (
 from tune_mnist.ledger import TrialRecord
 from tune_mnist.scale import accuracy_ticks, nines
 
-COLORS = {"COMPLETE": "#2f6fde", "PRUNED": "#9aa1ab", "FAIL": "#d64545", "RUNNING": "#d9901a"}
+COLORS = {"COMPLETE": "#4a86e8", "PRUNED": "#9aa1ab", "FAIL": "#d64545", "RUNNING": "#d9901a"}
 """Of the states of trials."""
 STATE_WORDS = {"COMPLETE": "finished", "PRUNED": "cut", "FAIL": "failed", "RUNNING": "running"}
 """What the plots call them."""
 BEST_COLOR = "#e0559a"
-RUN_COLORS = ("#2f6fde", "#d9901a", "#2a9d6f", "#a45ee5", "#d64545", "#5f7285", "#e0559a", "#8c6d1f")
+RUN_COLORS = ("#4a86e8", "#d9901a", "#2a9d6f", "#a45ee5", "#d64545", "#5f7285", "#e0559a", "#8c6d1f")
 """Of the runs of a comparison, by turns."""
 
 

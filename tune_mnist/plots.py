@@ -7,6 +7,7 @@ from itertools import combinations
 
 import optuna.visualization as optuna_plots
 from optuna.exceptions import ExperimentalWarning
+from plotly.colors import sample_colorscale
 
 from tune_mnist.curves import epochs_per_trial, learning_curves, timeline
 from tune_mnist.hyperparameters import METRIC
@@ -25,7 +26,10 @@ from tune_mnist.panels import (
     room_around,
 )
 from tune_mnist.scale import accuracy_of, nines
+from tune_mnist.words import count
 
+LINE_SCALE = [[0.0, "rgb(142,163,198)"], [0.6, "rgb(138,99,210)"], [1.0, "rgb(224,85,154)"]]
+"""Colours of the parallel coordinates, from the worst to the best, on a bright page as on a dark one."""
 MOST_LINES = 100
 """Finished trials that the parallel coordinates show at most; more can't be told apart."""
 MOST_CELLS = 60
@@ -111,13 +115,18 @@ def parallel_coordinates(view: View) -> Plot:
     if finished:
         study = view.study_of_best(MOST_LINES)
         figure = optuna_plots.plot_parallel_coordinate(study, target_name=METRIC)
-        for trace in figure.data:
-            if trace.customdata is not None:
-                rows = [list(row) for row in trace.customdata]
-                rows[0][1] = f"{accuracy_of(float(rows[0][1])):.2%}"
-                trace.customdata = rows
-        values = [trial.value for trial in study.get_trials(deepcopy=False)]
-        figure.data[-1].marker.colorbar = color_bar(values)
+        values = [float(trial.value or 0.0) for trial in study.get_trials(deepcopy=False)]
+        spread = max(values) - min(values) or 1.0
+        lines = [trace for trace in figure.data if trace.customdata is not None]
+        for trace in lines:
+            rows = [list(row) for row in trace.customdata]
+            value = float(rows[0][1])
+            rows[0][1] = f"{accuracy_of(value):.2%}"
+            trace.customdata = rows
+            # Of Optuna's blues the best one can't be seen on a dark page.
+            place = min(1.0, max(0.0, (value - min(values)) / spread))
+            trace.update(line_color=sample_colorscale(LINE_SCALE, [place])[0], opacity=0.35 + 0.6 * place)
+        figure.data[-1].marker.update(colorbar=color_bar(values), colorscale=LINE_SCALE, reversescale=False)
         for note in figure.layout.annotations:
             note.font.color = None
             if note.x == 0:
@@ -128,11 +137,11 @@ def parallel_coordinates(view: View) -> Plot:
         figure.update_xaxes(range=[-0.75, axes - 0.8])
         dress(figure, height=380, margin_b=40, margin_t=16)
         figures[""] = figure
-    shown = f"The best {MOST_LINES} of {finished}" if finished > MOST_LINES else f"All {finished}"
+    shown = f"The best {MOST_LINES} of " if finished > MOST_LINES else ""
     return Plot(
         name="parallel",
         title="Parallel coordinates",
-        caption=f"{shown} finished trials, dark ones better; cut ones have no final result to show.",
+        caption=f"{shown}{count(finished, 'finished trial')}, pink is best. Cut ones have no final result.",
         figures=figures,
         min_width=105 * (1 + len(view.space)),
     )
