@@ -99,6 +99,13 @@ def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
     ]
 
 
+def test_an_epoch_that_only_a_checkpoint_told_of_has_an_unknown_worker() -> None:
+    ledger = made_ledger()
+    for key in ("hostname", "pid"):
+        del ledger.trials["b"].epochs[0][key]
+    assert [one.worker for one in stretches(ledger)] == ["unknown 1", "node 1", "node 1"]
+
+
 def test_a_run_in_a_few_lines(tmp_path: Path) -> None:
     view = view_of(make_run(tmp_path / "run", 20))
     lines = {fact.label: (fact.value, fact.note) for fact in facts(view)}

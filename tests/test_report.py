@@ -146,6 +146,13 @@ def test_every_plot_has_its_points(browser: Browser, runs: Path) -> None:
             .filter(trace => trace.mode === "lines").map(trace => trace.y.length)"""
     )
     assert lines == [1 + len(space)] * finished
+    last = {epoch["trial_id"]: epoch["accuracy"] for epoch in epochs}
+    results = [last[line["trial_id"]] for line in ledger_lines(run, "end") if line["state"] == "COMPLETE"]
+    hovered = opened.page.evaluate(
+        """() => document.querySelector('[data-plot="parallel"]').data
+            .filter(trace => trace.mode === "lines").map(trace => trace.customdata[0][1])"""
+    )
+    assert hovered == [f"{accuracy:.2%}" for accuracy in sorted(results, reverse=True)]
     assert opened.points("timeline") == {"finished": finished, "cut": cut}
     assert opened.points("epochs") == {"finished": finished, "cut": cut, "planned, not trained": 64}
     assert opened.complaints == []

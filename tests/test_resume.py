@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.fs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.conftest import SMALL, Runner
+from tests.conftest import SCRIPTS, SMALL, Runner
 from tests.invariants import check, fingerprint
 from tune_mnist import results
 from tune_mnist.folder import RunFolder
@@ -65,13 +66,12 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runn
     kept = results.epochs_frame(before).merge(after, on=["trial_id", "epoch"])
     assert kept["accuracy_x"].tolist() == kept["accuracy_y"].tolist() and len(kept) >= 5
 
-    # The winner's checkpoint is spoilt and the summary lost: the next best one wins.
+    # The winner's checkpoint is spoilt and its score lost, as by a kill: the next best one wins.
     winner = json.loads((moved / "best" / "metrics.json").read_text())
     (spoilt,) = moved.glob(f"trial_{winner['number']:05d}_*")
     for file in spoilt.glob("checkpoint_*/training.pt"):
         file.write_bytes(file.read_bytes()[:64] + bytes(4096) + file.read_bytes()[64 + 4096 :])
     shutil.rmtree(moved / "best")
-    (moved / "trials.parquet").unlink()
     assert "6 of 6 trials" in resume(runner, "elsewhere/moved")
     second = json.loads((moved / "best" / "metrics.json").read_text())
     assert second["number"] != winner["number"] and second["accuracy"] <= winner["accuracy"]
@@ -168,8 +168,13 @@ def test_a_search_in_a_bucket_goes_on_on_another_machine(bucket: str, runner: Ru
     out = resume(runner, uri)
     assert "4 of 4 trials" in out and f"Run folder: {uri}" in out
     assert not copy.exists()  # the bucket has it all
+    analyse = [sys.executable, str(SCRIPTS / "analyse.py"), uri]
+    shown = subprocess.run(analyse, env=runner.environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.endswith(f"In {uri}: report.html, epochs.parquet, trials.parquet\n")
     here = tmp_path / name
     pyarrow.fs.copy_files(uri, str(here))
+    assert (here / "report.html").read_text().startswith("<!DOCTYPE html>")
     found = check(here, 4)
     assert found["sessions"] == 2 and known >= 1
     assert not [file for file in here.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]

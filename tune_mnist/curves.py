@@ -130,7 +130,7 @@ def epochs_per_trial(view: View) -> Plot:
         figure,
         barmode="stack",
         bargap=0.15,
-        xaxis={"title": "trial"},
+        xaxis={"title": "trial", "tickformat": "d", "dtick": whole_step(len(trials))},
         yaxis={"title": "epochs", "tickformat": "d", "dtick": whole_step(most)},
     )
     return Plot(

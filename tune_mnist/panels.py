@@ -45,7 +45,7 @@ class Plot:
 def room_around(values: Sequence[float]) -> tuple[float, float]:
     """Give an axis room around its values, the more at its foot, where the ticks of cut trials stand."""
     low, high = min(values, default=1.0), max(values, default=2.0)
-    pad = max(high - low, 0.1)
+    pad = max(high - low, 0.3)
     return low - 0.14 * pad, high + 0.06 * pad
 
 
@@ -83,6 +83,8 @@ def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
     else:
         low, high = float(one.low), float(one.high)
         axis |= {"nticks": 6}
+        if isinstance(one, IntDistribution):
+            axis |= {"tick0": one.low, "dtick": one.step * max(1, math.ceil((high - low) / one.step / 6))}
     pad = 0.05 * (high - low) or 0.5
     return {**axis, "range": [low - pad, high + pad]}
 
@@ -120,8 +122,11 @@ def add_ticks(figure: go.Figure, places: Sequence[Any], trials: Sequence[TrialRe
 
 
 def whole_step(most: int) -> int:
-    """Choose the step of an axis of whole numbers from 0 to ``most``."""
-    return max(1, math.ceil(most / 10))
+    """Choose the step of an axis of whole numbers from 0 to ``most``: 1, 2 or 5 times a power of ten."""
+    power = 1
+    while 8 * 5 * power < most:
+        power *= 10
+    return next(step for step in (power, 2 * power, 5 * power) if 8 * step >= most)
 
 
 def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout: Any) -> None:

@@ -24,6 +24,7 @@ from tune_mnist.panels import (
     parameter_axis,
     parameter_values,
     room_around,
+    whole_step,
 )
 from tune_mnist.scale import accuracy_of, nines
 from tune_mnist.words import count
@@ -71,7 +72,8 @@ def history(view: View) -> Plot:
     for state in ("PRUNED", "FAIL", "RUNNING"):
         some = [trial for trial in trials if trial.shown_state == state]
         add_ticks(figure, [trial.number for trial in some], some, foot(low, high))
-    dress(figure, xaxis_title="trial", yaxis=accuracy_axis(low, high))
+    numbers = {"title": "trial", "tickformat": "d", "dtick": whole_step(len(trials))}
+    dress(figure, xaxis=numbers, yaxis=accuracy_axis(low, high))
     return Plot(
         name="history",
         title="Optimization history",
@@ -118,19 +120,23 @@ def parallel_coordinates(view: View) -> Plot:
         values = [float(trial.value or 0.0) for trial in study.get_trials(deepcopy=False)]
         spread = max(values) - min(values) or 1.0
         lines = [trace for trace in figure.data if trace.customdata is not None]
-        for trace in lines:
+        for trace, value in zip(lines, values, strict=True):
             rows = [list(row) for row in trace.customdata]
-            value = float(rows[0][1])
             rows[0][1] = f"{accuracy_of(value):.2%}"
             trace.customdata = rows
             # Of Optuna's blues the best one can't be seen on a dark page.
-            place = min(1.0, max(0.0, (value - min(values)) / spread))
+            place = (value - min(values)) / spread
             trace.update(line_color=sample_colorscale(LINE_SCALE, [place])[0], opacity=0.35 + 0.6 * place)
-        figure.data[-1].marker.update(colorbar=color_bar(values), colorscale=LINE_SCALE, reversescale=False)
+        figure.data[-1].marker.update(
+            colorbar=color_bar(values),
+            colorscale=LINE_SCALE,
+            reversescale=False,
+            showscale=len(set(values)) > 1,
+        )
         for note in figure.layout.annotations:
             note.font.color = None
             if note.x == 0:
-                note.text = f"{accuracy_of(float(note.text)):.2%}"
+                note.text = f"{accuracy_of(min(values) + note.y * (max(values) - min(values))):.2%}"
             if len(note.text) > 10:
                 note.text = f"{note.text[:9]}…"
         axes = len(figure.layout.xaxis.tickvals)

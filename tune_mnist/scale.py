@@ -21,7 +21,8 @@ def accuracy_of(value: float) -> float:
 def accuracy_ticks(low: float, high: float) -> list[float]:
     """Choose accuracies to mark on an axis from ``low`` to ``high``, both in `nines`: some four to ten."""
     ticks: list[float] = []
-    for mantissas in ((1,), (1, 5), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), [x / 10 for x in range(10, 100)]):
+    tenths, hundredths = ([n / per for n in range(per, 10 * per)] for per in (10, 100))
+    for mantissas in ((1,), (1, 5), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tenths, hundredths):
         errors = sorted({m * 10.0**-decade for m in mantissas for decade in range(7)}, reverse=True)
         ticks = []
         for accuracy in (1 - error for error in errors if error <= 1):

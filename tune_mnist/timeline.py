@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import pandas as pd
 
@@ -70,7 +71,7 @@ def stretches(ledger: Ledger) -> list[Stretch]:
     """List which worker trained which trial when, by start."""
     raw = []
     for trial in ledger.trials.values():
-        for process, group in groupby(trial.epochs, key=lambda epoch: (epoch["hostname"], epoch["pid"])):
+        for process, group in groupby(trial.epochs, key=_process):
             epochs = list(group)
             start = float(epochs[0]["timestamp"]) - float(epochs[0]["epoch_seconds"])
             raw.append((start, float(epochs[-1]["timestamp"]), *process, trial, epochs))
@@ -94,3 +95,8 @@ def stretches(ledger: Ledger) -> list[Stretch]:
             )
         )
     return found
+
+
+def _process(epoch: dict[str, Any]) -> tuple[str, str]:
+    """Name the host and the process of an epoch; one that only a checkpoint told of has neither."""
+    return epoch.get("hostname", "unknown"), str(epoch.get("pid", "unknown"))
