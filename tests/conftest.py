@@ -11,11 +11,25 @@ from pathlib import Path
 
 import pytest
 
+# Threads that wait for each other spin: with two on two busy cores the test set takes 13 s, with one 4.5 s.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from tune_mnist.data import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-SMALL = ["--train-size", "1024", "--val-size", "500", "--max-epochs", "3"]
+SMALL = ["--train-size", "512", "--val-size", "500", "--max-epochs", "3"]
+
+
+# With --dist loadfile a file is one worker's, so that what its tests share, as the finished run, is made
+# once. (The loadgroup of pytest-xdist 3.8 groups nothing under pytest 9.2, without a word: its issue 1386.)
+LONGEST_FIRST = ("test_run", "test_hosts", "test_resume", "test_cluster", "test_autoscaling")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take minutes begin first, so that neither worker is left with one at the end."""
+    order = {name: position for position, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
