@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import optuna
 import pandas as pd
@@ -20,7 +18,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from tests.conftest import SCRIPTS, SMALL, Runner
+from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tune_mnist import results
 from tune_mnist.data import load_test
 from tune_mnist.hyperparameters import Hyperparameters
@@ -47,45 +45,6 @@ def state_of(lines: list[dict[str, Any]]) -> str:
     if not lines:
         return "FAIL"
     return "COMPLETE" if lines[-1]["epoch"] == lines[-1]["config"]["epochs"] else "PRUNED"
-
-
-class WarmRunner:
-    """Runs a script as `python SCRIPT` does, but in this process, which has torch and Ray already.
-
-    For what ends before a trial is made: of the 4 s that a process takes to refuse its flags, 3 are imports.
-    """
-
-    def __init__(
-        self, runner: Runner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        self.runner, self.monkeypatch, self.capfd = runner, monkeypatch, capfd
-
-    def run(self, *flags: str, script: str = "tune.py") -> tuple[int, str, str]:
-        handler = signal.getsignal(signal.SIGINT)
-        self.capfd.readouterr()
-        with (
-            self.monkeypatch.context() as patch,
-            mock.patch.dict(os.environ, self.runner.environment, clear=True),
-        ):
-            patch.chdir(self.runner.folder)
-            patch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
-            patch.setattr(
-                sys, "argv", [str(SCRIPTS / script), "--data-dir", str(self.runner.mnist_dir), *flags]
-            )
-            try:
-                with pytest.raises(SystemExit) as ended:
-                    runpy.run_path(sys.argv[0], run_name="__main__")
-            finally:
-                signal.signal(signal.SIGINT, handler)
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *self.capfd.readouterr()
-
-
-@pytest.fixture
-def warm_runner(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> WarmRunner:
-    return WarmRunner(runner, monkeypatch, capfd)
 
 
 def test_the_console_is_quiet(finished: tuple[Path, str, str]) -> None:
