@@ -234,7 +234,10 @@ def test_a_signal_before_the_search_ends_it_without_a_word(
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
-    [(["--time-budget", "12s"], "time budget"), (["--target-accuracy", "0.2"], "target accuracy")],
+    [
+        (["--time-budget", "16s", "--max-concurrent-trials", "1"], "time budget"),
+        (["--target-accuracy", "0.2"], "target accuracy"),
+    ],
 )
 def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
     flags: list[str], reason: str, runner: Runner
