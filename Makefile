@@ -3,6 +3,7 @@
 #     make tune                                          set up .venv, fetch MNIST, run the search
 #     make tune ARGS="--num-samples 8 --max-epochs 2"    the same, with flags for scripts/tune.py
 #     make test                                          set up .venv, run every check
+#     make test ARGS="-n 0 -k winner --pdb"              the same, with flags for pytest: here no workers
 #
 # .venv is made with `python3`. For another: make clean, then e.g. make setup PYTHON=python3.12
 
@@ -12,6 +13,8 @@ ARGS =
 VENV = .venv
 RUN = $(VENV)/bin/python
 PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
+WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help tune test stress setup format clean
 
@@ -25,7 +28,7 @@ test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to p
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, Linux); ARGS="-n 60"
 	@$(RUN) -c 'import pathlib; from tune_mnist import data; data.prepare("mnist", pathlib.Path("data"))'

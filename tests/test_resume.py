@@ -16,13 +16,14 @@ import pyarrow.fs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.conftest import SCRIPTS, SMALL, Runner
+from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tests.invariants import check, fingerprint
 from tune_mnist import results
 from tune_mnist.folder import RunFolder
 
 SECRET = "k3y-that-no-file-may-hold"
-SAVE_ALL = [*SMALL, "--checkpoint-seconds", "0"]
+# Twice as long as SMALL: there must be something left to kill.
+SAVE_ALL = [*SMALL, "--train-size", "1024", "--checkpoint-seconds", "0"]
 
 
 def epochs_in(ledger: Path) -> int:
@@ -40,13 +41,16 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.communicate()
 
 
-def resume(runner: Runner, run: str, *flags: str) -> str:
+def resume(runner: Runner | WarmRunner, run: str, *flags: str) -> str:
     code, out, err = runner.run("--resume", run, *flags)
     assert (code, err) == (0, ""), out + err
     return out
 
 
-def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runner: Runner) -> None:
+@pytest.mark.timeout(600)  # four sessions
+def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
+    runner: Runner, warm_runner: WarmRunner
+) -> None:
     run_dir, moved = runner.folder / "runs" / "killed", runner.folder / "elsewhere" / "moved"
     process = runner.start("--num-samples", "6", "--name", "killed", *SAVE_ALL)
     wait_for_epochs(5, run_dir / "ledger.jsonl", process)
@@ -78,7 +82,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runn
     check(moved, 6)
 
     left = fingerprint(moved)
-    assert "has finished" in resume(runner, "elsewhere/moved")
+    assert "has finished" in resume(warm_runner, "elsewhere/moved")
     assert fingerprint(moved) == left
 
     out = resume(runner, "elsewhere/moved", "--num-samples", "8")
@@ -86,11 +90,11 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(runn
     check(moved, 8)
 
 
-def test_a_stopped_search_goes_on(runner: Runner) -> None:
+def test_a_stopped_search_goes_on(runner: Runner, warm_runner: WarmRunner) -> None:
     run_dir = runner.folder / "runs" / "stopped"
     process = runner.start("--num-samples", "10", "--name", "stopped", "--time-budget", "1h", *SAVE_ALL)
     wait_for_epochs(3, run_dir / "ledger.jsonl", process)
-    code, _, err = runner.run("--resume", "runs/stopped")
+    code, _, err = warm_runner.run("--resume", "runs/stopped")
     assert code == 2 and re.search(r"runs/stopped is being run by another process: end it first\n$", err)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -155,7 +159,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: Runner) -> I
     server.stop()
 
 
-def test_a_search_in_a_bucket_goes_on_on_another_machine(bucket: str, runner: Runner, tmp_path: Path) -> None:
+def test_a_search_in_a_bucket_goes_on_on_another_machine(
+    bucket: str, runner: Runner, warm_runner: WarmRunner, tmp_path: Path
+) -> None:
     name = "s3"
     uri = f"{bucket}/{name}"
     copy = RunFolder(uri).local
@@ -180,4 +186,4 @@ def test_a_search_in_a_bucket_goes_on_on_another_machine(bucket: str, runner: Ru
     assert not [file for file in here.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
     grid = results.load(uri)
     assert results.trials_frame(grid)["state"].isin(["COMPLETE", "PRUNED"]).all()
-    assert "has finished" in resume(runner, uri)
+    assert "has finished" in resume(warm_runner, uri)

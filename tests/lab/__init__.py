@@ -11,6 +11,8 @@ from typing import ParamSpec
 
 import pytest
 
+from tests.lab.lab import install_packages
+
 LAB = Path(__file__).parent
 ROOT = LAB.parents[1]
 P = ParamSpec("P")
@@ -53,5 +55,7 @@ def isolated(test: Callable[P, None]) -> Callable[P, None]:
 def _why_not() -> str | None:
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root on Linux, for namespaces"
+    if os.environ.get("CI"):
+        install_packages()
     probe = subprocess.run([str(LAB / "isolated.sh"), "true"], capture_output=True, text=True)
     return f"no namespaces here: {probe.stderr.strip()}" if probe.returncode else None

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from filelock import FileLock
+
 HOSTS_SH = Path(__file__).with_name("hosts.sh")
 PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
 """The Debian package of each program that the hosts need and a small image may lack."""
@@ -77,15 +79,22 @@ def what_is_missing() -> str | None:
     """Say why there can be no hosts here; where CI is set, install what lacks first."""
     if os.geteuid() != 0:
         return "hosts in namespaces need root"
-    if os.environ.get("CI") and _missing_packages():
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for step in (["update"], ["install", "-y", "--no-install-recommends", *_missing_packages()]):
-            subprocess.run(["apt-get", "-qq", *step], env=environment, timeout=200, check=True)
+    if os.environ.get("CI"):
+        install_packages()
     if packages := _missing_packages():
         return f"not installed: {' '.join(packages)}"
     namespaces = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--uts", "--ipc", "true"]
     done = subprocess.run(namespaces, capture_output=True, text=True, check=False)
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
+
+
+def install_packages() -> None:
+    """Install what lacks of PACKAGES, in one process at a time: apt turns a second one away."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with FileLock("/tmp/tune-mnist-packages.lock"):
+        if packages := _missing_packages():
+            for step in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+                subprocess.run(["apt-get", "-qq", *step], env=environment, timeout=200, check=True)
 
 
 def _missing_packages() -> list[str]:

@@ -39,7 +39,7 @@ NUM_SAMPLES = 14
 
 @pytest.fixture(scope="module")
 def timed(request: pytest.FixtureRequest) -> Timed:
-    """Give a context manager that prints how long its block took, past pytest's capture."""
+    """Give a context manager that prints how long its block took, past the captures of pytest and xdist."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     @contextmanager
@@ -47,7 +47,7 @@ def timed(request: pytest.FixtureRequest) -> Timed:
         begun = time.monotonic()
         yield
         with capture.global_and_fixture_disabled():
-            print(f"\n  {what}: {time.monotonic() - begun:.1f} s", end=" ", flush=True)
+            print(f"\n  {what}: {time.monotonic() - begun:.1f} s", end=" ", file=sys.stderr, flush=True)
 
     return timing
 
