@@ -44,12 +44,29 @@ HOUSE = {
     },
     "summary": {"hyperparameters", "ledger", "search", "grid", "results", "tuner"},
     "console": {"progress", "summary"},
+    "scores": set(),
+    "protocol": {"hyperparameters", "settings", "ledger", "scores"},
+    "finals": {"hyperparameters", "folder", "protocol"},
+    "retraining": {"hyperparameters", "data", "training"},
+    "pool": {"cluster", "protocol", "retraining"},
+    "export": {"hyperparameters", "model"},
+    "card": {"hyperparameters", "scores", "protocol"},
+    "finalizer": {
+        *("hyperparameters", "settings", "data", "training", "folder", "cluster", "stop", "winner"),
+        *("preflight", "tuner", "scores", "protocol", "finals", "retraining", "pool", "export", "card"),
+    },
+    "finals_console": {
+        *("hyperparameters", "folder", "winner", "summary", "console", "scores", "protocol", "retraining"),
+        "card",
+    },
+    "images": set(),
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
-    *("stop", "results", "preflight", "summary", "console"),
+    *("stop", "results", "preflight", "summary", "console", "scores", "protocol", "finals", "retraining"),
+    *("export", "card", "finalizer", "finals_console", "images"),
 }
-WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
+WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training", "retraining", "export"}
 
 
 def imports(file: Path) -> tuple[set[str], set[str]]:
