@@ -105,9 +105,12 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
     console.print(_test_table(verdict))
     if verdict.difference is None:
         console.print("The chosen configuration is the blog's own.")
+    tried = [*verdict.validation.values(), verdict.winner_test, verdict.blog_test]
+    if diverged := sum(scores.failed for scores in tried if scores is not None):
+        console.print(f"{diverged} trainings diverged; the means are without them.")
     console.print(
-        f"± is one standard deviation over the seeds. The interval is for the mean over seeds (Student's t); "
-        f"that other test images would come out differently is not in it.\n"
+        "± is one standard deviation over the seeds, in points, as the difference is. The interval is for "
+        "the mean over seeds (Student's t); that other test images would come out differently is not in it.\n"
         f"The model is the training of seed {verdict.model_seed}, {which_seed(verdict)}: "
         f"test {percent(verdict.model_test)}\n",
         markup=False,
@@ -123,8 +126,8 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
 
 
 def _validation_table(verdict: Verdict) -> Table:
-    table = _table(f"Validation accuracy, {verdict.val_size} images")
-    for heading in ("", "search", "mean", "sd", "n"):
+    table = _table(f"Validation accuracy ({verdict.val_size} images)")
+    for heading in ("", "search", "mean", "sd", "seeds"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     for one, scores in verdict.validation.items():
         mark = "→ " if one == verdict.winner else "  "
@@ -134,8 +137,8 @@ def _validation_table(verdict: Verdict) -> Table:
 
 
 def _test_table(verdict: Verdict) -> Table:
-    table = _table(f"Test accuracy, {verdict.test_size} images")
-    for heading in ("", "mean ± sd", "n", "95 % interval"):
+    table = _table(f"Test accuracy ({verdict.test_size} images)")
+    for heading in ("", "mean ± sd", "seeds", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     rows = {f"trial {verdict.winner.number}": verdict.winner_test, "the blog's": verdict.blog_test}
     for name, scores in rows.items():
@@ -147,13 +150,13 @@ def _test_table(verdict: Verdict) -> Table:
         low, high = gain.interval
         ends = f"{100 * low:+.2f} to {100 * high:+.2f}" if gain.n > 1 else "-"
         mean = f"{100 * gain.mean:+.2f} ± {points(gain.sd)}" if gain.n else "-"
-        table.add_row("  difference, points", mean, str(gain.n), ends)
+        table.add_row("  difference", mean, str(gain.n), ends)
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None)
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 
 def _count(scores: Scores) -> str:
-    return f"{scores.n}" + (f", {scores.failed} diverged" if scores.failed else "")
+    return f"{scores.n} of {scores.n + scores.failed}" if scores.failed else str(scores.n)

@@ -83,7 +83,7 @@ def to_mnist_form(pixels: Pixels) -> Pixels:
     """Bring an image of any size (uint8, ink bright) to 28x28, as MNIST's were made.
 
     The ground is taken off; the ink's box is scaled to 20 pixels at its longest side, and put so that the
-    ink's centre of mass is in the middle.
+    ink's centre of mass is within half a pixel of (14, 14), counted from 0.
     """
     ground = int(_border(pixels))
     ink = np.clip((pixels.astype(np.float32) - ground) * (255 / max(255 - ground, 1)), 0, 255)
@@ -99,8 +99,8 @@ def to_mnist_form(pixels: Pixels) -> Pixels:
     mass = small / small.sum()
     at_row = float((mass.sum(axis=1) * np.arange(height)).sum())
     at_column = float((mass.sum(axis=0) * np.arange(width)).sum())
-    top = min(max(round((SIDE - 1) / 2 - at_row), 0), SIDE - height)
-    left = min(max(round((SIDE - 1) / 2 - at_column), 0), SIDE - width)
+    top = min(max(round(SIDE / 2 - at_row), 0), SIDE - height)
+    left = min(max(round(SIDE / 2 - at_column), 0), SIDE - width)
     canvas = np.zeros((SIDE, SIDE), dtype=np.uint8)
     canvas[top : top + height, left : left + width] = small.round().astype(np.uint8)
     return canvas
