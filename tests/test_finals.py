@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.fs
 import pytest
 import torch
 from rich.console import Console
@@ -347,8 +348,20 @@ def job_of(seed: int, **changes: Any) -> Job:
     return Job(**{"hyperparameters": Hyperparameters(), "seed": seed, **names, **sizes, **changes})
 
 
-def test_what_is_kept_is_of_the_very_same_training_and_spoilt_lines_are_counted(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run folder whose files lie in tmp_path / "run", on a disk or as the objects of a bucket."""
+    if request.param == "disk":
+        return RunFolder(tmp_path / "run")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = RunFolder("mock://bucket/run")
+    folder.fs, folder.path = pyarrow.fs.LocalFileSystem(), str(tmp_path / "run")
+    return folder
+
+
+def test_what_is_kept_is_of_the_very_same_training_and_spoilt_lines_are_counted(
+    folder: RunFolder, tmp_path: Path
+) -> None:
     file = FinalsFile(folder)
     done, failed = JobResult(accuracy=0.5, images=200, seconds=1.0), "the loss is not finite"
     file.add(job_of(1), done, b"weights")

@@ -16,8 +16,8 @@ TEMPLATE = """\
 
 A classifier of 28x28 grey images of {dataset} into ten classes, chosen and measured by `{command}` on {date}.
 
-Test accuracy {model_test:.2%} (n = {test_size} images). Over {n} trainings like it, which differ in their
-seeds only, the mean is {mean}.
+Test accuracy {model_test:.2%} (n = {test_size} images). The mean over {n} trainings, this one and others
+that differ in their seeds only, is {mean}.
 
 ## Test accuracy
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tune_mnist.export import export_model
 from tune_mnist.finals import FINALS, FinalsFile, JobResult
 from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.pool import run_jobs
+from tune_mnist.pool import quiet_ray, run_jobs
 from tune_mnist.preflight import load_splits, read_settings
 from tune_mnist.protocol import (
     TRAINING,
@@ -92,7 +91,7 @@ def finalize(
         TrainingError: if a training can't be done.
     """
     with ExitStack() as stack:
-        stack.enter_context(_quiet_ray())
+        stack.enter_context(quiet_ray())
         with _input_errors():
             folder = RunFolder(run)
             folder.ledger()  # or there is no run to lock
@@ -242,17 +241,3 @@ def _input_errors() -> Iterator[None]:
         yield
     except (cluster.ClusterError, ValueError, OSError) as error:
         raise InputError(str(error)) from error
-
-
-@contextmanager
-def _quiet_ray() -> Iterator[None]:
-    """Keep what Ray logs of lost workers off the console, for a block: their tasks are started again."""
-    logger = logging.getLogger("ray.tune")
-    handler = logging.NullHandler()
-    logger.addHandler(handler)
-    before, logger.propagate = logger.propagate, False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -78,6 +80,20 @@ def run_jobs(
             except RayError as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
                 raise TrainingError(f"a training could not be done: {_first_line(cause)}") from error
+
+
+@contextmanager
+def quiet_ray() -> Iterator[None]:
+    """Keep what Ray logs of lost workers off the console, for a block: their tasks are started again."""
+    logger = logging.getLogger("ray.tune")
+    handler = logging.NullHandler()
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _first_line(error: BaseException) -> str:
