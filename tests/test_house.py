@@ -60,24 +60,30 @@ HOUSE = {
         "curves",
     },
     "console": {"words", "progress"},
+    "scores": set(),
+    "protocol": {"hyperparameters", "settings", "ledger", "scores"},
+    "finals": {"hyperparameters", "folder", "protocol"},
+    "retraining": {"hyperparameters", "data", "training"},
+    "pool": {"cluster", "protocol", "retraining"},
+    "export": {"hyperparameters", "model"},
+    "card": {"hyperparameters", "scores", "protocol"},
+    "finalizer": {
+        *("hyperparameters", "settings", "data", "training", "folder", "cluster", "stop", "winner"),
+        *("preflight", "tuner", "scores", "protocol", "finals", "retraining", "pool", "export", "card"),
+    },
+    "finals_console": {
+        *("hyperparameters", "words", "folder", "winner", "console", "scores", "protocol", "retraining"),
+        "card",
+    },
+    "images": set(),
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
-    *(
-        "words",
-        "stop",
-        "results",
-        "preflight",
-        "timeline",
-        "insights",
-        "plots",
-        "pictures",
-        "report",
-        "summary",
-        "console",
-    ),
+    *("words", "stop", "results", "preflight", "timeline", "scale", "insights", "panels", "curves", "plots"),
+    *("pictures", "report", "summary", "console", "scores", "protocol", "finals", "retraining"),
+    *("export", "card", "finalizer", "finals_console", "images"),
 }
-WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
+WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training", "retraining", "export"}
 
 
 def imports(file: Path) -> tuple[set[str], set[str]]:

@@ -1,6 +1,7 @@
 """What the README says is so: its commands, its flags, its tree and its Python."""
 
 import ast
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SCRIPTS
+from tune_mnist.protocol import FinalsSettings
 from tune_mnist.settings import Settings, parse_settings
 
 README = (ROOT / "README.md").read_text()
@@ -34,6 +36,15 @@ def test_the_search_commands_parse() -> None:
     assert commands
     for command in commands:
         parse_settings(shlex.split(command)[2:], description="")
+
+
+def test_the_final_commands_have_flags_that_there_are() -> None:
+    commands = [line for line in COMMANDS if line.startswith("python scripts/finalize.py")]
+    assert commands
+    known = {field.name for field in dataclasses.fields(FinalsSettings)} | set(vars(Settings()))
+    for command in commands:
+        flags = re.findall(r"--([a-z-]+)", command)
+        assert {flag.replace("-", "_") for flag in flags} <= known
 
 
 def test_what_is_submitted_to_a_cluster_is_a_script_with_flags_that_parse() -> None:

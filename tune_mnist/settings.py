@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -225,11 +225,19 @@ def parse_settings(arguments: Sequence[str] | None = None, *, description: str) 
         parser.error(str(error))
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Add one flag for each field of a dataclass, grouped and explained by the fields' metadata."""
+def add_flags(parser: argparse.ArgumentParser, settings: type, names: Collection[str] | None = None) -> None:
+    """Add one flag for each field of a dataclass, grouped and explained by the fields' metadata.
+
+    Args:
+        parser: where to.
+        settings: the dataclass.
+        names: the fields that become flags; None takes all.
+    """
     groups: dict[str, argparse._ArgumentGroup] = {}
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
+        if names is not None and field.name not in names:
+            continue
         title = field.metadata.get("group", "options")
         group = groups.setdefault(title, parser.add_argument_group(title))
         flag, help = flag_of(field.name), field.metadata.get("help", "")

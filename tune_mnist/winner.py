@@ -21,6 +21,10 @@ from tune_mnist.training import CheckpointError, score_checkpoint
 LOGGER = logging.getLogger("ray.tune.winner")
 BEST = "best"
 """Name of the winner's folder in the run folder."""
+MODEL, HYPERPARAMETERS, METRICS = "model.pt", "hyperparameters.json", "metrics.json"
+"""Names of its files: the weights as a plain state dict, what they were trained with, the search's winner."""
+EXPORTED, CARD = "model.pt2", "card.md"
+"""Names of those that a finalization adds, beside a model.pt and hyperparameters.json of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,12 @@ def _score(
     hyperparameters = Hyperparameters(**trial.config)
     best_dir = folder.local / BEST
     best_dir.mkdir(exist_ok=True)
+    for stale in (CARD, EXPORTED):  # of a finalization before more trials brought a new winner
+        folder.remove(f"{BEST}/{stale}")
     test = data.load_test(settings.dataset, settings.data_dir)
     with Checkpoint(saved.path, folder.fs).as_directory() as directory:
         epoch, test_accuracy, test_loss = score_checkpoint(
-            Path(directory) / CHECKPOINT, hyperparameters, test, save_model=best_dir / "model.pt"
+            Path(directory) / CHECKPOINT, hyperparameters, test, save_model=best_dir / MODEL
         )
     winner = Winner(
         trial_id=trial.trial_id,
@@ -83,20 +89,24 @@ def _score(
         test_size=len(test),
     )
     values = dataclasses.asdict(winner)
-    (best_dir / "hyperparameters.json").write_text(json.dumps(values.pop("hyperparameters"), indent=2) + "\n")
-    (best_dir / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
+    hyperparameters_json = json.dumps(values["hyperparameters"], indent=2)
+    (best_dir / HYPERPARAMETERS).write_text(hyperparameters_json + "\n")
+    (best_dir / METRICS).write_text(json.dumps(values, indent=2) + "\n")
     return winner
 
 
 def read_winner(folder: RunFolder) -> Winner | None:
-    """Read best/ as a session has left it, None where it is not whole."""
-    contents = [folder.read(f"{BEST}/{name}.json") for name in ("metrics", "hyperparameters")]
-    if None in contents:
+    """Read the search's winner as a session has left it in best/, None where that is not whole."""
+    content, drawn = (folder.read(f"{BEST}/{name}") for name in (METRICS, HYPERPARAMETERS))
+    if content is None or drawn is None:
         return None
     try:
-        metrics, hyperparameters = (json.loads(content or b"") for content in contents)
+        metrics = json.loads(content)
+        # A finalization may have put another configuration beside it. (Before there were any, metrics.json
+        # had none.)
+        hyperparameters = Hyperparameters(**metrics.pop("hyperparameters", None) or json.loads(drawn))
         if not all(isinstance(value, int | float) for name, value in metrics.items() if name != "trial_id"):
             return None
-        return Winner(hyperparameters=Hyperparameters(**hyperparameters), **metrics)
+        return Winner(hyperparameters=hyperparameters, **metrics)
     except (ValueError, TypeError, AttributeError):
         return None

@@ -1,0 +1,483 @@
+"""The winner that can be trusted: its protocol, the real finalize.py on a finished run, what that writes."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.fs
+import pytest
+import torch
+from rich.console import Console
+
+from tests.conftest import SCRIPTS, Runner
+from tune_mnist import finalizer, finals_console, protocol
+from tune_mnist.card import write_card
+from tune_mnist.data import load_test, load_train_val
+from tune_mnist.export import export_model, quiet_load
+from tune_mnist.finals import FINALS, FinalsFile, JobResult
+from tune_mnist.folder import RunFolder
+from tune_mnist.grid import load_grid
+from tune_mnist.hyperparameters import Hyperparameters
+from tune_mnist.ledger import TrialRecord
+from tune_mnist.model import Network
+from tune_mnist.preflight import read_settings
+from tune_mnist.protocol import Candidate, FinalsSettings, Job, Verdict
+from tune_mnist.retraining import Step, join, retrain
+from tune_mnist.scores import Scores, difference, scores_of
+from tune_mnist.settings import Settings
+from tune_mnist.training import Training, evaluate, fit
+from tune_mnist.tuner import InputError
+from tune_mnist.winner import read_winner, score_winner
+
+FLAGS = ["--top-k", "2", "--seeds", "2"]
+
+
+@dataclass
+class Finalized:
+    """A run finalized in two sessions, the first ended by Ctrl-C, the second with a worker killed."""
+
+    run_dir: Path
+    first: tuple[int, str, str]
+    second: tuple[int, str, str]
+    kept: list[str]
+    killed: bool
+
+
+@pytest.fixture(scope="module")
+def finalized(finished: tuple[Path, str, str], runner: Runner) -> Finalized:
+    run_dir = runner.folder / "runs" / "final"
+    shutil.copytree(finished[0], run_dir)
+    process = start(runner, "runs/final", *FLAGS)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    first = process.returncode, line + out, err
+    kept = (run_dir / FINALS).read_text().splitlines()
+    with (run_dir / FINALS).open("a") as file:
+        file.write('{"job": {"hyperpar')  # torn, as a power cut may leave it on some file systems
+    process = start(runner, "runs/final", *FLAGS)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]  # two notes and the first training
+    killed = kill_a_worker(process.pid)
+    out, err = process.communicate(timeout=200)
+    return Finalized(run_dir, first, (process.returncode, "".join(lines) + out, err), kept, killed)
+
+
+def start(runner: Runner, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPTS / "finalize.py"), *flags, "--data-dir", str(runner.mnist_dir)]
+    return subprocess.Popen(
+        command,
+        cwd=runner.folder,
+        env={**runner.environment, "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_a_worker(pid: int) -> bool:
+    for child in psutil.Process(pid).children(recursive=True):
+        if child.name().startswith("ray::retrain"):
+            child.kill()
+            return True
+    return False
+
+
+def finals_of(run_dir: Path) -> dict[Job, JobResult]:
+    return FinalsFile(RunFolder(run_dir)).results
+
+
+def test_ctrl_c_ends_it_with_one_line_and_keeps_what_has_ended(finalized: Finalized) -> None:
+    code, out, err = finalized.first
+    assert code == 130
+    assert err.count("\n") == 1 and "the same command goes on: python scripts/finalize.py runs/final" in err
+    assert out.count("\n") == len(finalized.kept) >= 1
+
+
+def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finalized) -> None:
+    code, out, err = finalized.second
+    assert (code, err) == (0, ""), out
+    assert f"{FINALS} has 1 lines that can't be read" in out
+    assert f"choosing: {len(finalized.kept)} of 4 trainings were there already" in out
+    assert len(re.findall(r"^ +\d/4 ", out, re.MULTILINE)) == 8 - len(finalized.kept)
+    lines = (finalized.run_dir / FINALS).read_text().splitlines()
+    assert lines[: len(finalized.kept)] == finalized.kept and len(lines) == 8
+
+
+def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was_killed(
+    finalized: Finalized, mnist_dir: Path
+) -> None:
+    assert finalized.killed
+    settings = read_settings(RunFolder(finalized.run_dir))
+    train, validation = load_train_val("mnist", mnist_dir, train_size=1024, val_size=500, seed=settings.seed)
+    results = finals_of(finalized.run_dir)
+    for job in [job for job in results if job.part == protocol.TRAINING][-2:]:  # one of them was killed
+        training = Training(job.hyperparameters, seed=job.seed)
+        list(fit(training, train, validation))
+        assert results[job].accuracy == evaluate(training.model, validation)[0]
+
+
+def test_the_protocol_is_kept(finalized: Finalized) -> None:
+    results = finals_of(finalized.run_dir)
+    choosing = [job for job in results if job.part == protocol.TRAINING]
+    testing = [job for job in results if job.part == protocol.UNION]
+    epochs = load_grid(finalized.run_dir)
+    searched = {0 + trial.config["optuna_trial_number"] for trial in epochs._experiment_analysis.trials}
+    seeds = [{job.seed for job in jobs} for jobs in (choosing, testing)]
+    assert [len(one) for one in seeds] == [2, 2] and not seeds[0] & seeds[1] and not (searched & seeds[0])
+    assert {results[job].images for job in choosing} == {500}
+    assert {results[job].images for job in testing} == {10_000}
+    means = {
+        one: np.mean([results[job].accuracy for job in choosing if job.hyperparameters == one])
+        for one in {job.hyperparameters for job in choosing}
+    }
+    assert len(means) == 2
+    tested = {job.hyperparameters for job in testing}
+    assert Hyperparameters() in tested and len(tested) == 2
+    (winner,) = tested - {Hyperparameters()}
+    assert means[winner] == max(means.values())
+    assert json.loads((finalized.run_dir / "best" / "hyperparameters.json").read_text()) == vars(winner)
+
+
+def test_the_tables_say_what_the_file_says(finalized: Finalized) -> None:
+    results, out = finals_of(finalized.run_dir), finalized.second[1]
+    card = (finalized.run_dir / "best" / "card.md").read_text()
+    blog = [
+        result.accuracy or 0.0
+        for job, result in results.items()
+        if job.part == protocol.UNION and job.hyperparameters == Hyperparameters()
+    ]
+    mean, sd = np.mean(blog), np.std(blog, ddof=1)
+    half = 12.7062 * sd / math.sqrt(2)  # Student's t for n = 2, from a table
+    assert re.search(rf"the blog's +{mean:.2%} ± {100 * sd:.2f} +2 +", out)
+    for text in (out, card):
+        assert f"{100 * (mean - half):.2f} to {100 * (mean + half):.2f}%" in text
+    assert f"| the blog's | {mean:.2%} | {100 * sd:.2f} | 2 | 0 |" in card
+    assert "python scripts/finalize.py runs/final --top-k 2 --seeds 2" in card
+    assert f"- torch {torch.__version__.partition('+')[0]}" in card and "n = 10000" in card
+
+
+def test_the_model_is_that_of_the_first_final_seed_and_scores_what_the_card_says(
+    finalized: Finalized, mnist_dir: Path
+) -> None:
+    best = finalized.run_dir / "best"
+    hyperparameters = Hyperparameters(**json.loads((best / "hyperparameters.json").read_text()))
+    network = Network(hyperparameters)
+    network.load_state_dict(torch.load(best / "model.pt", weights_only=True))
+    accuracy, _ = evaluate(network, load_test("mnist", mnist_dir))
+    _, final_seeds = protocol.fresh_seeds(0, 2)
+    job = next(
+        job
+        for job in finals_of(finalized.run_dir)
+        if job.hyperparameters == hyperparameters and job.seed == final_seeds[0]
+    )
+    assert finals_of(finalized.run_dir)[job].accuracy == accuracy
+    assert f"test {accuracy:.2%}" in finalized.second[1]
+    assert f"Test accuracy {accuracy:.2%}" in (best / "card.md").read_text()
+    images = load_test("mnist", mnist_dir).images[:64]
+    with torch.inference_mode():
+        expected = network.eval()(images)
+    assert torch.equal(run_with_torch_alone(best / "model.pt2", images), expected)
+
+
+def run_with_torch_alone(model: Path, images: torch.Tensor) -> torch.Tensor:
+    """What the exported model gives in a process that can't have imported this package."""
+    program = (
+        "import io, sys, torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "with torch.inference_mode():\n"
+        "    given = model(torch.load(io.BytesIO(sys.stdin.buffer.read())))\n"
+        "assert not {'tune_mnist', 'ray'} & {name.split('.')[0] for name in sys.modules}\n"
+        "torch.save(given, sys.stdout.buffer)\n"
+    )
+    file = io.BytesIO()
+    torch.save(images, file)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(model)], input=file.getvalue(), capture_output=True, check=True
+    )
+    given: torch.Tensor = torch.load(io.BytesIO(done.stdout))
+    return given
+
+
+def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
+    finalized: Finalized, finished: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "more"
+    shutil.copytree(finalized.run_dir, run_dir)
+    folder, best = RunFolder(run_dir), run_dir / "best"
+    winner = read_winner(folder)
+    assert winner == read_winner(RunFolder(finished[0]))
+    settings, grid = read_settings(folder), load_grid(folder)
+    assert score_winner(settings, grid, folder) == winner
+    assert (best / "card.md").exists() and (best / "model.pt2").exists()
+    metrics = json.loads((best / "metrics.json").read_text())
+    (best / "metrics.json").write_text(json.dumps({**metrics, "trial_id": "another"}))
+    assert score_winner(settings, grid, folder) == winner
+    assert not (best / "card.md").exists() and not (best / "model.pt2").exists()
+    drawn = json.loads((best / "hyperparameters.json").read_text())
+    assert winner and Hyperparameters(**drawn) == winner.hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "sd", "low", "high"),
+    [
+        ((0.1, 0.2, 0.3, 0.4, 0.5), 0.3, 0.158114, 0.103676, 0.496324),  # t = 2.776445, from a table
+        ((0.5, 0.7), 0.6, 0.141421, -0.670620, 1.870620),  # t = 12.7062
+        ((0.25,), 0.25, math.nan, math.nan, math.nan),
+        ((), math.nan, math.nan, math.nan, math.nan),
+    ],
+)
+def test_scores(values: tuple[float, ...], mean: float, sd: float, low: float, high: float) -> None:
+    scores = Scores(values=values)
+    given = scores.mean, scores.sd, *scores.interval
+    assert given == pytest.approx((mean, sd, low, high), abs=1e-5, nan_ok=True)
+
+
+def test_the_interval_holds_the_true_mean_19_times_in_20() -> None:
+    draws = np.random.default_rng(0).normal(0.98, 0.003, size=(1000, 5))
+    ends = [Scores(values=tuple(row)).interval for row in draws]
+    assert 0.93 <= np.mean([low <= 0.98 <= high for low, high in ends]) <= 0.97
+
+
+def test_differences_are_taken_by_seed_where_both_ended() -> None:
+    one, other = {1: 0.9, 2: None, 3: 0.8}, {3: 0.5, 2: 0.1, 1: 0.8}
+    assert difference(one, other).values == pytest.approx((0.1, 0.3))
+    assert scores_of(one) == Scores(values=(0.9, 0.8), failed=1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, *range(1000, 1020)])
+def test_fresh_seeds_are_nobody_elses(seed: int) -> None:
+    choosing, final = protocol.fresh_seeds(seed, 100)
+    assert len({*choosing, *final}) == 200
+    assert all(0 <= one < 2**31 and not seed <= one < seed + 1_000_000 for one in choosing + final)
+    assert protocol.fresh_seeds(seed, 7) == (choosing[:7], final[:7])
+
+
+def record(
+    number: int, accuracy: float, *, lr: float, epochs: int = 1, state: str = "COMPLETE"
+) -> TrialRecord:
+    config = {"lr": lr, "epochs": 2}
+    trial = TrialRecord(trial_id=str(number), number=number, params={}, config=config, started=0.0)
+    trial.epochs, trial.state = [{"epoch": epochs, "accuracy": accuracy}], state
+    return trial
+
+
+def test_candidates_are_the_best_complete_trials_each_configuration_once() -> None:
+    trials = [
+        record(0, 0.80, lr=0.1),
+        record(1, 0.99, lr=0.2, state="PRUNED"),
+        record(2, 0.90, lr=0.3),
+        record(3, 0.95, lr=0.3),
+        record(4, 0.80, lr=0.4),
+        record(5, 0.70, lr=0.5),
+        record(6, 0.97, lr=0.6, state="FAIL"),
+    ]
+    assert [one.number for one in protocol.candidates(trials, 3)] == [3, 0, 4]
+    assert protocol.candidates(trials, 2) == protocol.candidates(trials, 9)[:2]
+    assert protocol.candidates(trials[1:2], 3) == []
+
+
+def candidate(number: int) -> Candidate:
+    return Candidate(number=number, hyperparameters=Hyperparameters(lr=0.001 * (number + 1)), accuracy=0.9)
+
+
+def test_a_configuration_that_diverged_with_a_seed_is_chosen_last() -> None:
+    one, two, three = candidate(0), candidate(1), candidate(2)
+    scores = {one: Scores(values=(0.99,), failed=1), two: Scores(values=(0.8, 0.9))}
+    assert protocol.choose(scores) == two
+    assert protocol.choose({**scores, three: Scores(values=(0.9, 0.9))}) == three
+    assert protocol.choose({one: scores[one], two: Scores(values=(), failed=2)}) == one
+    assert protocol.choose({one: Scores(values=(), failed=2)}) is None
+
+
+def test_training_and_validation_together_are_the_training_set(mnist_dir: Path) -> None:
+    union = join(*load_train_val("mnist", mnist_dir))
+    raw = np.fromfile(mnist_dir / "MNIST" / "raw" / "train-images-idx3-ubyte", np.uint8, offset=16)
+    labels = np.fromfile(mnist_dir / "MNIST" / "raw" / "train-labels-idx1-ubyte", np.uint8, offset=8)
+
+    def rows(images: Any, labels: Any) -> Any:
+        joined = np.concatenate([images.reshape(-1, 784), labels.reshape(-1, 1).astype(np.uint8)], axis=1)
+        return np.sort(np.ascontiguousarray(joined).view("V785").ravel())
+
+    assert np.array_equal(rows(union.images.numpy(), union.labels.numpy()), rows(raw, labels))
+
+
+def retrained(hyperparameters: Hyperparameters, mnist_dir: Path, *, keep_model: bool = True) -> list[Step]:
+    train, validation = load_train_val("mnist", mnist_dir, train_size=512, val_size=200)
+    return list(
+        retrain(
+            hyperparameters,
+            train.arrays(),
+            validation.arrays(),
+            **{"seed": 7, "device": "cpu", "precision": "fp32", "gpus": 0.0},  # type: ignore[arg-type]
+            keep_model=keep_model,
+        )
+    )
+
+
+def test_a_training_brings_its_model_and_a_diverged_one_says_where(mnist_dir: Path) -> None:
+    hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2, activation="gelu")
+    first, second, last = retrained(hyperparameters, mnist_dir)
+    assert (first, second) == (Step(epoch=1), Step(epoch=2)) and last.ended and last.model
+    network = quiet_load(export_model(hyperparameters, last.model))
+    _, validation = load_train_val("mnist", mnist_dir, train_size=512, val_size=200)
+    right = (network(validation.images).argmax(dim=1) == validation.labels).float().mean().item()
+    assert last.accuracy == pytest.approx(right)
+    (diverged,) = retrained(replace(hyperparameters, lr=1e30), mnist_dir)
+    assert diverged.ended and diverged.accuracy is None
+    assert diverged.error == "the loss is not finite at step 2 of epoch 1"
+
+
+def job_of(seed: int, **changes: Any) -> Job:
+    sizes = {"train_size": 512, "val_size": 200, "split_seed": 0}
+    names = {"part": protocol.TRAINING, "dataset": "mnist", "precision": "auto"}
+    return Job(**{"hyperparameters": Hyperparameters(), "seed": seed, **names, **sizes, **changes})
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run folder whose files lie in tmp_path / "run", on a disk or as the objects of a bucket."""
+    if request.param == "disk":
+        return RunFolder(tmp_path / "run")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = RunFolder("mock://bucket/run")
+    folder.fs, folder.path = pyarrow.fs.LocalFileSystem(), str(tmp_path / "run")
+    return folder
+
+
+def test_what_is_kept_is_of_the_very_same_training_and_spoilt_lines_are_counted(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    file = FinalsFile(folder)
+    done, failed = JobResult(accuracy=0.5, images=200, seconds=1.0), "the loss is not finite"
+    file.add(job_of(1), done, b"weights")
+    file.add(job_of(2), JobResult(accuracy=None, images=200, seconds=1.0, error=failed))
+    path = tmp_path / "run" / FINALS
+    whole = path.read_bytes()
+    nonsense = [b"[]", b"null", b"\xff\x00", whole.splitlines()[0].replace(b"0.5, ", b"7.5, "), whole[:99]]
+    path.write_bytes(b"\n".join([*nonsense[:4], whole]) + nonsense[4])
+    again = FinalsFile(folder)
+    assert again.lost_lines == 5
+    assert again.results == file.results and again.model(job_of(1)) == b"weights"
+    for other in (
+        job_of(3),
+        job_of(1, part=protocol.UNION),
+        job_of(1, train_size=513),
+        job_of(1, hyperparameters=Hyperparameters(epochs=6)),
+        job_of(1, precision="fp32"),
+    ):
+        assert other not in again.results and again.model(other) is None
+    again.add(job_of(4), done)
+    assert path.read_bytes().splitlines()[:2] == whole.splitlines() and FinalsFile(folder).lost_lines == 0
+
+
+@pytest.mark.parametrize("changes", [{"seeds": 0}, {"top_k": 0}, {"top_k": 1001}])
+def test_a_number_out_of_range_is_refused(changes: dict[str, int]) -> None:
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"^{name} is {value}, but must be 1 to 1000$"):
+        FinalsSettings(**changes)
+
+
+def refusal(run: Path | str, **changes: Any) -> str:
+    with pytest.raises(InputError) as error:
+        finalizer.finalize(str(run), FinalsSettings(), changes, finals_console.FinalsConsole(), command="")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_finalized_is_refused_in_one_line(
+    finished: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    assert "is not the folder of a run: it has no ledger.jsonl" in refusal(tmp_path)
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    with RunFolder(run_dir).locked():
+        assert "is being run by another process: end it first" in refusal(run_dir)
+    assert "no Ray cluster answers at 127.0.0.1:1" in refusal(run_dir, address="127.0.0.1:1")
+    lines = (run_dir / "ledger.jsonl").read_text().replace('"COMPLETE"', '"PRUNED"')
+    (run_dir / "ledger.jsonl").write_text(lines)
+    assert "has no COMPLETE trial, but must have one" in refusal(run_dir)
+    assert not (run_dir / FINALS).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["runs/none"], r"\S+/runs/none is not the folder of a run: it has no ledger.jsonl"),
+        (["runs/finished", "--cpus-per-trial", "1.5"], r"cpus_per_trial is 1.5, but must be above 0"),
+    ],
+)
+def test_a_mistake_on_the_command_line_gets_one_line(
+    flags: list[str], complaint: str, runner: Runner, finished: tuple[Path, str, str]
+) -> None:
+    process = start(runner, *flags)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (2, "")
+    assert re.match(rf"finalize.py: error: {complaint}", err) and err.count("\n") == 1
+
+
+@pytest.fixture
+def verdict(tmp_path: Path) -> Verdict:
+    one, two = candidate(12), candidate(3)
+    return Verdict(
+        settings=Settings(),
+        protocol=FinalsSettings(top_k=2, seeds=3),
+        validation={one: Scores(values=(0.98, 0.99), failed=1), two: Scores(values=(0.981, 0.982, 0.98))},
+        winner=two,
+        winner_test=Scores(values=(0.99, 0.991), failed=1),
+        blog_test=Scores(values=(0.97, 0.971, 0.969)),
+        difference=Scores(values=(0.02, 0.021)),
+        model_seed=22,
+        model_test=0.99,
+        choosing_seeds=[11, 12, 13],
+        final_seeds=[21, 22, 23],
+        train_size=55_000,
+        val_size=5_000,
+        test_size=10_000,
+    )
+
+
+def test_the_tables_fit_into_60_columns_and_tell_what_diverged(verdict: Verdict, tmp_path: Path) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=60, highlight=False)
+    finals_console.print_verdict(console, verdict, RunFolder(tmp_path), 61.0)
+    text = file.getvalue()
+    assert "…" not in text
+    assert re.search(r"^  trial 12 +90.00% +98.50% +0.71 +2 of 3 *$", text, re.MULTILINE)
+    assert re.search(r"^→ trial 3 +90.00% +98.10% +0.10 +3 *$", text, re.MULTILINE)
+    assert re.search(r"trial 3 +99.05% ± 0.07 +2 of 3 +98.41 to 99.69%", text)
+    assert re.search(r"difference +\+2.05 ± 0.07 +2 +\+1.41 to \+2.69", text)
+    assert "2 trainings diverged" in text
+    card = write_card(verdict, name="run", command="python scripts/finalize.py run")
+    assert "seed 22, the first one that did not diverge" in card.replace("\n  ", " ")
+    assert "| trial 12 | 90.00% | 98.50% | 0.71 | 2 | 1 |" in card and "| 55000" not in card
+    same = dataclasses.replace(verdict, blog_test=None, difference=None)
+    assert "the blog's |" not in write_card(same, name="run", command="").split("## Hyper")[0]
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left() -> None:
+    file = io.StringIO()
+    terminal = Console(file=file, force_terminal=True, width=60, highlight=False)
+    jobs = {job_of(seed): "trial 3" for seed in range(3)}
+    with finals_console.FinalsConsole(terminal) as console:
+        console.began("choosing", jobs, list(jobs)[1:])
+        console.stepped(job_of(1), Step(epoch=1))
+        console.stepped(job_of(1), Step(epoch=5, ended=True, accuracy=0.9))
+        assert console.bar.tasks[0].total == 10 and console.bar.tasks[0].completed == 1
+        console.bar.refresh()
+    assert "choosing: 1 of 3 trainings were there already" in file.getvalue()
+    assert "2/3 trainings" in file.getvalue() and "left" in file.getvalue()

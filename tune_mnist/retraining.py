@@ -1,0 +1,101 @@
+"""One training of a finalization: all epochs of a configuration with a seed, scored once at the end."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tune_mnist.data import Split
+from tune_mnist.hyperparameters import Hyperparameters
+from tune_mnist.training import (
+    EVALUATION_BATCH,
+    DivergedError,
+    Training,
+    device_memory_errors,
+    evaluate,
+    fit,
+    release_device_memory,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How far a training is; the last one says what it came to."""
+
+    epoch: int
+    "Epochs trained."
+    ended: bool = False
+    accuracy: float | None = None
+    "Share of the scored images classified rightly, 0..1; None before the end, or where it diverged."
+    seconds: float = 0.0
+    "Wall time of the whole training with its scoring."
+    error: str | None = None
+    "Why it diverged."
+    model: bytes | None = None
+    "Its weights, as the bytes of a plain state dict, where they were asked for."
+
+
+def retrain(
+    hyperparameters: Hyperparameters,
+    train: Mapping[str, Any],
+    scored: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str,
+    precision: str,
+    gpus: float,
+    keep_model: bool,
+) -> Iterator[Step]:
+    """Train all epochs, then score once, in fp32 on the CPU, as the model that is written will run.
+
+    Args:
+        hyperparameters: the configuration.
+        train: arrays of the images to train on, read-only memory shared with other trainings.
+        scored: arrays of the images to score on, likewise; no epoch sees them.
+        seed: of weights, dropout and the order of the images.
+        device: cpu or cuda.
+        precision: auto, fp32 or bf16.
+        gpus: the training's share of a GPU, for the sentence that says it is too small.
+        keep_model: whether the last step brings the weights.
+
+    Raises:
+        DeviceMemoryError: if the GPU's memory does not do; the text names the share to ask for.
+        RuntimeError: if ``device`` is cuda and there is none.
+    """
+    started = time.perf_counter()
+    images = Split.from_arrays(**train)
+    # fit() looks at some images after each epoch, which tells a training that has just diverged.
+    watched = Split(images=images.images[:EVALUATION_BATCH], labels=images.labels[:EVALUATION_BATCH])
+    epoch = 0
+    try:
+        with device_memory_errors(gpus):
+            training = Training(hyperparameters, seed=seed, device=device, precision=precision)
+            for result in fit(training, images, watched):
+                epoch = result.epoch
+                yield Step(epoch=epoch)
+    except DivergedError as error:
+        yield Step(epoch=epoch, ended=True, error=str(error), seconds=time.perf_counter() - started)
+        return
+    finally:
+        release_device_memory()
+    model = training.model.cpu()
+    accuracy, _ = evaluate(model, Split.from_arrays(**scored))
+    weights = io.BytesIO()
+    torch.save(model.state_dict(), weights)
+    yield Step(
+        epoch=epoch,
+        ended=True,
+        accuracy=accuracy,
+        seconds=time.perf_counter() - started,
+        model=weights.getvalue() if keep_model else None,
+    )
+
+
+def join(one: Split, other: Split) -> Split:
+    """Put two splits behind each other."""
+    return Split(images=torch.cat([one.images, other.images]), labels=torch.cat([one.labels, other.labels]))
