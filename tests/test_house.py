@@ -21,12 +21,17 @@ HOUSE = {
     "data": set(),
     "steps": {"hyperparameters", "model", "data"},
     "training": {"hyperparameters", "model", "data", "steps"},
-    "ledger": {"hyperparameters"},
+    "inherited": set(),
+    "ledger": {"hyperparameters", "inherited"},
+    "points": {"settings", "spaces", "ledger"},
     "folder": {"ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
-    "search": {"hyperparameters", "settings", "spaces", "ledger", "folder"},
+    "samplers": set(),
+    "search": {
+        *("hyperparameters", "settings", "spaces", "inherited", "ledger", "points", "folder", "samplers"),
+    },
     "trials": {"hyperparameters", "ledger", "folder", "search"},
-    "grid": {"hyperparameters", "ledger", "folder", "trials"},
+    "grid": {"hyperparameters", "inherited", "ledger", "folder", "trials"},
     "results": {"hyperparameters", "ledger", "grid"},
     "controller": {"trials"},
     "autoscaler": set(),
@@ -38,16 +43,21 @@ HOUSE = {
     "preflight": {
         *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },
+    "warm_start": {"hyperparameters", "settings", "spaces", "inherited", "ledger", "folder", "preflight"},
+    "dashboard": set(),
+    "live": {"folder", "search"},
     "tuner": {
-        *("hyperparameters", "settings", "spaces", "data", "ledger", "folder", "trainable", "search"),
-        *("trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner", "preflight"),
+        *("hyperparameters", "settings", "spaces", "data", "ledger", "points", "folder", "trainable"),
+        *("search", "trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner"),
+        *("preflight", "warm_start", "dashboard", "live"),
     },
-    "summary": {"hyperparameters", "ledger", "search", "grid", "results", "tuner"},
+    "summary": {"hyperparameters", "inherited", "ledger", "grid", "results", "live", "tuner"},
     "console": {"progress", "summary"},
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
-    *("stop", "results", "preflight", "summary", "console"),
+    *("inherited", "points", "samplers", "stop", "results", "preflight", "warm_start", "dashboard", "live"),
+    *("summary", "console"),
 }
 WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training"}
 

@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial
 
 from tune_mnist.folder import RunFolder, SavedCheckpoint
 from tune_mnist.hyperparameters import METRIC, MODE
+from tune_mnist.inherited import InheritedTrial
 from tune_mnist.ledger import LEDGER, UNENDED, Ledger, TrialRecord, ray_config
 from tune_mnist.trials import fill, kept_checkpoints
 
@@ -84,6 +85,11 @@ def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, d
         for record in records(grid)
         for one in kept_checkpoints(record, found.get(record.directory, []))
     ]
+
+
+def inherited(grid: ResultGrid) -> list[InheritedTrial]:
+    """Give the trials of earlier runs that the search of such a grid has begun with; the grid lacks them."""
+    return _analysis(grid).ledger.inherited
 
 
 def lost_lines(grid: ResultGrid) -> int:

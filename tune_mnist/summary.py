@@ -13,12 +13,16 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from tune_mnist.grid import lost_lines, records
+from tune_mnist.grid import inherited, lost_lines, records
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
+from tune_mnist.inherited import describe_inherited
 from tune_mnist.ledger import LEDGER, UNENDED
+from tune_mnist.live import short
 from tune_mnist.results import TRIALS_TABLE, trials_frame
-from tune_mnist.search import JOURNAL
 from tune_mnist.tuner import FINISHED, Outcome
+
+ANALYSE = Path(__file__).parents[1] / "scripts" / "analyse.py"
+"""The script that looks into a run; it is not installed with the package."""
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
@@ -35,6 +39,7 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
     if lost := lost_lines(outcome.grid):
         console.print(f"{LEDGER} has {lost} lines that can't be read; what they said is lost")
+    _print_inherited(console, outcome, trials)
     _print_best(console, trials)
     trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
     cut = trials[trials["state"] == "PRUNED"]
@@ -51,20 +56,14 @@ def print_summary(console: Console, outcome: Outcome) -> None:
 def _ways_to_look(outcome: Outcome) -> list[str]:
     """Say where the run is, and which commands look into it."""
     folder = outcome.folder
-    python = shlex.quote(str(_short(Path(sys.executable))))
-    run_dir = _short(folder.local)
+    python = shlex.quote(str(short(Path(sys.executable))))
+    run_dir = short(folder.local)
     where = folder.uri if folder.remote else str(run_dir)
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
-    if folder.remote:
-        return [f"Run folder: {where}", f'  {python} -c "{table}"']
-    return [
-        f"Run folder: {run_dir}",
-        f"  optuna-dashboard {shlex.quote(str(run_dir / JOURNAL))}     (pip install optuna-dashboard)",
-        f"  tensorboard --logdir {shlex.quote(str(run_dir))}     (pip install tensorboard)",
-        f'  {python} -c "{table}"',
-    ]
+    analyse = [f"  {python} {shlex.quote(str(short(ANALYSE)))} {shlex.quote(where)}"] * ANALYSE.exists()
+    return [f"Run folder: {where}", *analyse, f'  {python} -c "{table}"']
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -94,6 +93,21 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _print_inherited(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
+    """Count the trials of earlier runs, and compare the best of them with the best of this run's own."""
+    known = inherited(outcome.grid)
+    if not known:
+        return
+    runs = ", ".join(dict.fromkeys(trial.run for trial in known))
+    line = f"Beside them {len(known)} inherited from {runs} ({describe_inherited(known)})"
+    best = trials.loc[trials["state"] != "FAIL", METRIC].max()
+    if not math.isnan(best):
+        ahead = 100 * (best - max(trial.value for trial in known))
+        where = f"{abs(ahead):.2f} points {'above' if ahead > 0 else 'below'} it" if ahead else "equal to it"
+        line += f"; the best of this run's own, {best:.2%}, is {where}"
+    console.print(line, markup=False)
 
 
 def _print_best(console: Console, trials: pd.DataFrame) -> None:
@@ -146,15 +160,11 @@ def _print_failures(console: Console, outcome: Outcome) -> None:
     failed = [record for record in records(outcome.grid) if record.shown_state == "FAIL" and record.error]
     if failed:
         first = failed[0]
-        where = f"{_short(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"
+        where = f"{short(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"
         console.print(
             f"{len(failed)} failed; the first error: {first.error} ({where}/{first.directory}/error.txt)",
             markup=False,
         )
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _short_value(value: Any) -> str:
