@@ -42,8 +42,22 @@ def check(run_dir: Path, num_samples: int) -> dict[str, int]:
 
 
 def study_of(run_dir: Path) -> list[optuna.trial.FrozenTrial]:
+    """The run's own trials in its study, which stand behind the inherited ones."""
     storage = JournalStorage(JournalFileBackend(str(run_dir / "study.journal")))
-    return optuna.load_study(study_name=run_dir.name, storage=storage).trials
+    trials = optuna.load_study(study_name=run_dir.name, storage=storage).trials
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    inherited = [line for line in lines if line["event"] == "inherited"]
+    for trial, line in zip(trials, inherited, strict=False):
+        assert trial.state.name == line["state"] in ("COMPLETE", "PRUNED"), "study: state of an inherited one"
+        assert trial.params == line["params"], "study: parameters of an inherited trial"
+        assert trial.intermediate_values == dict(line["epochs"]), "study: values of an inherited trial"
+        assert trial.value == line["epochs"][-1][1], "study: the value of an inherited trial"
+        origin = {"inherited_from": line["run"], "number_there": line["number"]}
+        assert trial.user_attrs == origin, "study: the origin of an inherited trial"
+    own = trials[len(inherited) :]
+    if inherited:
+        assert [trial.user_attrs["number_here"] for trial in own] == list(range(len(own))), "study: numbers"
+    return own
 
 
 def ray_table(run_dir: Path) -> dict[str, str]:

@@ -22,12 +22,17 @@ HOUSE = {
     "data": set(),
     "steps": {"hyperparameters", "model", "data"},
     "training": {"hyperparameters", "model", "data", "steps"},
-    "ledger": {"hyperparameters"},
+    "inherited": set(),
+    "ledger": {"hyperparameters", "inherited"},
+    "points": {"settings", "spaces", "ledger"},
     "folder": {"ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
-    "search": {"hyperparameters", "settings", "spaces", "ledger", "folder"},
+    "samplers": set(),
+    "search": {
+        *("hyperparameters", "settings", "spaces", "inherited", "ledger", "points", "folder", "samplers"),
+    },
     "trials": {"hyperparameters", "ledger", "folder", "search"},
-    "grid": {"hyperparameters", "ledger", "folder", "trials"},
+    "grid": {"hyperparameters", "inherited", "ledger", "folder", "trials"},
     "results": {"hyperparameters", "ledger", "grid"},
     "controller": {"trials"},
     "autoscaler": set(),
@@ -39,9 +44,13 @@ HOUSE = {
     "preflight": {
         *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },
+    "warm_start": {"hyperparameters", "settings", "spaces", "inherited", "ledger", "folder", "preflight"},
+    "dashboard": set(),
+    "live": {"words", "folder", "search"},
     "tuner": {
-        *("hyperparameters", "settings", "spaces", "data", "ledger", "folder", "trainable", "search"),
-        *("trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner", "preflight"),
+        *("hyperparameters", "settings", "spaces", "data", "ledger", "points", "folder", "trainable"),
+        *("search", "trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner"),
+        *("preflight", "warm_start", "dashboard", "live"),
     },
     "timeline": {"hyperparameters", "ledger"},
     "scale": set(),
@@ -57,7 +66,7 @@ HOUSE = {
     },
     "summary": {
         *("hyperparameters", "words", "ledger", "search", "grid", "results", "timeline", "tuner", "insights"),
-        "curves",
+        *("curves", "inherited", "live"),
     },
     "console": {"words", "progress"},
     "scores": set(),
@@ -79,6 +88,7 @@ HOUSE = {
 }
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
+    *("inherited", "points", "samplers", "warm_start", "dashboard", "live"),
     *("words", "stop", "results", "preflight", "timeline", "scale", "insights", "panels", "curves", "plots"),
     *("pictures", "report", "summary", "console", "scores", "protocol", "finals", "retraining"),
     *("export", "card", "finalizer", "finals_console", "images"),

@@ -193,7 +193,7 @@ def test_a_stop_signal_ends_the_search_in_order(number: signal.Signals, code: in
         "--num-samples", "500", "--name", name, "--train-size", "2048", "--val-size", "500"
     )
     assert process.stdout is not None
-    first = process.stdout.readline()
+    first = next(line for line in process.stdout if "trial" in line)
     assert "1/500 trial" in first
     (gcs,) = (line for line in runner.processes().values() if "gcs_server" in line.split()[0])
     assert "--node-ip-address=127.0.0.1 " in gcs

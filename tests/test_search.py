@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger, trial_state
+from tune_mnist.samplers import make_sampler
 from tune_mnist.search import (
     HAND_SET,
     JOURNAL,
@@ -21,7 +22,6 @@ from tune_mnist.search import (
     STOPPED_BY,
     SteadfastASHA,
     TruthfulOptunaSearch,
-    make_sampler,
     rungs,
 )
 from tune_mnist.settings import Settings

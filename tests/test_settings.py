@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tune_mnist.data import DATASETS
-from tune_mnist.search import make_sampler
+from tune_mnist.samplers import make_sampler
 from tune_mnist.settings import RESUMABLE, ResumeRequest, Settings, parse_settings
 from tune_mnist.training import PRECISIONS
 
@@ -45,6 +45,13 @@ BAD_FLAGS = [
         "--storage-path s3://me:s3cret@bucket/x",
         "error: storage_path holds a key, but must not: give it in the",
     ),
+    ("--warm-start", "argument --warm-start: expected at least one argument"),
+    ("--warm-start a --warm-start=", "warm_start is empty, but must be the folder or the URI of a run"),
+    (
+        "--resume runs/x --warm-start a b",
+        "--warm-start is a b, but must be left out: a resumed run keeps its own",
+    ),
+    ("--resume runs/x --points p.json", "--points is p.json, but must be left out: a resumed run keeps its"),
     ("--max-failures -1", "max_failures is -1, but must be at least 0"),
     ("--storage-path s3://", "storage_path is s3://, but must be a folder or a URI such as s3://BUCKET/runs"),
     ("--resume=", "--resume is empty, but must be the folder or the URI of a run"),
@@ -118,11 +125,40 @@ def test_settings_come_back_from_json() -> None:
     )
     assert Settings.from_json(settings.to_json()) == settings
     values = json.loads(settings.to_json())
+    for name in ("warm_start", "points", "open_dashboard"):  # which older runs lack
+        assert Settings.from_json(json.dumps({k: v for k, v in values.items() if k != name})) == settings
     spoilt = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{**values, "no_such": 1}, {}, []]
     for text in ("{", "", *map(json.dumps, spoilt), json.dumps({"data_dir": "d", "seed": 1})):
         with pytest.raises(ValueError):
             Settings.from_json(text)
     assert Settings.from_json(json.dumps({**values, "time_budget": 3})) == settings  # 3 is 3.0 in JSON
+
+
+def test_earlier_runs_and_points_come_back_from_json_with_absolute_paths() -> None:
+    parsed = parse_settings(
+        [
+            "--warm-start",
+            "runs/a",
+            "s3://b/runs/c",
+            "--num-samples",
+            "3",
+            "--warm-start",
+            "/d",
+            "--points",
+            "p",
+        ],
+        description="",
+    )
+    assert isinstance(parsed, Settings) and parsed.warm_start == ("runs/a", "s3://b/runs/c", "/d")
+    again = Settings.from_json(parsed.to_json())
+    assert again.warm_start == (str(Path("runs/a").absolute()), "s3://b/runs/c", "/d")
+    assert again.points == Path("p").absolute()
+
+
+def test_a_resume_opens_no_browser_unasked() -> None:
+    settings = Settings(open_dashboard=True)
+    assert not resume().settings_of(settings).open_dashboard
+    assert resume("--open-dashboard").settings_of(settings).open_dashboard
 
 
 def resume(*flags: str) -> ResumeRequest:

@@ -48,7 +48,7 @@ class SearchConsole:
 
     def told(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def updated(self, progress: Progress) -> None:
         """Remember the counts for the next refresh."""

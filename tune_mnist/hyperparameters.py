@@ -16,7 +16,7 @@ TIME_ATTR = "epoch"
 """Name of the reported value that counts a trial's progress: epochs trained, from 1."""
 
 OPTUNA_NUMBER = "optuna_trial_number"
-"""Key in the config of a Ray trial, beside the hyper-parameters: the number of its Optuna trial."""
+"""Key in the config of a Ray trial, beside the hyper-parameters: its number, from 0, in the run."""
 
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
 MAX_SHIFT = 4

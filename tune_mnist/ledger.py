@@ -1,24 +1,27 @@
 """The ledger of a run: the one place where the truth about it lies, and from which the rest is derived.
 
-Every fact about a run is a line of ``ledger.jsonl``, appended by the driver when it happens: what a trial was
-given, what it reported for an epoch, how it ended, when a session of the driver began and was closed. The
-study, ASHA's rungs, Ray's trials and the tables hold nothing else: a resume makes them anew from these lines,
-whatever state a kill has left them in. A kill can tear only the last line, which is then no fact yet. A
-checkpoint repeats its trial's epochs, so that one which is ahead of the ledger (whose last lines had not
-reached the bucket) brings them along. Two reports of one epoch, as after a retry, are one fact: the first.
+Every fact about a run is a line of ``ledger.jsonl``, appended by the driver when it happens: what the run
+inherited from earlier ones, which points it tries first, what a trial was given, what it reported for an
+epoch, how it ended, when a session of the driver began and was closed. The study, ASHA's rungs, Ray's trials
+and the tables hold nothing else: a resume makes them anew from these lines, whatever state a kill has left
+them in. A kill can tear only the last line, which is then no fact yet. A checkpoint repeats its trial's
+epochs, so that one which is ahead of the ledger (whose last lines had not reached the bucket) brings them
+along. Two reports of one epoch, as after a retry, are one fact: the first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tune_mnist.hyperparameters import OPTUNA_NUMBER, TIME_ATTR
+from tune_mnist.inherited import InheritedTrial
 
 LEDGER = "ledger.jsonl"
 """Name of the ledger in the run folder."""
@@ -45,7 +48,7 @@ class TrialRecord:
 
     trial_id: str
     number: int
-    "Of its Optuna trial, from 0."
+    "Its place in the run, from 0; in the study, that among those which were not inherited."
     params: dict[str, Any]
     "Parameters drawn, in the terms of the search space."
     config: dict[str, Any]
@@ -101,6 +104,16 @@ class TrialRecord:
         return next((one for one in self.epochs if one[TIME_ATTR] == epoch), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstPoint:
+    """What a trial is to try, whatever the sampler would draw."""
+
+    params: Mapping[str, Any]
+    "In the terms of the search space; the sampler draws what is left out."
+    hand_set: bool = False
+    "Whether it is the blog's hand-set configuration."
+
+
 class Ledger:
     """The facts of a run in memory, and, where it was opened for writing, the file that they are added to."""
 
@@ -111,6 +124,10 @@ class Ledger:
         "The search space: Optuna's JSON by parameter."
         self.trials: dict[str, TrialRecord] = {}
         "By id, in the order of their numbers."
+        self.inherited: list[InheritedTrial] = []
+        "Trials of earlier runs, which the sampler knows and nothing else counts."
+        self.points: list[FirstPoint] | None = None
+        "What the first trials are to try, one each; None where that was not noted."
         self.order: list[tuple[str, int]] = []
         "Trial and epoch of every report, in the order in which the scheduler judged them."
         self.sessions: list[list[float]] = []
@@ -150,6 +167,15 @@ class Ledger:
     def begin(self, distributions: Mapping[str, str]) -> None:
         """Begin a session. Trials that an earlier one closed are unended again."""
         self._write({"event": "session", "distributions": dict(distributions)}, durable=True)
+
+    def inherit(self, trials: Sequence[InheritedTrial]) -> None:
+        """Note trials of earlier runs, before the first of this run."""
+        for trial in trials:
+            self._write({"event": "inherited", **dataclasses.asdict(trial)})
+
+    def plan(self, points: Sequence[FirstPoint]) -> None:
+        """Note what the first trials are to try, before the first of them."""
+        self._write({"event": "points", "points": [dataclasses.asdict(point) for point in points]})
 
     def suggested(
         self, trial_id: str, number: int, params: dict[str, Any], config: dict[str, Any], *, hand_set: bool
@@ -235,11 +261,18 @@ class Ledger:
             for trial in self.trials.values():
                 trial.stopped_by = None
             return
-        if kind not in ("trial", "epoch", "saved", "end", "error", "close"):
+        if kind not in ("inherited", "points", "trial", "epoch", "saved", "end", "error", "close"):
             raise ValueError(f"there is no event {kind}")
         if not self.sessions:  # its line is lost
             self.sessions.append([now, now])
         self.sessions[-1][1] = now
+        if kind == "inherited":
+            event["epochs"] = [(int(epoch), float(value)) for epoch, value in event["epochs"]]
+            self.inherited.append(InheritedTrial(**event))
+            return
+        if kind == "points":
+            self.points = [FirstPoint(**point) for point in event["points"]]
+            return
         if kind == "trial":
             self.trials[event["trial_id"]] = TrialRecord(started=now, **event)
             return

@@ -7,17 +7,13 @@ and the number of the trial alone, and ASHA's rungs are what the reports so far 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
@@ -27,9 +23,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
+from tune_mnist.inherited import InheritedTrial
 from tune_mnist.ledger import Ledger, TrialRecord, trial_state
+from tune_mnist.points import first_points
+from tune_mnist.samplers import make_sampler
 from tune_mnist.settings import Settings
-from tune_mnist.spaces import blog_point, to_config
+from tune_mnist.spaces import to_config
 
 JOURNAL = "study.journal"
 """Name of the study's file in the run folder."""
@@ -39,6 +38,10 @@ HAND_SET = "hand_set"
 """User attribute of the Optuna trial that is the blog's hand-set configuration."""
 STOPPED_BY = "stopped_by"
 """User attribute of a trial that was cut by the end of the search, not by ASHA: the reason."""
+INHERITED_FROM, NUMBER_THERE = "inherited_from", "number_there"
+"""User attributes of an inherited trial: the name of its run, and its number there."""
+NUMBER_HERE = "number_here"
+"""User attribute of the other trials of a study that has inherited ones: the number without those."""
 
 
 class TruthfulOptunaSearch(OptunaSearch):
@@ -47,14 +50,15 @@ class TruthfulOptunaSearch(OptunaSearch):
     Ray 2.60 tells Optuna COMPLETE, with the cut-off value, for every trial that a scheduler stops, and never
     reports the value at which it was stopped. Here that value is reported and the trial is PRUNED.
 
-    The ledger's trials are in the study from the start; the journal is made anew from them, and renamed over
-    the old one. It proposes nothing while ``settings.max_concurrent_trials`` trials have not ended.
+    The ledger's trials are in the study from the start, inherited ones first; the journal is made anew from
+    them, and renamed over the old one. Optuna numbers this run's trials on from the inherited ones, all else
+    from 0. Nothing is proposed while ``settings.max_concurrent_trials`` trials have not ended.
     """
 
     def __init__(
         self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: RunFolder
     ) -> None:
-        """Create the study ``folder.name`` in its ``study.journal``; the blog's point goes first."""
+        """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it."""
         self._settings, self._ledger, self._folder = settings, ledger, folder
         journal, fresh = folder.local / JOURNAL, folder.local / f".{JOURNAL}.new"
         for stale in (fresh, Path(f"{fresh}.lock"), Path(f"{journal}.lock")):  # a lock stops writers for 30 s
@@ -67,19 +71,21 @@ class TruthfulOptunaSearch(OptunaSearch):
             study_name=folder.name,
             storage=JournalStorage(JournalFileBackend(str(fresh))),
         )
-        self._study.add_trials(
-            [_frozen(trial, space) for trial in sorted(ledger.trials.values(), key=lambda t: t.number)]
-        )
+        for name, value in notes(journal).items():
+            self._study._storage.set_study_system_attr(self._study._study_id, name, value)
+        records = sorted(ledger.trials.values(), key=lambda trial: trial.number)
+        inherited = [_inherited(trial, space) for trial in ledger.inherited]
+        self._study.add_trials([*inherited, *(_own(trial, space, len(inherited)) for trial in records)])
         fresh.replace(journal)
         self._storage = JournalStorage(JournalFileBackend(str(journal)))
         self._setup_study(MODE)  # again, on the file's own name
-        for frozen, record in zip(self._study.get_trials(), ledger.trials.values(), strict=True):
+        for frozen, record in zip(self._study.get_trials()[len(inherited) :], records, strict=True):
             self._ot_trials[record.trial_id] = Trial(self._study, frozen._trial_id)
             if record.state:
                 self._completed_trials.add(record.trial_id)
-        point = blog_point(space, settings.max_epochs)
-        if point and not ledger.trials:
-            self._study.enqueue_trial(point, user_attrs={HAND_SET: True})
+        points = first_points(settings, space) if ledger.points is None else ledger.points
+        for point in points[len(records) :]:  # the others have had their trials
+            self._study.enqueue_trial(dict(point.params), {HAND_SET: True} if point.hand_set else None)
 
     @property
     def _study(self) -> Study:
@@ -95,12 +101,12 @@ class TruthfulOptunaSearch(OptunaSearch):
         parameters = super().suggest(trial_id) or {}
         trial = self._ot_trials[trial_id]
         trial.set_user_attr(RAY_TRIAL_ID, trial_id)
+        if self._ledger.inherited:
+            trial.set_user_attr(NUMBER_HERE, number)
         config = to_config(parameters, self._settings.max_epochs)
-        self._ledger.suggested(
-            trial_id, trial.number, parameters, config, hand_set=HAND_SET in trial.user_attrs
-        )
+        self._ledger.suggested(trial_id, number, parameters, config, hand_set=HAND_SET in trial.user_attrs)
         self._folder.push_ledger()  # before the trial starts: its files shall not be of a trial unknown
-        return {**config, OPTUNA_NUMBER: trial.number}
+        return {**config, OPTUNA_NUMBER: number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report the value of an epoch to the study."""
@@ -142,6 +148,21 @@ class TruthfulOptunaSearch(OptunaSearch):
             trial.report(result[METRIC], result[TIME_ATTR])
 
 
+def notes(journal: Path) -> dict[str, Any]:
+    """Read what a person has written into a study with optuna-dashboard; it is nowhere else.
+
+    Returns:
+        Its attributes; {} where there is no study that can be read, as after a power cut.
+    """
+    if not journal.exists():
+        return {}
+    try:
+        (study,) = JournalStorage(JournalFileBackend(str(journal))).get_all_studies()
+    except Exception:  # whatever Optuna makes of a spoilt journal
+        return {}
+    return {name: value for name, value in study.system_attrs.items() if name.startswith("dashboard:")}
+
+
 class SteadfastASHA(ASHAScheduler):
     """Ray's ASHA, which stands by its verdicts: a trial that it has stopped and that is run again is stopped.
 
@@ -176,47 +197,6 @@ class SteadfastASHA(ASHAScheduler):
         return str(action)
 
 
-def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
-    """Make the sampler that draws trial ``number``: one of Optuna's, with Optuna's defaults.
-
-    Each trial has a random stream of its own, made of seed and number, so that a resumed run draws what it
-    would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011; multivariate
-    and with constant liar by default since Optuna 5, so that concurrent trials don't crowd.
-    """
-    stream = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    if name == "tpe":
-        return TPESampler(seed=stream)
-    if name == "random":
-        return RandomSampler(seed=stream)
-    if name == "qmc":
-        return NumberedQMCSampler(seed, stream, number)
-    raise ValueError(f"sampler is {name}, but must be one of tpe, random, qmc")
-
-
-class NumberedQMCSampler(QMCSampler):
-    """Optuna's scrambled Sobol sequence, of which a trial gets the point with its own number.
-
-    Optuna counts the points in an attribute of the study, which is not a trial's and so not in the ledger.
-    """
-
-    def __init__(self, seed: int, stream: int, number: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Its other warnings are about samplers in several processes, and about the first trial, which is
-            # drawn at random; here only the driver samples.
-            super().__init__(
-                seed=seed,
-                scramble=True,
-                independent_sampler=RandomSampler(seed=stream),
-                warn_asynchronous_seeding=False,
-                warn_independent_sampling=False,
-            )
-        self.number = number
-
-    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
-        return self.number
-
-
 def rungs(settings: Settings) -> tuple[int, ...]:
     """List the epochs at which ASHA judges a trial: grace_period * reduction_factor^k, up to max_epochs.
 
@@ -228,24 +208,44 @@ def rungs(settings: Settings) -> tuple[int, ...]:
     return tuple(math.ceil(settings.grace_period * settings.reduction_factor**k) for k in range(count))
 
 
-def _frozen(trial: TrialRecord, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _own(trial: TrialRecord, space: Mapping[str, BaseDistribution], inherited: int) -> FrozenTrial:
     """Make the Optuna trial that the ledger tells of: RUNNING where it has not ended."""
     state = TrialState[trial.state or "RUNNING"]
     attributes: dict[str, Any] = {RAY_TRIAL_ID: trial.trial_id}
+    if inherited:
+        attributes[NUMBER_HERE] = trial.number
     if trial.hand_set:
         attributes[HAND_SET] = True
-    return FrozenTrial(
-        number=trial.number,
-        trial_id=trial.number,
+    has_value = state not in (TrialState.FAIL, TrialState.RUNNING)  # as `tell` does
+    return _frozen(
+        space,
+        trial.params,
         state=state,
-        value=None
-        if state in (TrialState.FAIL, TrialState.RUNNING)
-        else trial.last[METRIC],  # as `tell` does
+        value=trial.last[METRIC] if has_value else None,
+        intermediate_values={epoch[TIME_ATTR]: epoch[METRIC] for epoch in trial.epochs},
+        user_attrs=attributes,
         datetime_start=datetime.fromtimestamp(trial.started),
         datetime_complete=datetime.fromtimestamp(trial.ended) if trial.ended else None,
-        params=trial.params,
-        distributions={name: space[name] for name in trial.params},
-        user_attrs=attributes,
-        system_attrs={},
-        intermediate_values={epoch[TIME_ATTR]: epoch[METRIC] for epoch in trial.epochs},
+    )
+
+
+def _inherited(trial: InheritedTrial, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """Make the Optuna trial of an earlier run's trial, with the distributions of this run."""
+    return _frozen(
+        space,
+        trial.params,
+        state=TrialState[trial.state],
+        value=trial.value,
+        intermediate_values=dict(trial.epochs),
+        user_attrs={INHERITED_FROM: trial.run, NUMBER_THERE: trial.number},
+        datetime_start=datetime.fromtimestamp(trial.started),
+        datetime_complete=datetime.fromtimestamp(trial.ended),
+    )
+
+
+def _frozen(space: Mapping[str, BaseDistribution], params: Mapping[str, Any], **values: Any) -> FrozenTrial:
+    distributions = {name: space[name] for name in params}
+    # The storage gives it number and id.
+    return FrozenTrial(
+        number=-1, trial_id=-1, params=dict(params), distributions=distributions, system_attrs={}, **values
     )

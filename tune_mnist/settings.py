@@ -39,6 +39,12 @@ class Settings:
     target_accuracy: float | None = setting(
         None, "search", "end it when a trial's validation accuracy gets here"
     )
+    warm_start: tuple[str, ...] = setting(
+        (), "search", "earlier runs (folders or URIs) whose finished and pruned trials the sampler is to know"
+    )
+    points: Path | None = setting(
+        None, "search", "JSON file of configurations to try first; what one leaves out is drawn"
+    )
 
     grace_period: int = setting(1, "scheduler (ASHA)", "epochs before a trial can be cut: the first rung")
     reduction_factor: float = setting(
@@ -80,6 +86,9 @@ class Settings:
     storage_path: str = setting(
         "runs", "run", "folder of the runs, or s3://BUCKET/PATH; this one is STORAGE_PATH/NAME"
     )
+    open_dashboard: bool = setting(
+        False, "run", "serve optuna-dashboard on loopback while the search runs, and open a browser"
+    )
 
     def __post_init__(self) -> None:
         """Check each value that can be checked without looking at the machine."""
@@ -119,6 +128,8 @@ class Settings:
                 "storage_path holds a key, but must not: give it in the environment or a profile"
             )
         self._require("max_failures", self.max_failures >= 0, "at least 0")
+        if "" in self.warm_start:
+            raise ValueError("warm_start is empty, but must be the folder or the URI of a run")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -134,6 +145,9 @@ class Settings:
             name: str(value.absolute()) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        values["warm_start"] = [
+            run if "://" in run else str(Path(run).expanduser().absolute()) for run in self.warm_start
+        ]
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod
@@ -144,9 +158,13 @@ class Settings:
             ValueError: if it is not that.
         """
         try:
-            values = json.loads(text)
+            values = {**SINCE_THEN, **json.loads(text)}
             values["data_dir"] = Path(values["data_dir"])
+            values["points"] = Path(values["points"]) if values["points"] is not None else None
+            values["warm_start"] = tuple(values["warm_start"])
             for name, hint in typing.get_type_hints(cls).items():
+                if typing.get_origin(hint) is tuple:
+                    hint = tuple
                 # A whole number stands for a float of that value in JSON.
                 if not isinstance(values[name], hint) and not (
                     isinstance(values[name], int) and isinstance(float(values[name]), hint)
@@ -157,9 +175,12 @@ class Settings:
             raise ValueError(f"these are no settings of a run: {error}") from error
 
 
+SINCE_THEN: dict[str, Any] = {"warm_start": (), "points": None, "open_dashboard": False}
+"""What the settings of older runs lack."""
+
 RESUMABLE = (
     *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
-    *("max_failures", "address", "dashboard", "data_dir"),
+    *("max_failures", "address", "dashboard", "data_dir", "open_dashboard"),
 )
 """What a resume may change: how far to go, and what depends on the machines that it goes on."""
 
@@ -178,8 +199,9 @@ class ResumeRequest:
             raise ValueError("--resume is empty, but must be the folder or the URI of a run")
         for name, value in self.changes.items():
             if name not in RESUMABLE:
+                shown = " ".join(value) if isinstance(value, tuple) else value
                 raise ValueError(
-                    f"{flag_of(name)} is {value}, but must be left out: a resumed run keeps its own"
+                    f"{flag_of(name)} is {shown}, but must be left out: a resumed run keeps its own"
                 )
 
     def settings_of(self, settings: Settings) -> Settings:
@@ -192,7 +214,8 @@ class ResumeRequest:
         if asked < settings.num_samples:
             rule = f"must be at least {settings.num_samples}, which the run has already"
             raise ValueError(f"num_samples is {asked}, but {rule}")
-        return dataclasses.replace(settings, **self.changes)
+        # A browser is for who asks for it now.
+        return dataclasses.replace(settings, **{"open_dashboard": False, **self.changes})
 
 
 def flag_of(name: str) -> str:
@@ -216,6 +239,7 @@ def parse_settings(arguments: Sequence[str] | None = None, *, description: str) 
     )
     try:
         given = vars(parser.parse_args(arguments))
+        given.update({name: tuple(value) for name, value in given.items() if isinstance(value, list)})
         if "resume" not in given:
             return Settings(**given)
         request = ResumeRequest(run=given.pop("resume"), changes=given)
@@ -244,6 +268,9 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, names: Collection
         if hints[field.name] is bool:
             group.add_argument(flag, action="store_true", help=help, default=parser.argument_default)
             continue
+        if typing.get_origin(hints[field.name]) is tuple:
+            group.add_argument(flag, nargs="+", action="extend", help=help, metavar="RUN")
+            continue
         if field.default is not None:
             help = f"{help} (default: {field.default})"
         kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
@@ -269,6 +296,8 @@ def _plain_type(hint: Any) -> Any:
 
 
 def _metavar(name: str, kind: Any) -> str:
+    if name == "points":
+        return "FILE"
     return "DURATION" if kind is _seconds else {int: "N", float: "X", Path: "FOLDER"}.get(kind, name.upper())
 
 

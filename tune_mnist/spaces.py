@@ -100,9 +100,42 @@ def blog_point(space: Space, max_epochs: int) -> dict[str, Any] | None:
         point["epochs"] = min(point["epochs"], max_epochs)
     if "weight_decay" in space and isinstance(space["weight_decay"], FloatDistribution):
         point["weight_decay"] = max(point["weight_decay"], space["weight_decay"].low)  # 0 has no logarithm
-    if all(_contains(space[name], value) for name, value in point.items()):
+    if all(contains(space[name], value) for name, value in point.items()):
         return point
     return None
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Tell whether a distribution can draw a value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return bool(distribution._contains(distribution.to_internal_repr(value)))
+
+
+def is_within(narrow: BaseDistribution, wide: BaseDistribution) -> bool:
+    """Tell whether all that one distribution draws can be drawn, in the same terms, by another.
+
+    That is: both are of one kind, scale and step, and the range or choices of the second hold the first's.
+    """
+    if isinstance(narrow, CategoricalDistribution) and isinstance(wide, CategoricalDistribution):
+        return set(narrow.choices) <= set(wide.choices)
+    for kind in (FloatDistribution, IntDistribution):
+        if isinstance(narrow, kind) and isinstance(wide, kind):
+            same = (narrow.log, narrow.step) == (wide.log, wide.step)
+            return same and contains(wide, narrow.low) and contains(wide, narrow.high)
+    return False
+
+
+def describe_range(distribution: BaseDistribution) -> str:
+    """Write what is drawn from: "0.001 to 0.01 (log)", "32 to 256 (step 32)", "sgd or rmsprop"."""
+    if isinstance(distribution, CategoricalDistribution):
+        return " or ".join(map(str, distribution.choices))
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        return repr(distribution)
+    kinds = ["log"] if distribution.log else []
+    if distribution.step not in (None, int(isinstance(distribution, IntDistribution))):
+        kinds.append(f"step {distribution.step}")
+    return f"{distribution.low} to {distribution.high}" + (f" ({', '.join(kinds)})" if kinds else "")
 
 
 def _lr_unit(config: Mapping[str, Any]) -> float:
@@ -137,10 +170,3 @@ def _check_ends(name: str, space: Space, max_epochs: int) -> None:
             except (ValueError, TypeError) as error:
                 what = "" if isinstance(error, ValueError) else f"{parameter} is {value!r}: "
                 raise ValueError(f"space {name}: {what}{error}") from error
-
-
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Tell whether a distribution can draw a value."""
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    return bool(distribution._contains(distribution.to_internal_repr(value)))

@@ -14,15 +14,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from tune_mnist.curves import run_labels
-from tune_mnist.grid import records
+from tune_mnist.grid import ledger_of, records
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
+from tune_mnist.inherited import describe_inherited
 from tune_mnist.insights import MIN_FINISHED, View, edges, facts
 from tune_mnist.ledger import LEDGER, UNENDED
 from tune_mnist.results import TRIALS_TABLE, trials_frame
-from tune_mnist.search import JOURNAL
 from tune_mnist.timeline import best_so_far
 from tune_mnist.tuner import FINISHED, Outcome
 from tune_mnist.words import count, duration, short_path, short_value, standard_error
+
+ANALYSE = Path(__file__).parents[1] / "scripts" / "analyse.py"
+"""The script that looks into a run; it is not installed with the package."""
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
@@ -38,6 +41,7 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     asked, took = outcome.settings.num_samples, duration(outcome.seconds)
     console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
     print_losses(console, View(outcome))
+    _print_inherited(console, outcome, trials)
     _print_best(console, trials, most=5)
     trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
     cut = trials[trials["state"] == "PRUNED"]
@@ -113,14 +117,8 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
-    if folder.remote:
-        return [f"Run folder: {where}", f'  {python} -c "{table}"']
-    return [
-        f"Run folder: {run_dir}",
-        f"  optuna-dashboard {shlex.quote(str(run_dir / JOURNAL))}     (pip install optuna-dashboard)",
-        f"  tensorboard --logdir {shlex.quote(str(run_dir))}     (pip install tensorboard)",
-        f'  {python} -c "{table}"',
-    ]
+    analyse = [f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}"] * ANALYSE.exists()
+    return [f"Run folder: {where}", *analyse, f'  {python} -c "{table}"']
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -130,6 +128,21 @@ def exit_code(outcome: Outcome) -> int:
         return signals[outcome.ended_by]
     short = outcome.ended_by == FINISHED and len(outcome.grid) < outcome.settings.num_samples
     return 1 if short or outcome.winner is None else 0
+
+
+def _print_inherited(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
+    """Count the trials of earlier runs, and compare the best of them with the best of this run's own."""
+    known = ledger_of(outcome.grid).inherited
+    if not known:
+        return
+    runs = ", ".join(dict.fromkeys(trial.run for trial in known))
+    line = f"Beside them {len(known)} inherited from {runs} ({describe_inherited(known)})"
+    best = trials.loc[trials["state"] != "FAIL", METRIC].max()
+    if not math.isnan(best):
+        ahead = 100 * (best - max(trial.value for trial in known))
+        where = f"{abs(ahead):.2f} points {'above' if ahead > 0 else 'below'} it" if ahead else "equal to it"
+        line += f"; the best of this run's own, {best:.2%}, is {where}"
+    console.print(line, markup=False)
 
 
 def _print_best(console: Console, trials: pd.DataFrame, *, most: int) -> None:

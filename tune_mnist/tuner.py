@@ -16,12 +16,14 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from ray import tune
 from ray.tune.logger import TBXLoggerCallback
 
-from tune_mnist import cluster, data
+from tune_mnist import cluster, dashboard, data
 from tune_mnist.controller import steadfast
 from tune_mnist.folder import FolderError, RunFolder
 from tune_mnist.grid import ResultGrid, load_grid, saved_epochs
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger, trial_directory
+from tune_mnist.live import ways_to_watch
+from tune_mnist.points import first_points, read_points
 from tune_mnist.preflight import (
     SETTINGS,
     check_readable,
@@ -33,12 +35,13 @@ from tune_mnist.preflight import (
 )
 from tune_mnist.progress import Listener, Progress, ProgressCallback
 from tune_mnist.results import TRIALS_TABLE, write_tables
-from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch, rungs
+from tune_mnist.search import JOURNAL, SteadfastASHA, TruthfulOptunaSearch, rungs
 from tune_mnist.settings import ResumeRequest, Settings
 from tune_mnist.spaces import load_space
 from tune_mnist.stop import TARGET, StopRequest
 from tune_mnist.trainable import train_trial
 from tune_mnist.trials import CHECKPOINTS, RecordCallback, TrialSource, take_in_checkpoints
+from tune_mnist.warm_start import known_again, read_earlier_runs
 from tune_mnist.winner import Winner, read_winner, score_winner
 
 RAY_LOG = "ray_tune.log"
@@ -73,15 +76,20 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     ``best/``, and Ray's experiment. Ctrl-C and SIGTERM end the search in order: what there is, is written.
 
     Raises:
-        InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space
-            or folder, or a share that no node has.
+        InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space,
+            folder, earlier run or point, or a share that no node has.
         FolderError: if the storage is lost on the way.
         SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(settings))
         with _input_errors():
+            if settings.open_dashboard:
+                dashboard.check_installed()
             space = load_space(settings.space, settings.max_epochs)
+            given = read_points(settings.points, space) if settings.points else []
+            earlier = read_earlier_runs(settings, space)
+            points = first_points(settings, space, given, [trial.params for trial in earlier.trials])
             settings, folder = name_run(settings)
             stack.enter_context(folder.locked())
             if folder.exists():
@@ -90,12 +98,14 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
             settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
             with folder.created() as beginning:
                 (beginning / SETTINGS).write_text(settings.to_json())
-                Ledger.open(beginning / LEDGER).begin(
-                    {name: distribution_to_json(one) for name, one in space.items()}
-                )
+                ledger = Ledger.open(beginning / LEDGER)
+                ledger.begin({name: distribution_to_json(one) for name, one in space.items()})
+                ledger.inherit(earlier.trials)
+                ledger.plan(points)
         ledger = Ledger.open(folder.local / LEDGER)
         settings = dataclasses.replace(settings, max_concurrent_trials=slots)
-        return _search(_Session(settings, space, folder, ledger, splits, listener, stop), stack)
+        session = _Session(settings, space, folder, ledger, splits, listener, stop, earlier.remarks)
+        return _search(session, stack)
 
 
 def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome | None:
@@ -124,6 +134,8 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
             settings = request.settings_of(before)
             if _is_finished(folder, known, before, settings):
                 return None
+            if settings.open_dashboard:
+                dashboard.check_installed()
             stop = stack.enter_context(StopRequest(settings))
             splits = load_splits(settings)
             settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
@@ -136,7 +148,8 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
         ledger.begin(ledger.distributions)
         take_in_checkpoints(folder, ledger)
         ledger.end_what_was_over(SteadfastASHA(settings, ledger).stopped)
-        return _search(_Session(settings, space, folder, ledger, splits, listener, stop), stack)
+        session = _Session(settings, space, folder, ledger, splits, listener, stop, known_again(ledger))
+        return _search(session, stack)
 
 
 def look(run: str) -> Outcome:
@@ -168,6 +181,8 @@ class _Session:
     splits: tuple[data.Split, data.Split]
     listener: Listener | None
     stop: StopRequest
+    remarks: list[str]
+    "What is to be told before the first trial."
 
 
 def _search(session: _Session, stack: ExitStack) -> Outcome:
@@ -177,6 +192,7 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
     searcher = TruthfulOptunaSearch(settings, session.space, ledger, folder)
     try:
         folder.push(wait=True)
+        _tell_where_to_look(session, stack)
         stop.begin()
         with steadfast():
             _run_trials(session, searcher)
@@ -202,6 +218,19 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
         seconds=ledger.seconds(),
         winner=winner,
     )
+
+
+def _tell_where_to_look(session: _Session, stack: ExitStack) -> None:
+    """Say what the search begins with, where it writes, how to watch it; open the dashboard on request."""
+    lines = [*session.remarks, *ways_to_watch(session.folder)]
+    if session.settings.open_dashboard:
+        url = stack.enter_context(dashboard.served(session.folder.local / JOURNAL))
+        lines.append(f"optuna-dashboard: {url or 'it could not be started'}")
+        if url:
+            dashboard.open_browser(url)
+    if session.listener:
+        for line in lines:
+            session.listener.told(line)
 
 
 @contextmanager
