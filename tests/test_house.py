@@ -54,7 +54,9 @@ HOUSE = {
     },
     "timeline": {"hyperparameters", "ledger"},
     "scale": set(),
-    "insights": {"hyperparameters", "words", "spaces", "ledger", "grid", "timeline", "tuner", "scale"},
+    "insights": {
+        *("hyperparameters", "words", "spaces", "inherited", "ledger", "grid", "timeline", "tuner", "scale"),
+    },
     "panels": {"hyperparameters", "ledger", "scale"},
     "curves": {"hyperparameters", "ledger", "search", "timeline", "scale", "insights", "panels"},
     "plots": {"hyperparameters", "words", "scale", "insights", "panels", "curves"},

@@ -147,6 +147,14 @@ def test_the_study_says_the_truth(tmp_path: Path) -> None:
     assert (late.state, late.intermediate_values) == (TrialState.PRUNED, {1: 0.1})
 
 
+def test_the_study_hears_of_a_stopping_report_whose_end_was_lost(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    suggest(search, "a")
+    search._ledger.reported("a", result(1, 0.1) | {"done": True})  # by RecordCallback; then its process died
+    search.on_trial_complete("a", result(2, 0.2))
+    assert read_study(tmp_path).trials[0].intermediate_values == {1: 0.1, 2: 0.2}
+
+
 def test_a_call_about_a_finished_trial_changes_nothing(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     suggest(search, "a")

@@ -16,6 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from tune_mnist.grid import ledger_of, records
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR, Hyperparameters
+from tune_mnist.inherited import describe_inherited
 from tune_mnist.ledger import UNENDED, Ledger, TrialRecord
 from tune_mnist.scale import nines
 from tune_mnist.spaces import to_config
@@ -165,8 +166,18 @@ def facts(view: View) -> list[Fact]:
             value=f"{over / hours:.0f} trials an hour",
             note=f"{trained / hours:.0f} epochs an hour",
         ),
+        *_known_before(view),
         *_best_facts(view),
     ]
+
+
+def _known_before(view: View) -> list[Fact]:
+    inherited = view.ledger.inherited
+    if not inherited:
+        return []
+    runs = ", ".join(dict.fromkeys(trial.run for trial in inherited))
+    note = f"of {runs}: {describe_inherited(inherited)}; counted nowhere else"
+    return [Fact(label="Known before", value=count(len(inherited), "trial"), note=note)]
 
 
 def _best_facts(view: View) -> list[Fact]:

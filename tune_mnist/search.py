@@ -135,6 +135,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         self._ledger.close(reason)
 
     def _tell(self, trial_id: str, state: str) -> None:
+        self._catch_up(trial_id)
         last = self._ledger.trials[trial_id].last
         value = last[METRIC] if state == "COMPLETE" else None
         self._study.tell(self._ot_trials[trial_id], value, state=TrialState[state])
@@ -142,10 +143,16 @@ class TruthfulOptunaSearch(OptunaSearch):
 
     def _report(self, trial_id: str, result: dict[str, Any]) -> None:
         self._ledger.reported(trial_id, result)
+        self._catch_up(trial_id)
+
+    def _catch_up(self, trial_id: str) -> None:
+        # Ray sends the report at which a trial is stopped with its end only. Where its process is lost in
+        # between, the ledger has that report and the study would never get it.
         trial = self._ot_trials[trial_id]
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        if result[TIME_ATTR] not in known:
-            trial.report(result[METRIC], result[TIME_ATTR])
+        for epoch in self._ledger.trials[trial_id].epochs:
+            if epoch[TIME_ATTR] not in known:
+                trial.report(epoch[METRIC], epoch[TIME_ATTR])
 
 
 def notes(journal: Path) -> dict[str, Any]:
