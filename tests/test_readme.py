@@ -82,7 +82,7 @@ def test_the_flags_and_their_defaults_are_the_settings() -> None:
         for name, value in zip(names, shown, strict=False):
             own = defaults[name]
             expected = f"{own:g}" if isinstance(own, int | float) else str(own)
-            assert own in (None, ()) or value == expected
+            assert own in (None, (), False) or value == expected
 
 
 def test_the_tree_has_every_file_in_the_order_of_the_imports() -> None:
