@@ -26,7 +26,10 @@ SMALL = ["--train-size", "512", "--val-size", "500", "--max-epochs", "3"]
 # With --dist loadfile a file is one worker's. One has these two minutes in test_run.py and comes to the next
 # users of its finished run, while the other one is at the hosts and the resumes, which take as long. (The
 # loadgroup of pytest-xdist 3.8 groups nothing under pytest 9.2, without a word: its issue 1386.)
-FIRST = ("run", "hosts", "resume", "console", "readme", "report", "cluster", "autoscaling", "analyse")
+FIRST = (
+    *("run", "hosts", "resume", "console", "readme", "warm_start", "finals", "report", "cluster"),
+    *("autoscaling", "live", "analyse"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

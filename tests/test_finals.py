@@ -21,7 +21,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.conftest import SCRIPTS, Runner
+from tests.conftest import SCRIPTS, SMALL, Runner
 from tune_mnist import finalizer, finals_console, protocol
 from tune_mnist.card import write_card
 from tune_mnist.data import load_test, load_train_val
@@ -39,7 +39,7 @@ from tune_mnist.scores import Scores, difference, scores_of
 from tune_mnist.settings import Settings
 from tune_mnist.training import Training, evaluate, fit
 from tune_mnist.tuner import InputError
-from tune_mnist.winner import read_winner, score_winner
+from tune_mnist.winner import Winner, read_winner, score_winner
 
 FLAGS = ["--top-k", "2", "--seeds", "2"]
 
@@ -53,12 +53,17 @@ class Finalized:
     second: tuple[int, str, str]
     kept: list[str]
     killed: bool
+    searched: Winner | None
+    "The search's winner, before."
 
 
 @pytest.fixture(scope="module")
-def finalized(finished: tuple[Path, str, str], runner: Runner) -> Finalized:
+def finalized(runner: Runner) -> Finalized:
     run_dir = runner.folder / "runs" / "final"
-    shutil.copytree(finished[0], run_dir)
+    all_finish = ["--num-samples", "3", "--grace-period", "3"]
+    code, out, err = runner.run("--name", "final", *SMALL, *all_finish)
+    assert code == 0, out + err
+    searched = read_winner(RunFolder(run_dir))
     process = start(runner, "runs/final", *FLAGS)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -73,7 +78,7 @@ def finalized(finished: tuple[Path, str, str], runner: Runner) -> Finalized:
     lines = [process.stdout.readline() for _ in range(3)]  # two notes and the first training
     killed = kill_a_worker(process.pid)
     out, err = process.communicate(timeout=200)
-    return Finalized(run_dir, first, (process.returncode, "".join(lines) + out, err), kept, killed)
+    return Finalized(run_dir, first, (process.returncode, "".join(lines) + out, err), kept, killed, searched)
 
 
 def start(runner: Runner, *flags: str) -> subprocess.Popen[str]:
@@ -123,7 +128,9 @@ def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was
 ) -> None:
     assert finalized.killed
     settings = read_settings(RunFolder(finalized.run_dir))
-    train, validation = load_train_val("mnist", mnist_dir, train_size=1024, val_size=500, seed=settings.seed)
+    train, validation = load_train_val(
+        "mnist", mnist_dir, train_size=settings.train_size, val_size=settings.val_size, seed=settings.seed
+    )
     results = finals_of(finalized.run_dir)
     for job in [job for job in results if job.part == protocol.TRAINING][-2:]:  # one of them was killed
         training = Training(job.hyperparameters, seed=job.seed)
@@ -214,13 +221,13 @@ def run_with_torch_alone(model: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
-    finalized: Finalized, finished: tuple[Path, str, str], tmp_path: Path
+    finalized: Finalized, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "more"
     shutil.copytree(finalized.run_dir, run_dir)
     folder, best = RunFolder(run_dir), run_dir / "best"
     winner = read_winner(folder)
-    assert winner == read_winner(RunFolder(finished[0]))
+    assert winner == finalized.searched
     settings, grid = read_settings(folder), load_grid(folder)
     assert score_winner(settings, grid, folder) == winner
     assert (best / "card.md").exists() and (best / "model.pt2").exists()
@@ -399,30 +406,29 @@ def refusal(run: Path | str, **changes: Any) -> str:
     return str(error.value)
 
 
-def test_what_cannot_be_finalized_is_refused_in_one_line(
-    finished: tuple[Path, str, str], tmp_path: Path
-) -> None:
+def test_what_cannot_be_finalized_is_refused_in_one_line(finalized: Finalized, tmp_path: Path) -> None:
     assert "is not the folder of a run: it has no ledger.jsonl" in refusal(tmp_path)
     run_dir = tmp_path / "run"
-    shutil.copytree(finished[0], run_dir)
+    shutil.copytree(finalized.run_dir, run_dir)
+    before = (run_dir / FINALS).read_bytes()
     with RunFolder(run_dir).locked():
         assert "is being run by another process: end it first" in refusal(run_dir)
     assert "no Ray cluster answers at 127.0.0.1:1" in refusal(run_dir, address="127.0.0.1:1")
     lines = (run_dir / "ledger.jsonl").read_text().replace('"COMPLETE"', '"PRUNED"')
     (run_dir / "ledger.jsonl").write_text(lines)
     assert "has no COMPLETE trial, but must have one" in refusal(run_dir)
-    assert not (run_dir / FINALS).exists()
+    assert (run_dir / FINALS).read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["runs/none"], r"\S+/runs/none is not the folder of a run: it has no ledger.jsonl"),
-        (["runs/finished", "--cpus-per-trial", "1.5"], r"cpus_per_trial is 1.5, but must be above 0"),
+        (["runs/final", "--cpus-per-trial", "1.5"], r"cpus_per_trial is 1.5, but must be above 0"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line(
-    flags: list[str], complaint: str, runner: Runner, finished: tuple[Path, str, str]
+    flags: list[str], complaint: str, runner: Runner, finalized: Finalized
 ) -> None:
     process = start(runner, *flags)
     out, err = process.communicate(timeout=100)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.lab.lab import install_packages
 from tests.made_runs import make_run
 from tune_mnist import tuner
 from tune_mnist.insights import View
@@ -34,10 +34,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def find_chromium() -> str | None:
     """Debian's Chromium; where CI is set it is installed first."""
-    if os.environ.get("CI") and os.geteuid() == 0 and not shutil.which("chromium"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for step in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", "-qq", *step], env=environment, timeout=200, check=True)
+    if os.environ.get("CI") and os.geteuid() == 0:
+        install_packages({"chromium": "chromium"})
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -279,7 +277,7 @@ def test_a_comparison_draws_each_run_by_trials_epochs_and_seconds(
     file = tmp_path / "comparison.html"
     file.write_text(make_comparison([View(tuner.look(str(runs / name))) for name in names]))
     opened = Opened(browser, file)
-    assert opened.drawn() == {"trials", "epochs", "seconds"}
-    for axis in ("trials", "epochs", "seconds"):
+    assert opened.drawn() == {"by-trials", "by-epochs", "by-seconds"}
+    for axis in ("by-trials", "by-epochs", "by-seconds"):
         assert opened.points(axis) == {name: len(ledger_lines(runs / name, "epoch")) for name in names}
     assert opened.complaints == []

@@ -317,7 +317,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     runs, points, visited = runner.folder / "runs", runner.folder / "points.json", tmp_path / "visited"
     shutil.copytree(finished[0], runs / "known")
     space = load_space("blog", 3)
-    earlier_run(runs / "made-up", space=space, max_epochs=3, train_size=1024, val_size=500)
+    earlier_run(runs / "made-up", space=space, max_epochs=3, train_size=512, val_size=500)
     points.write_text('{"momentum": 0.77}')
     (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {visited}\n')
     (tmp_path / "browser").chmod(0o755)
@@ -325,7 +325,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
 
     process = runner.start(
         *("--num-samples", "5", "--name", "warm", "--warm-start", "runs/known", "runs/made-up"),
-        *("--points", "points.json", "--open-dashboard", *SAVE_ALL),
+        *("--points", "points.json", "--open-dashboard", *SAVE_ALL, "--train-size", "512"),
     )
     assert process.stdout is not None
     told = [process.stdout.readline() for _ in range(6)]

@@ -166,8 +166,8 @@ def comparison(views: Sequence[View]) -> list[Plot]:
         dress(figure, xaxis={"title": words, "rangemode": "tozero"}, yaxis=accuracy_axis(low, high))
         plots.append(
             Plot(
-                name=axis,
-                title=f"Best so far, by {axis}",
+                name=f"by-{axis}",
+                title=f"By {axis}",
                 caption="Validation accuracy, the best of any epoch so far.",
                 figures={"": figure} if any(len(frame) for frame in frames) else {},
             )

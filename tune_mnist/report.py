@@ -20,7 +20,7 @@ from tune_mnist.ledger import LEDGER, TrialRecord
 from tune_mnist.panels import Plot
 from tune_mnist.plots import all_plots
 from tune_mnist.results import trials_frame
-from tune_mnist.words import count
+from tune_mnist.words import count, duration
 
 SECTIONS = {
     "The search": ("history", "curves"),
@@ -30,7 +30,7 @@ SECTIONS = {
 """Headings of the page with the names of the plots below them."""
 FIXED_COLUMNS = 8
 """Columns of the table before the hyper-parameters."""
-WIDE = {"parallel", "slices", "timeline", "epochs"}
+WIDE = {"parallel", "slices", "timeline", "epochs", "by-seconds"}
 """Plots that take the whole width of a wide window."""
 
 
@@ -55,7 +55,8 @@ def make_comparison(views: Sequence[View]) -> str:
             Fact(
                 label=label,
                 value=next(fact.value for fact in facts(view) if fact.label.startswith("Best")),
-                note="; ".join(f"{fact.value}" for fact in facts(view)[:4]),
+                note=f"{count(len(view.trials), 'trial')}, {count(len(view.ledger.order), 'epoch')}, "
+                f"{duration(view.outcome.seconds)}; {view.settings.sampler} in space {view.settings.space}",
             )
             for label, view in named
         ],

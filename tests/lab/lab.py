@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -88,15 +88,19 @@ def what_is_missing() -> str | None:
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
 
 
-def install_packages() -> None:
-    """Install what lacks of PACKAGES, in one process at a time: apt turns a second one away."""
+def install_packages(wanted: Mapping[str, str] = PACKAGES) -> None:
+    """Install Debian's packages of the programs that lack, in one process at a time: apt turns a second away.
+
+    Args:
+        wanted: package by program.
+    """
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with FileLock("/tmp/tune-mnist-packages.lock"):
-        if packages := _missing_packages():
+        if packages := _missing_packages(wanted):
             for step in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
                 subprocess.run(["apt-get", "-qq", *step], env=environment, timeout=200, check=True)
 
 
-def _missing_packages() -> list[str]:
+def _missing_packages(wanted: Mapping[str, str] = PACKAGES) -> list[str]:
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    return [package for program, package in PACKAGES.items() if shutil.which(program, path=path) is None]
+    return [package for program, package in wanted.items() if shutil.which(program, path=path) is None]
