@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ from tune_mnist.scores import difference, scores_of
 from tune_mnist.settings import Settings
 from tune_mnist.stop import StopRequest
 from tune_mnist.training import resolve_precision
-from tune_mnist.tuner import InputError
+from tune_mnist.tuner import input_errors
 from tune_mnist.winner import BEST, CARD, EXPORTED, HYPERPARAMETERS, MODEL
 
 
@@ -92,7 +92,7 @@ def finalize(
     """
     with ExitStack() as stack:
         stack.enter_context(quiet_ray())
-        with _input_errors():
+        with input_errors():
             folder = RunFolder(run)
             folder.ledger()  # or there is no run to lock
             stack.enter_context(folder.locked())
@@ -233,11 +233,3 @@ def _connect(settings: Settings, stop: StopRequest, stack: ExitStack) -> cluster
     if connection.embedded and not resources.gpus:
         resolve_precision(settings.precision, "cpu")
     return resources
-
-
-@contextmanager
-def _input_errors() -> Iterator[None]:
-    try:
-        yield
-    except (cluster.ClusterError, ValueError, OSError) as error:
-        raise InputError(str(error)) from error

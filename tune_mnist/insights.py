@@ -207,9 +207,7 @@ def _best_facts(view: View) -> list[Fact]:
     if winner:
         test = share(winner.test_accuracy, winner.test_size)
         found.append(
-            Fact(
-                label="Winner, test", value=test, note=f"n = {winner.test_size:,}; the test set was used once"
-            )
+            Fact(label="Winner, test", value=test, note=f"n = {winner.test_size:,}, ± standard error")
         )
     return found
 

@@ -83,7 +83,7 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
     """
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(settings))
-        with _input_errors():
+        with input_errors():
             if settings.open_dashboard:
                 dashboard.check_installed()
             space = load_space(settings.space, settings.max_epochs)
@@ -124,7 +124,7 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
         SystemExit: as in ``run``.
     """
     with ExitStack() as stack:
-        with _input_errors():
+        with input_errors():
             folder = RunFolder(request.run)
             folder.ledger()  # or there is no run to lock
             stack.enter_context(folder.locked())
@@ -234,7 +234,8 @@ def _tell_where_to_look(session: _Session, stack: ExitStack) -> None:
 
 
 @contextmanager
-def _input_errors() -> Iterator[None]:
+def input_errors() -> Iterator[None]:
+    """Turn what settings that can't be met raise in a block into an `InputError`."""
     try:
         yield
     except (cluster.ClusterError, ValueError, OSError) as error:
