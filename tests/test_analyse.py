@@ -116,6 +116,16 @@ def test_what_is_lost_is_said_and_the_rest_is_read(analyse: Analyse, run: Path) 
     assert "ledger.jsonl has 1 line that can" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize("kept", [slice(1, None), slice(0, 1), slice(0, 0)])
+def test_of_a_ledger_that_has_lost_most_the_rest_is_shown(analyse: Analyse, run: Path, kept: slice) -> None:
+    lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_text("".join(lines[kept]))  # no search space; no trial; nothing
+    code, out, err = analyse("runs/blog", "--png", "--out", "rest")
+    assert (code, err) == (0, "")
+    assert len(pd.read_parquet("rest/trials.parquet")) == (20 if kept.start else 0)
+    assert ("Best 10 trials" in out) == bool(kept.start)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

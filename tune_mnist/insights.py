@@ -120,7 +120,11 @@ class View:
         PED-ANOVA (Watanabe et al., 2023) over the finished trials, Optuna's default; {} for fewer than
         MIN_FINISHED, or where all came to the same.
         """
-        if len(self.finished) < MIN_FINISHED or len({trial.last[METRIC] for trial in self.finished}) == 1:
+        if (
+            not self.space
+            or len(self.finished) < MIN_FINISHED
+            or len({trial.last[METRIC] for trial in self.finished}) == 1
+        ):
             return {}
         return get_param_importances(self.study)
 

@@ -36,7 +36,7 @@ def all_pictures(view: View) -> dict[str, bytes]:
         "history": (finished > 0, _history),
         "curves": (trained, _curves),
         "importance": (bool(view.importances), _importance),
-        "parallel": (finished > 0, _parallel),
+        "parallel": (finished > 0 and bool(view.space), _parallel),
         "contour": (len(varied_parameters(view)) > 1, _contour),
         "timeline": (trained, _timeline),
         "epochs": (bool(view.trials), _epochs),

@@ -114,7 +114,7 @@ def parallel_coordinates(view: View) -> Plot:
     """Draw each finished trial as a line through its hyper-parameters (Optuna)."""
     finished = len(view.finished)
     figures = {}
-    if finished:
+    if finished and view.space:  # which a spoilt ledger may have lost
         study = view.study_of_best(MOST_LINES)
         figure = optuna_plots.plot_parallel_coordinate(study, target_name=METRIC)
         values = [float(trial.value or 0.0) for trial in study.get_trials(deepcopy=False)]
