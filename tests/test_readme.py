@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SCRIPTS
+from tune_mnist.points import read_points
 from tune_mnist.protocol import FinalsSettings
 from tune_mnist.settings import Settings, parse_settings
+from tune_mnist.spaces import BLOG
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    ")]
@@ -109,3 +111,9 @@ def test_the_python_of_the_readme_runs_on_a_finished_run(
         exec(block.replace("NAME", "finished"), names)
     assert len(names["trials"]) == len(names["study"].trials) == 8  # type: ignore[arg-type, attr-defined]
     assert "momentum" in capsys.readouterr().out
+
+
+def test_the_points_are_points_of_the_blogs_space(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^    (\[\{.*?\}\])$", README, re.DOTALL | re.MULTILINE)
+    (tmp_path / "points.json").write_text(block)
+    assert len(read_points(tmp_path / "points.json", BLOG)) == 2
