@@ -16,7 +16,7 @@ PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --constraint
 # Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help tune test stress setup format clean
+.PHONY: help tune test stress bench setup format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to p
 stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, Linux); ARGS="-n 60"
 	@$(RUN) -c 'import pathlib; from tune_mnist import data; data.prepare("mnist", pathlib.Path("data"))'
 	@bash tests/lab/isolated.sh $(RUN) -m tests.lab.stress $(ARGS)
+
+bench: $(VENV)/.installed ## measure it beside other tuners, short form; ARGS="search --full" for one in full
+	@$(RUN) -m benchmarks $(ARGS)
 
 setup: $(VENV)/.installed ## make .venv with all that the other commands need
 

@@ -1,0 +1,1 @@
+"""Five ways to search the blog's space, each a short program: what a user would write."""

@@ -1,0 +1,80 @@
+"""What the benchmarks share: the machine, raw results as parquet, ratios with their spread."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "ray", "optuna", "numpy", "pandas")
+
+
+def machine() -> dict[str, Any]:
+    """Describe where and when: processor, cores, GPU, versions, UTC time; columns of the results."""
+    import torch
+
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def write(name: str, rows: pd.DataFrame, folder: Path = RESULTS) -> Path:
+    """Write a row a measurement as ``folder/NAME-YYYYMMDD-HHMM.parquet``, with the machine's columns."""
+    here = machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{here['date'].translate(str.maketrans(' ', '-', '-:'))}.parquet"
+    rows.assign(**here).to_parquet(path, index=False)
+    return path
+
+
+def interleaved(
+    measures: dict[str, Callable[[int], dict[str, Any]]], rounds: int, tell: Callable[[str], None] = print
+) -> pd.DataFrame:
+    """Measure each in turn, A B A B ...: a row a measurement, with its name as ``what`` and its ``round``.
+
+    A measure gets the number of the round, from 0, and gives its figures.
+    """
+    rows = []
+    for number in range(rounds):
+        for name, measure in measures.items():
+            tell(f"  round {number + 1} of {rounds}: {name}")
+            rows.append({"what": name, "round": number, **measure(number)})
+    return pd.DataFrame(rows)
+
+
+def ratios(rows: pd.DataFrame, column: str, numerator: str, denominator: str) -> pd.Series:
+    """Give ``numerator``'s figure over ``denominator``'s for each round in which both have one."""
+    table = rows.pivot(index="round", columns="what", values=column)
+    return (table[numerator] / table[denominator]).dropna()
+
+
+def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3) -> str:
+    """Write a median with the least and the greatest: "4.1 (3.9 to 4.4, n = 5)"."""
+    series = pd.Series(values).dropna()
+    if not len(series):
+        return "–"
+    texts = [f"{value:.{digits}g}{unit}" for value in (series.median(), series.min(), series.max())]
+    if len(series) == 1:
+        return f"{texts[0]} (n = 1)"
+    return f"{texts[0]} ({texts[1]} to {texts[2]}, n = {len(series)})"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
