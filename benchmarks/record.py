@@ -1,6 +1,6 @@
 """Records real learning curves of the wide space, on which searches are then compared without training.
 
-python -m benchmarks.record --configurations 300    # can be interrupted; writes benchmarks/data/curves.parquet
+python -m benchmarks.record --configurations 300   # may be interrupted; writes benchmarks/data/curves.parquet
 """
 
 from __future__ import annotations
@@ -44,20 +44,21 @@ def curve(configuration: int) -> list[dict[str, Any]]:
     hyperparameters = Hyperparameters(**to_config(params, EPOCHS))
     results: list[EpochResult] = []
     with suppress(DivergedError):
-        results += fit(Training(hyperparameters, seed=SEED + configuration), *_splits)
+        for result in fit(Training(hyperparameters, seed=SEED + configuration), *_splits):
+            results.append(result)
     of_epoch = {result.epoch: result for result in results}
     rows = []
     for epoch in range(1, EPOCHS + 1):
-        result = of_epoch.get(epoch)
+        found = of_epoch.get(epoch)
         rows.append(
             {
                 "configuration": configuration,
                 **params,
                 "epoch": epoch,
-                "accuracy": result.accuracy if result else math.nan,
-                "val_loss": result.val_loss if result else math.nan,
-                "train_loss": result.train_loss if result else math.nan,
-                "epoch_seconds": result.epoch_seconds if result else math.nan,
+                "accuracy": found.accuracy if found else math.nan,
+                "val_loss": found.val_loss if found else math.nan,
+                "train_loss": found.train_loss if found else math.nan,
+                "epoch_seconds": found.epoch_seconds if found else math.nan,
             }
         )
     return rows
