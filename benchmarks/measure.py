@@ -61,14 +61,14 @@ def ratios(rows: pd.DataFrame, column: str, numerator: str, denominator: str) ->
 
 
 def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3) -> str:
-    """Write a median with the least and the greatest: "4.1 (3.9 to 4.4, n = 5)"."""
+    """Write a median with the least and the greatest, "4.1 (3.9 to 4.4)"; one value alone, "4.1"."""
     series = pd.Series(values).dropna()
     if not len(series):
         return "–"
     texts = [f"{value:.{digits}g}{unit}" for value in (series.median(), series.min(), series.max())]
     if len(series) == 1:
-        return f"{texts[0]} (n = 1)"
-    return f"{texts[0]} ({texts[1]} to {texts[2]}, n = {len(series)})"
+        return texts[0]
+    return f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def _processor() -> str:
