@@ -1,4 +1,4 @@
-"""One GPU: images a second eager and as a CUDA graph, side by side at smaller shares, and the 64-trial command.
+"""One GPU: images a second eager and as a CUDA graph, at smaller shares, and the 64-trial command.
 
 Where there is no GPU it says so and measures nothing.
 """
@@ -99,7 +99,7 @@ def measure_loop(loop: str, data_dir: Path) -> float:
 
 
 def _side_by_side(processes: int, loop: str, data_dir: Path, number: int) -> dict[str, Any]:
-    """Sum the images a second of so many processes at once: each has its own start-up, which isn't counted."""
+    """Sum the images a second of so many processes at once; their start-up is not counted."""
     command = [sys.executable, "-m", "benchmarks.gpu", loop, str(data_dir)]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(processes)
