@@ -106,7 +106,9 @@ class Training:
         except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"the checkpoint {path.name} can't be read: {reason}") from error
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Not the saved groups: a GPU's hold `capturable` and perhaps lr as a tensor, a CPU's don't.
+        own = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**own, "state": state["optimizer"]["state"]})
         self.epoch = state["epoch"]
         torch.set_rng_state(state["random_states"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random_states"]:
