@@ -1,5 +1,8 @@
 """The network and its loop, against plain PyTorch, against themselves interrupted, and against bad luck."""
 
+import ast
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.conftest import ROOT
 from tune_mnist.data import Split
 from tune_mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
 from tune_mnist.model import Dropout, Network
@@ -120,6 +124,27 @@ def test_what_a_gpu_has_saved_goes_on_on_a_cpu(optimizer: str, lr_end_factor: fl
     second.restore(tmp_path / "training.pt")
     assert without_times(list(fit(second, TRAIN, VALIDATION))) == without_times(expected)[1:]
     assert all(type(group["lr"]) is float for group in second.optimizer.param_groups)
+
+
+def test_a_checkpoint_is_scored_without_what_only_training_needs(tmp_path: Path) -> None:
+    hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)
+    training, _ = train(hyperparameters)
+    training.save(tmp_path / "training.pt")
+    code = (
+        "import pathlib, sys; from tests.test_training import VALIDATION, Hyperparameters\n"
+        "from tune_mnist.training import score_checkpoint; folder = pathlib.Path(sys.argv[1])\n"
+        "hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)\n"
+        "paths = {'path': folder / 'training.pt', 'save_model': folder / 'model.pt'}\n"
+        "print(score_checkpoint(hyperparameters=hyperparameters, split=VALIDATION, **paths))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    score, imported = done.stdout.splitlines()
+    assert ast.literal_eval(score) == pytest.approx((2, *evaluate(training.model, VALIDATION)))
+    assert imported == "False"  # it takes a second, and torch imports it for an optimizer
+    for name, weights in torch.load(tmp_path / "model.pt").items():
+        assert torch.equal(weights, training.model.state_dict()[name]), name
 
 
 def test_the_seed_decides_everything() -> None:
