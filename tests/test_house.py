@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,24 @@ def test_a_file_imports_only_files_to_its_left(name: str) -> None:
         assert "ray" not in packages
     if name in WITHOUT_TORCH:
         assert not packages & {"torch", "torchvision"}
+
+
+HEAVY = {"optuna", "pandas", "plotly", "torchvision", "scipy", "matplotlib", "sqlalchemy", "jinja2", "boto3"}
+
+
+def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
+    """Each process that trains pays for what `trainable` imports, before its first epoch."""
+    code = (
+        "import sys; from ray import tune\n"
+        # Ray Tune imports pandas for itself, so it is forgotten: who imports it again is one of ours.
+        "for name in [name for name in sys.modules if name.startswith('pandas')]: del sys.modules[name]\n"
+        "import tune_mnist.trainable\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"tune_mnist", "torch", "ray"} <= imported and not imported & HEAVY
 
 
 def test_every_file_opens_with_its_role() -> None:
