@@ -23,11 +23,11 @@ HOUSE = {
     "model": {"hyperparameters"},
     "data": set(),
     "steps": {"hyperparameters", "model", "data"},
-    "training": {"hyperparameters", "model", "data", "steps"},
+    "training": {"hyperparameters", "words", "model", "data", "steps"},
     "inherited": set(),
     "ledger": {"hyperparameters", "inherited"},
     "points": {"settings", "spaces", "ledger"},
-    "folder": {"ledger"},
+    "folder": {"words", "ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
     "samplers": set(),
     "search": {
@@ -38,7 +38,7 @@ HOUSE = {
     "results": {"hyperparameters", "ledger", "grid"},
     "controller": {"trials"},
     "autoscaler": set(),
-    "cluster": {"autoscaler"},
+    "cluster": {"words", "autoscaler"},
     "shared": {"autoscaler", "cluster"},
     "progress": {"hyperparameters", "ledger"},
     "stop": {"settings", "progress"},
@@ -46,7 +46,9 @@ HOUSE = {
     "preflight": {
         *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },
-    "warm_start": {"hyperparameters", "settings", "spaces", "inherited", "ledger", "folder", "preflight"},
+    "warm_start": {
+        *("hyperparameters", "words", "settings", "spaces", "inherited", "ledger", "folder", "preflight"),
+    },
     "dashboard": set(),
     "live": {"words", "folder", "search"},
     "tuner": {
@@ -77,7 +79,7 @@ HOUSE = {
     "protocol": {"hyperparameters", "settings", "ledger", "scores"},
     "finals": {"hyperparameters", "folder", "protocol"},
     "retraining": {"hyperparameters", "data", "training"},
-    "pool": {"cluster", "protocol", "retraining"},
+    "pool": {"words", "cluster", "protocol", "retraining"},
     "export": {"hyperparameters", "model"},
     "card": {"hyperparameters", "scores", "protocol"},
     "finalizer": {

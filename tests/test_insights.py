@@ -13,7 +13,7 @@ from tune_mnist import tuner
 from tune_mnist.curves import run_labels
 from tune_mnist.insights import View, edges, facts
 from tune_mnist.ledger import Ledger
-from tune_mnist.scale import accuracy_of, accuracy_ticks, nines
+from tune_mnist.scale import accuracy_of, accuracy_ticks, nines, tick_texts
 from tune_mnist.timeline import best_so_far, elapsed, stretches
 
 
@@ -47,6 +47,7 @@ def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
         assert all(low <= place <= high for place in places)
         assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
     assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
+    assert tick_texts([0.0, 0.9, 0.995, 0.9985, 1.0]) == ["0%", "90%", "99.5%", "99.85%", "100%"]
 
 
 def made_ledger() -> Ledger:

@@ -20,6 +20,7 @@ from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
 from tune_mnist.steps import DivergedError as DivergedError
 from tune_mnist.steps import Steps, autocast, make_optimizer
+from tune_mnist.words import first_line
 
 PRECISIONS = ("auto", "fp32", "bf16")
 EVALUATION_BATCH = 250
@@ -117,8 +118,7 @@ def _load(path: Path, model: Network) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"the checkpoint {path.name} can't be read: {reason}") from error
+        raise CheckpointError(f"the checkpoint {path.name} can't be read: {first_line(error)}") from error
     return state
 
 

@@ -1,4 +1,4 @@
-"""How figures are written for people: shares, durations, configurations."""
+"""How things are written for people: shares, durations, configurations, errors."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
 def count(n: int, noun: str) -> str:
     """Write a number of things: 1 trial, 2 trials."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Write an error in one line: the first of its own, or its name where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def share(value: float, n: int) -> str:
