@@ -71,8 +71,7 @@ HOUSE = {
         *("hyperparameters", "words", "ledger", "results", "insights", "panels", "curves", "plots"),
     },
     "summary": {
-        *("hyperparameters", "words", "ledger", "search", "grid", "results", "timeline", "tuner", "insights"),
-        *("curves", "inherited", "live"),
+        *("hyperparameters", "words", "ledger", "results", "timeline", "tuner", "insights", "curves"),
     },
     "console": {"words", "progress"},
     "scores": set(),

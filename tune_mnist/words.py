@@ -45,6 +45,12 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def ahead(value: float, other: float) -> str:
+    """Write by how much a share is above another: 0.52 points above it; equal to it."""
+    points = f"{100 * abs(value - other):.2f}"
+    return f"{points} points {'above' if value > other else 'below'} it" if float(points) else "equal to it"
+
+
 def share(value: float, n: int) -> str:
     """Write a share of n images with its standard error: 98.86% ± 0.15%."""
     return f"{value:.2%} ± {standard_error(value, n):.2%}"
