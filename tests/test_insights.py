@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import random
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,21 @@ def printed_summary(view: View) -> list[str]:
     print_summary(console, dataclasses.replace(view.outcome, winner=winner))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
+
+
+def test_the_command_that_ends_the_summary_writes_the_page_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = (
+        line
+        for line in printed_summary(view_of(make_run(tmp_path / "a folder" / "run", 2)))
+        if "analyse.py" in line
+    )
+    page = tmp_path / "a folder" / "run" / command.rpartition("  # writes ")[2]
+    assert page.suffix == ".html" and not page.exists()
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert page.stat().st_size > 100_000
 
 
 def test_the_summary_says_what_the_facts_say(tmp_path: Path) -> None:

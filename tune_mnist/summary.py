@@ -34,6 +34,8 @@ from tune_mnist.words import count, duration, share, short_path, short_value
 
 ANALYSE = Path(__file__).parents[1] / "scripts" / "analyse.py"
 """The script that looks into a run; it is not installed with the package."""
+REPORT = "report.html"
+"""The page that it writes into the run's folder."""
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
@@ -115,8 +117,8 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
-    analyse = [f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}"] * ANALYSE.exists()
-    return [f"Run folder: {where}", *analyse, f'  {python} -c "{table}"']
+    analyse = f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}  # writes {REPORT}"
+    return [f"Run folder: {where}", *[analyse] * ANALYSE.exists(), f'  {python} -c "{table}"']
 
 
 def exit_code(outcome: Outcome) -> int:
