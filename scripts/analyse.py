@@ -25,11 +25,11 @@ from tune_mnist.insights import View
 from tune_mnist.report import make_comparison, make_report
 from tune_mnist.results import write_tables
 from tune_mnist.settings import OneLineParser
-from tune_mnist.summary import print_analysis, print_comparison
+from tune_mnist.summary import REPORT, print_analysis, print_comparison
 from tune_mnist.words import count, short_path
 
-REPORT, COMPARISON = "report.html", "comparison.html"
-"""Names of the pages."""
+COMPARISON = "comparison.html"
+"""Name of the page that compares runs."""
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from tune_mnist.progress import EndedTrial, Progress, ProgressCallback
 from tune_mnist.settings import Settings
 from tune_mnist.summary import exit_code
 from tune_mnist.tuner import FINISHED, Outcome, _waiting_for
-from tune_mnist.words import describe, duration
+from tune_mnist.words import describe, duration, first_line
 
 
 def live_line(progress: Progress | None, *, seconds: float = 0.0) -> str:
@@ -106,6 +106,14 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_configuration_is_written_in_the_order_of_its_fields() -> None:
     assert describe({"epochs": 3, "momentum": 0.52345, "lr": 1e-05}) == "lr=1e-05 momentum=0.523 epochs=3"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(ValueError("one\ntwo"), "one"), (OSError(2, "gone"), "[Errno 2] gone"), (OSError("\n"), "OSError")],
+)
+def test_an_error_is_told_in_one_line(error: Exception, text: str) -> None:
+    assert first_line(error) == text
 
 
 @pytest.mark.parametrize(

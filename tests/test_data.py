@@ -122,6 +122,18 @@ def pairs(*splits: Split) -> Counter[tuple[bytes, int]]:
 # --- what is read ---
 
 
+def test_plain_files_are_read_without_torchvision(plain: dict[str, bytes], tmp_path: Path) -> None:
+    write(tmp_path / "MNIST" / "raw", plain)
+    code = (
+        "import pathlib, sys; from tune_mnist import data; folder = pathlib.Path(sys.argv[1])\n"
+        "splits = *data.load_train_val('mnist', folder), data.load_test('mnist', folder)\n"
+        "print(*map(len, splits), 'torchvision' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "55000 5000 10000 False\n"
+
+
 def test_label_counts_are_those_of_mnist(whole: tuple[Split, Split], mnist_dir: Path) -> None:
     train, val = whole
     assert (len(train), len(val)) == (55_000, 5_000)

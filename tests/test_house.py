@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,11 @@ HOUSE = {
     "model": {"hyperparameters"},
     "data": set(),
     "steps": {"hyperparameters", "model", "data"},
-    "training": {"hyperparameters", "model", "data", "steps"},
+    "training": {"hyperparameters", "words", "model", "data", "steps"},
     "inherited": set(),
     "ledger": {"hyperparameters", "inherited"},
     "points": {"settings", "spaces", "ledger"},
-    "folder": {"ledger"},
+    "folder": {"words", "ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
     "samplers": set(),
     "search": {
@@ -36,7 +38,7 @@ HOUSE = {
     "results": {"hyperparameters", "ledger", "grid"},
     "controller": {"trials"},
     "autoscaler": set(),
-    "cluster": {"autoscaler"},
+    "cluster": {"words", "autoscaler"},
     "shared": {"autoscaler", "cluster"},
     "progress": {"hyperparameters", "ledger"},
     "stop": {"settings", "progress"},
@@ -44,7 +46,9 @@ HOUSE = {
     "preflight": {
         *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },
-    "warm_start": {"hyperparameters", "settings", "spaces", "inherited", "ledger", "folder", "preflight"},
+    "warm_start": {
+        *("hyperparameters", "words", "settings", "spaces", "inherited", "ledger", "folder", "preflight"),
+    },
     "dashboard": set(),
     "live": {"words", "folder", "search"},
     "tuner": {
@@ -67,15 +71,14 @@ HOUSE = {
         *("hyperparameters", "words", "ledger", "results", "insights", "panels", "curves", "plots"),
     },
     "summary": {
-        *("hyperparameters", "words", "ledger", "search", "grid", "results", "timeline", "tuner", "insights"),
-        *("curves", "inherited", "live"),
+        *("hyperparameters", "words", "ledger", "results", "timeline", "tuner", "insights", "curves"),
     },
     "console": {"words", "progress"},
     "scores": set(),
     "protocol": {"hyperparameters", "settings", "ledger", "scores"},
     "finals": {"hyperparameters", "folder", "protocol"},
     "retraining": {"hyperparameters", "data", "training"},
-    "pool": {"cluster", "protocol", "retraining"},
+    "pool": {"words", "cluster", "protocol", "retraining"},
     "export": {"hyperparameters", "model"},
     "card": {"hyperparameters", "scores", "protocol"},
     "finalizer": {
@@ -131,6 +134,24 @@ def test_a_file_imports_only_files_to_its_left(name: str) -> None:
         assert "ray" not in packages
     if name in WITHOUT_TORCH:
         assert not packages & {"torch", "torchvision"}
+
+
+HEAVY = {"optuna", "pandas", "plotly", "torchvision", "scipy", "matplotlib", "sqlalchemy", "jinja2", "boto3"}
+
+
+def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
+    """Each process that trains pays for what `trainable` imports, before its first epoch."""
+    code = (
+        "import sys; from ray import tune\n"
+        # Ray Tune imports pandas for itself, so it is forgotten: who imports it again is one of ours.
+        "for name in [name for name in sys.modules if name.startswith('pandas')]: del sys.modules[name]\n"
+        "import tune_mnist.trainable\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"tune_mnist", "torch", "ray"} <= imported and not imported & HEAVY
 
 
 def test_every_file_opens_with_its_role() -> None:

@@ -1,20 +1,28 @@
 """What is computed of a run before it is drawn: scales, time, facts, importance, edges."""
 
+import dataclasses
+import io
 import json
 import random
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.made_runs import EPOCH_SECONDS, make_run
 from tune_mnist import tuner
 from tune_mnist.curves import run_labels
-from tune_mnist.insights import View, edges, facts
+from tune_mnist.hyperparameters import Hyperparameters
+from tune_mnist.inherited import InheritedTrial
+from tune_mnist.insights import View, best_epoch, edges, facts
 from tune_mnist.ledger import Ledger
-from tune_mnist.scale import accuracy_of, accuracy_ticks, nines
+from tune_mnist.scale import accuracy_of, accuracy_ticks, nines, tick_texts
+from tune_mnist.summary import print_summary
 from tune_mnist.timeline import best_so_far, elapsed, stretches
+from tune_mnist.winner import Winner
 
 
 def view_of(folder: Path) -> View:
@@ -47,6 +55,7 @@ def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
         assert all(low <= place <= high for place in places)
         assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
     assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
+    assert tick_texts([0.0, 0.9, 0.995, 0.9985, 1.0]) == ["0%", "90%", "99.5%", "99.85%", "100%"]
 
 
 def made_ledger() -> Ledger:
@@ -139,6 +148,99 @@ def test_the_blog_s_trial_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path:
     then = view.best.find(cut.epoch)
     assert then is not None and fact.value == f"{cut.last['accuracy']:.2%}"
     assert fact.note == f"stopped at epoch {cut.epoch}, where the best trial had {then['accuracy']:.2%}"
+
+
+def printed_summary(view: View) -> list[str]:
+    """What tune.py prints of the run at its end, with a winner that nobody had to train."""
+    assert view.best is not None
+    report = best_epoch(view.best)
+    winner = Winner(
+        trial_id=view.best.trial_id,
+        number=view.best.number,
+        hyperparameters=Hyperparameters(),
+        epoch=report["epoch"],
+        accuracy=report["accuracy"],
+        val_size=5000,
+        test_accuracy=0.98,
+        test_loss=0.1,
+        test_size=10_000,
+    )
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    print_summary(console, dataclasses.replace(view.outcome, winner=winner))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_command_that_ends_the_summary_writes_the_page_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = (
+        line
+        for line in printed_summary(view_of(make_run(tmp_path / "a folder" / "run", 2)))
+        if "analyse.py" in line
+    )
+    page = tmp_path / "a folder" / "run" / command.rpartition("  # writes ")[2]
+    assert page.suffix == ".html" and not page.exists()
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert page.stat().st_size > 100_000
+
+
+def test_the_summary_says_what_the_facts_say(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 20)
+    cut = next(trial for trial in view_of(run).trials if trial.shown_state == "PRUNED")
+
+    def hand_set(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            event["hand_set"] = event["number"] == cut.number
+
+    rewrite(run, hand_set)
+    view = view_of(run)
+    told = {fact.label: fact for fact in facts(view)}
+    lines = printed_summary(view)
+    assert lines[1] == f"{told['Trials'].value} trials ({told['Trials'].note}) in {told['Wall time'].value}"
+    assert f"Epochs trained: {told['Epochs'].value} {told['Epochs'].note}" in lines
+    blog = told["Blog's settings"]
+    assert blog.note.startswith(f"stopped at epoch {cut.epoch}, where the best trial had ")
+    assert f"The blog's hand-set configuration: {blog.value}, {blog.note}" in lines
+    (line,) = (line for line in lines if line.startswith("Winner, "))
+    assert f": validation {told['Best, validation'].value} (n = 5000), test 98.00% ± 0.14% (n = 10000" in line
+
+
+def test_the_blog_s_trial_that_finished_is_compared_with_the_best_as_they_are(tmp_path: Path) -> None:
+    view = view_of(make_run(tmp_path / "run", 20, grace_period=5))  # all finish, and the blog's is the first
+    blog = view.trials[0]
+    assert view.best is not None and view.best is not blog
+    points = 100 * (best_epoch(view.best)["accuracy"] - blog.last["accuracy"])
+    expected = f"{blog.last['accuracy']:.2%}, epoch {blog.epoch}; the best is {points:.2f} points above it"
+    assert f"The blog's hand-set configuration: {expected}" in printed_summary(view)
+
+
+@pytest.mark.parametrize(
+    ("best_known", "difference"),
+    [(0.5, "{:.2f} points above it"), (0.9999, "{:.2f} points below it"), (None, "equal to it")],
+)
+def test_the_best_is_put_beside_what_was_known_before(
+    best_known: float | None, difference: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", 6, grace_period=5)
+    best = max(trial.last["accuracy"] for trial in view_of(run).trials)
+    value = best if best_known is None else best_known
+    known = [
+        InheritedTrial(
+            run=name, number=0, state=state, params={}, epochs=[(1, value)], started=0.0, ended=1.0
+        )
+        for name, state in (("first", "COMPLETE"), ("first", "PRUNED"), ("second", "PRUNED"))
+    ]
+    Ledger.open(run / "ledger.jsonl").inherit(known)
+    view = view_of(run)
+    (fact,) = (fact for fact in facts(view) if fact.label == "Known before")
+    assert fact.value == "3 trials"
+    assert fact.note == (
+        f"of first, second (1 COMPLETE, 2 PRUNED; best {value:.2%}), counted nowhere else; "
+        f"the best of this run's own, {best:.2%}, is {difference.format(100 * abs(best - value))}"
+    )
+    assert f"Known before: {fact.value} {fact.note}" in printed_summary(view)
 
 
 def test_what_decides_is_what_matters(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The network and its loop, against plain PyTorch, against themselves interrupted, and against bad luck."""
 
+import ast
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.conftest import ROOT
 from tune_mnist.data import Split
 from tune_mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
 from tune_mnist.model import Dropout, Network
@@ -101,6 +105,46 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(optimizer: s
     assert without_times(list(fit(second, TRAIN, VALIDATION))) == without_times(expected)[1:]
     for name, weights in whole.model.state_dict().items():
         assert torch.equal(weights, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("lr_end_factor", [1.0, 0.2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_a_gpu_has_saved_goes_on_on_a_cpu(optimizer: str, lr_end_factor: float, tmp_path: Path) -> None:
+    hyperparameters = Hyperparameters(lr=0.001, optimizer=optimizer, epochs=2, lr_end_factor=lr_end_factor)
+    _, expected = train(hyperparameters)
+    first = Training(hyperparameters, seed=0, precision="fp32")
+    next(fit(first, TRAIN, VALIDATION))
+    for group in first.optimizer.param_groups:  # as they are on a GPU
+        if lr_end_factor != 1:
+            group["lr"] = torch.tensor(group["lr"])
+        if "capturable" in group:
+            group["capturable"] = True
+    first.save(tmp_path / "training.pt")
+    second = Training(hyperparameters, seed=0, precision="fp32")
+    second.restore(tmp_path / "training.pt")
+    assert without_times(list(fit(second, TRAIN, VALIDATION))) == without_times(expected)[1:]
+    assert all(type(group["lr"]) is float for group in second.optimizer.param_groups)
+
+
+def test_a_checkpoint_is_scored_without_what_only_training_needs(tmp_path: Path) -> None:
+    hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)
+    training, _ = train(hyperparameters)
+    training.save(tmp_path / "training.pt")
+    code = (
+        "import pathlib, sys; from tests.test_training import VALIDATION, Hyperparameters\n"
+        "from tune_mnist.training import score_checkpoint; folder = pathlib.Path(sys.argv[1])\n"
+        "hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)\n"
+        "paths = {'path': folder / 'training.pt', 'save_model': folder / 'model.pt'}\n"
+        "print(score_checkpoint(hyperparameters=hyperparameters, split=VALIDATION, **paths))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    score, imported = done.stdout.splitlines()
+    assert ast.literal_eval(score) == pytest.approx((2, *evaluate(training.model, VALIDATION)))
+    assert imported == "False"  # it takes a second, and torch imports it for an optimizer
+    for name, weights in torch.load(tmp_path / "model.pt").items():
+        assert torch.equal(weights, training.model.state_dict()[name]), name
 
 
 def test_the_seed_decides_everything() -> None:
@@ -219,6 +263,28 @@ def test_a_cuda_graph_trains_as_the_steps_one_by_one() -> None:
         training = Training(hyperparameters, seed=0, device="cuda", precision="fp32")
         losses.append([r.train_loss for r in fit(training, TRAIN, VALIDATION, cuda_graph=cuda_graph)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("saved_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_training_resumed_with_a_cuda_graph_keeps_its_falling_rate(
+    optimizer: str, saved_on: str, tmp_path: Path
+) -> None:
+    hyperparameters = Hyperparameters(
+        lr=0.001, optimizer=optimizer, epochs=3, lr_end_factor=0.1, dropout_conv=0.0, dropout_dense=0.0
+    )
+    first = Training(hyperparameters, seed=0, device=saved_on, precision="fp32")
+    next(fit(first, TRAIN, VALIDATION))
+    first.save(tmp_path / "training.pt")
+    losses = []
+    for cuda_graph in (True, False):
+        training = Training(hyperparameters, seed=0, device="cuda", precision="fp32")
+        training.restore(tmp_path / "training.pt")
+        losses.append([r.train_loss for r in fit(training, TRAIN, VALIDATION, cuda_graph=cuda_graph)])
+        (lr,) = {float(group["lr"]) for group in training.optimizer.param_groups}
+        assert lr == pytest.approx(0.001 * (1 - 0.9 * 29 / 30))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def test_a_loss_that_is_not_finite_raises_at_its_step() -> None:

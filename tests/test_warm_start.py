@@ -345,7 +345,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
 
     out = resume(runner, "runs/warm")
     assert "8 trials of known are known" in out and "12 trials of made-up are known" in out
-    assert "5 of 5 trials" in out and "Beside them 20 inherited from known, made-up (" in out
+    assert "5 of 5 trials" in out and "Known before: 20 trials of known, made-up (" in out
     with pytest.raises(OSError):  # it went with the driver that was killed
         fetch(url)
     assert check(runs / "warm", 5)["sessions"] == 2

@@ -25,6 +25,7 @@ from ray._private.utils import get_dashboard_dependency_error
 
 from tune_mnist import autoscaler
 from tune_mnist.autoscaler import pending_nodes as pending_nodes
+from tune_mnist.words import first_line
 
 ADDRESS_TIMEOUT_SECONDS = 10.0
 """Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
@@ -213,7 +214,7 @@ def _join(address: str) -> Any:
     try:
         return ray.init(address=address, **_common())
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
+        raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
 
 
 def _find(address: str) -> str:
@@ -271,7 +272,7 @@ def _check_answers(address: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(command, check=True, capture_output=True, timeout=ADDRESS_TIMEOUT_SECONDS)
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
+        raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
     except subprocess.SubprocessError as error:
         if isinstance(error, subprocess.CalledProcessError) and b"InvalidAuthToken" in error.stderr:
             raise TokenError(
@@ -284,7 +285,3 @@ def _check_answers(address: str) -> None:
 
 def _log_message(data: dict[str, Any], ignore_prefix: bool) -> None:
     logging.getLogger("ray.tune.raylet").error("\n".join(data["lines"]))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

@@ -31,7 +31,7 @@ def learning_curves(view: View) -> Plot:
     best = view.best
     figure = go.Figure()
     for state in ("PRUNED", "FAIL", "RUNNING", "COMPLETE"):
-        some = [trial for trial in trials if trial.shown_state == state and trial is not best]
+        some = [trial for trial in view.of_state(state) if trial.epochs and trial is not best]
         if some:
             figure.add_trace(_curves(some, STATE_WORDS[state], color=COLORS[state], width=1.2))
     if best:
@@ -108,7 +108,7 @@ def epochs_per_trial(view: View) -> Plot:
     trials = view.trials
     figure = go.Figure()
     for state in STATES:
-        some = [trial for trial in trials if trial.shown_state == state]
+        some = view.of_state(state)
         if some:
             figure.add_bar(
                 x=[trial.number for trial in some],

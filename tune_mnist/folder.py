@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.words import first_line
 
 CHECKPOINT = "training.pt"
 """Name of the file in a checkpoint's folder that holds the state of a training."""
@@ -85,7 +86,7 @@ class RunFolder:
             try:
                 self.fs, self.path = fs.FileSystem.from_uri(self.uri)
             except (ValueError, OSError) as error:
-                raise FolderError(f"{self.uri} can't be used as storage: {_first_line(error)}") from error
+                raise FolderError(f"{self.uri} can't be used as storage: {first_line(error)}") from error
             self.name = PurePosixPath(self.path).name
             digest = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
             cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -251,7 +252,7 @@ class RunFolder:
                 try:
                     self._copy(self.local / LEDGER)
                 except OSError as error:
-                    self.push_error = _first_line(error)
+                    self.push_error = first_line(error)
 
     def drop_working_copy(self) -> None:
         """Remove the working copy of a run that has ended and is in the bucket whole."""
@@ -300,7 +301,7 @@ class RunFolder:
             self._copy_changed()
             self.push_error = None
         except OSError as error:
-            self.push_error = _first_line(error)
+            self.push_error = first_line(error)
         finally:
             # At most a twentieth of the time goes into copies, as in Ray's own.
             self._push_due = time.monotonic() + max(PUSH_SECONDS, 19 * (time.monotonic() - started))
@@ -336,7 +337,7 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            reason = error.strerror if error.strerror and not self.remote else _first_line(error)
+            reason = error.strerror if error.strerror and not self.remote else first_line(error)
             text = complaint.format(uri=self.uri, where=self.uri.rpartition("/")[0])
             raise FolderError(f"{text} ({reason})") from error
 
@@ -344,7 +345,3 @@ class RunFolder:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

@@ -22,7 +22,7 @@ from tune_mnist.scale import nines
 from tune_mnist.spaces import to_config
 from tune_mnist.timeline import stretches
 from tune_mnist.tuner import FINISHED, Outcome
-from tune_mnist.words import count, duration, share, short_value
+from tune_mnist.words import ahead, count, duration, share, short_value
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", UNENDED)
 """States of trials, in the order in which they are listed."""
@@ -134,31 +134,44 @@ def best_epoch(trial: TrialRecord) -> dict[str, Any]:
     return max(trial.epochs, key=lambda epoch: float(epoch[METRIC]))
 
 
+def count_states(view: View) -> str:
+    """Count the trials of each state: 7 COMPLETE, 13 PRUNED, 0 FAIL."""
+    counts = {state: len(view.of_state(state)) for state in STATES}
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != UNENDED)
+
+
+def say_how_it_ended(outcome: Outcome) -> str:
+    """Say that a search has finished, or what ended it, or that it has not ended."""
+    words = {None: "it runs, or was killed", FINISHED: "finished"}
+    return words.get(outcome.ended_by, f"ended by {outcome.ended_by}")
+
+
+def count_epochs(view: View) -> tuple[int, str]:
+    """Count the epochs that were trained; say how many were planned, and what ASHA saved of those."""
+    planned = sum(trial.epochs_planned for trial in view.trials)
+    cut = [trial for trial in view.trials if trial.state == "PRUNED"]
+    saved = sum(trial.epochs_planned - trial.epoch for trial in cut)
+    return sum(trial.epoch for trial in view.trials), f"of {planned:,} planned; ASHA saved {saved:,}"
+
+
 def facts(view: View) -> list[Fact]:
     """Tell a run in some ten lines."""
     outcome, settings, ledger, trials = view.outcome, view.settings, view.ledger, view.trials
-    ended = {None: "it runs, or was killed", FINISHED: "finished"}.get(
-        outcome.ended_by, f"ended by {outcome.ended_by}"
-    )
-    counts = {state: len(view.of_state(state)) for state in STATES}
-    states = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != UNENDED)
-    trained = sum(trial.epoch for trial in trials)
-    planned = sum(trial.epochs_planned for trial in trials)
-    saved = sum(trial.epochs_planned - trial.epoch for trial in trials if trial.state == "PRUNED")
+    trained, of_planned = count_epochs(view)
     images = (
         f"{count(settings.train_size, 'training image')}" if settings.train_size else "all training images"
     )
     side_by_side = len({stretch.worker for stretch in stretches(ledger)})
     hours = max(outcome.seconds, 1e-9) / 3600
-    over = len(trials) - counts[UNENDED]
+    over = len(trials) - len(view.of_state(UNENDED))
     return [
         Fact(
             label="Search",
             value=f"{settings.sampler} in space {settings.space}",
-            note=f"seed {settings.seed}; {settings.dataset}, {images}; {ended}",
+            note=f"seed {settings.seed}; {settings.dataset}, {images}; {say_how_it_ended(outcome)}",
         ),
-        Fact(label="Trials", value=f"{len(trials)} of {settings.num_samples}", note=states),
-        Fact(label="Epochs", value=f"{trained:,}", note=f"of {planned:,} planned; ASHA saved {saved:,}"),
+        Fact(label="Trials", value=f"{len(trials)} of {settings.num_samples}", note=count_states(view)),
+        Fact(label="Epochs", value=f"{trained:,}", note=of_planned),
         Fact(
             label="Wall time",
             value=duration(outcome.seconds),
@@ -170,26 +183,53 @@ def facts(view: View) -> list[Fact]:
             value=f"{over / hours:.0f} trials an hour",
             note=f"{trained / hours:.0f} epochs an hour",
         ),
-        *_known_before(view),
+        *([known] if (known := known_before(view)) else []),
         *_best_facts(view),
     ]
 
 
-def _known_before(view: View) -> list[Fact]:
+def known_before(view: View) -> Fact | None:
+    """Tell the trials of earlier runs, beside which the best of this run's own is put; None without any."""
     inherited = view.ledger.inherited
     if not inherited:
-        return []
+        return None
     runs = ", ".join(dict.fromkeys(trial.run for trial in inherited))
-    note = f"of {runs}: {describe_inherited(inherited)}; counted nowhere else"
-    return [Fact(label="Known before", value=count(len(inherited), "trial"), note=note)]
+    note = f"of {runs} ({describe_inherited(inherited)}), counted nowhere else"
+    if ended := [trial.last[METRIC] for trial in view.trials if trial.epochs and trial.shown_state != "FAIL"]:
+        difference = ahead(max(ended), max(trial.value for trial in inherited))
+        note += f"; the best of this run's own, {max(ended):.2%}, is {difference}"
+    return Fact(label="Known before", value=count(len(inherited), "trial"), note=note)
+
+
+def compare_with_blog(view: View) -> Fact | None:
+    """Tell the blog's hand-set trial: of one that was cut, beside the best trial at that epoch.
+
+    None where there is no such trial, or it is the best itself.
+    """
+    best, blog = view.best, next((trial for trial in view.trials if trial.hand_set), None)
+    if best is None or blog is None or blog is best or not blog.epochs:
+        return None
+    then, value = best.find(blog.epoch), blog.last[METRIC]
+    if blog.shown_state == "COMPLETE" or then is None:
+        note = f"epoch {blog.epoch}; the best is {ahead(_best_score(view, best)[0], value)}"
+    else:
+        note = f"stopped at epoch {blog.epoch}, where the best trial had {then[METRIC]:.2%}"
+    return Fact(label="Blog's settings", value=f"{value:.2%}", note=note)
+
+
+def _best_score(view: View, best: TrialRecord) -> tuple[float, int]:
+    """Give the accuracy of the best trial and its epoch: those of the winner, once there is one."""
+    if winner := view.outcome.winner:
+        return winner.accuracy, winner.epoch
+    report = best_epoch(best)
+    return report[METRIC], report[TIME_ATTR]
 
 
 def _best_facts(view: View) -> list[Fact]:
     best, winner, val_size = view.best, view.outcome.winner, view.settings.val_size
     if best is None:
         return [Fact(label="Best", value="none yet", note="no trial has reported an epoch")]
-    report = best_epoch(best)
-    accuracy, epoch = (winner.accuracy, winner.epoch) if winner else (report[METRIC], report[TIME_ATTR])
+    accuracy, epoch = _best_score(view, best)
     where = f"trial {best.number} at epoch {epoch} of {best.epochs_planned}"
     found = [
         Fact(
@@ -198,16 +238,7 @@ def _best_facts(view: View) -> list[Fact]:
             note=f"{where}; n = {val_size:,}, ± standard error",
         )
     ]
-    blog = next((trial for trial in view.trials if trial.hand_set), None)
-    if blog and blog.epochs and blog is not best:
-        then = best.find(blog.epoch)
-        if blog.state == "COMPLETE" or then is None:
-            note = (
-                f"epoch {blog.epoch}; the best is {100 * (accuracy - blog.last[METRIC]):.2f} points above it"
-            )
-        else:
-            note = f"stopped at epoch {blog.epoch}, where the best trial had {then[METRIC]:.2%}"
-        found.append(Fact(label="Blog's settings", value=f"{blog.last[METRIC]:.2%}", note=note))
+    found += [blog] if (blog := compare_with_blog(view)) else []
     if winner:
         test = share(winner.test_accuracy, winner.test_size)
         found.append(

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 
 from tune_mnist.ledger import TrialRecord
-from tune_mnist.scale import accuracy_ticks, nines
+from tune_mnist.scale import accuracy_ticks, nines, tick_texts
 
 COLORS = {"COMPLETE": "#4a86e8", "PRUNED": "#9aa1ab", "FAIL": "#d64545", "RUNNING": "#d9901a"}
 """Of the states of trials."""
@@ -57,10 +57,9 @@ def foot(low: float, high: float) -> float:
 def accuracy_axis(low: float, high: float) -> dict[str, Any]:
     """Lay out an axis in `nines` that is marked with accuracies."""
     ticks = accuracy_ticks(low, high)
-    text = [f"{100 * tick:.6g}%" for tick in ticks]
     return {
         "tickvals": [nines(tick) for tick in ticks],
-        "ticktext": text,
+        "ticktext": tick_texts(ticks),
         "range": [low, high],
         "title": None,
         "zeroline": False,
@@ -100,8 +99,12 @@ def color_bar(values: Sequence[float | None]) -> dict[str, Any]:
     """Lay out the legend of a colour scale in `nines`, marked with accuracies."""
     known = [value for value in values if value is not None]
     ticks = accuracy_ticks(min(known) - 1e-9, max(known) + 1e-9)
-    text = [f"{100 * tick:.6g}%" for tick in ticks]
-    return {"tickvals": [nines(tick) for tick in ticks], "ticktext": text, "title": None, "thickness": 12}
+    return {
+        "tickvals": [nines(tick) for tick in ticks],
+        "ticktext": tick_texts(ticks),
+        "title": None,
+        "thickness": 12,
+    }
 
 
 def add_ticks(figure: go.Figure, places: Sequence[Any], trials: Sequence[TrialRecord], foot: float) -> None:

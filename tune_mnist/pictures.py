@@ -22,7 +22,7 @@ from tune_mnist.hyperparameters import METRIC, TIME_ATTR
 from tune_mnist.insights import STATES, View
 from tune_mnist.panels import BEST_COLOR, COLORS, RUN_COLORS, STATE_WORDS, foot, room_around
 from tune_mnist.plots import CONTOUR_PARAMETERS, MOST_CELLS, MOST_LINES, varied_parameters
-from tune_mnist.scale import accuracy_ticks, nines
+from tune_mnist.scale import accuracy_ticks, nines, tick_texts
 from tune_mnist.search import rungs
 from tune_mnist.timeline import best_so_far, stretches
 
@@ -200,7 +200,7 @@ def _mark_color_bar(figure: Figure) -> None:
 
 def _write_accuracies(axis: Axes, low: float, high: float) -> None:
     ticks = accuracy_ticks(low, high)
-    axis.set_yticks([nines(tick) for tick in ticks], [f"{100 * tick:.6g}%" for tick in ticks])
+    axis.set_yticks([nines(tick) for tick in ticks], tick_texts(ticks))
 
 
 def _figure_of(axis: Axes) -> Figure:

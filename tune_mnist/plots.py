@@ -70,7 +70,7 @@ def history(view: View) -> Plot:
         trace.update(line_color=color, line_shape="hv") if best else trace.update(marker_color=color)
     low, high = room_around(values)
     for state in ("PRUNED", "FAIL", "RUNNING"):
-        some = [trial for trial in trials if trial.shown_state == state]
+        some = view.of_state(state)
         add_ticks(figure, [trial.number for trial in some], some, foot(low, high))
     numbers = {"title": "trial", "tickformat": "d", "dtick": whole_step(len(trials))}
     dress(figure, xaxis=numbers, yaxis=accuracy_axis(low, high))
@@ -155,7 +155,7 @@ def parallel_coordinates(view: View) -> Plot:
 
 def slices(view: View) -> Plot:
     """Draw the results against each hyper-parameter (Optuna), cut trials as ticks at the foot."""
-    trials, study = view.trials, view.study
+    study = view.study
     values = [nines(trial.last[METRIC]) for trial in view.finished]
     low, high = room_around(values)
     figures = {}
@@ -170,7 +170,7 @@ def slices(view: View) -> Plot:
             y=[round(value, 4) for value in values],
             name="finished",
         )
-        cut = [trial for trial in trials if trial.shown_state == "PRUNED" and name in trial.params]
+        cut = [trial for trial in view.of_state("PRUNED") if name in trial.params]
         add_ticks(figure, parameter_values([trial.params[name] for trial in cut], one), cut, foot(low, high))
         dress(
             figure,
@@ -193,7 +193,7 @@ def slices(view: View) -> Plot:
 
 def contours(view: View) -> Plot:
     """Draw the results over each pair of the most important hyper-parameters (Optuna)."""
-    space, trials = view.space, view.trials
+    space = view.space
     study = view.study_of_best(MOST_CELLS)
     finished = study.get_trials(deepcopy=False)
     figures = {}
@@ -209,7 +209,7 @@ def contours(view: View) -> Plot:
             hoverinfo="x+y",
             showlegend=True,
         )
-        cut = [trial for trial in trials if trial.shown_state == "PRUNED" and {x, y} <= set(trial.params)]
+        cut = [trial for trial in view.of_state("PRUNED") if {x, y} <= set(trial.params)]
         figure.add_scatter(
             x=parameter_values([trial.params[x] for trial in cut], space[x]),
             y=parameter_values([trial.params[y] for trial in cut], space[y]),

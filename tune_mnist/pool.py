@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from tune_mnist.cluster import Resources
 from tune_mnist.protocol import Job
 from tune_mnist.retraining import Step, retrain
+from tune_mnist.words import first_line
 
 LOOK_SECONDS = 0.5
 """Longest time in which a signal goes unheard."""
@@ -79,7 +80,7 @@ def run_jobs(
                 del running[stream]
             except RayError as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
-                raise TrainingError(f"a training could not be done: {_first_line(cause)}") from error
+                raise TrainingError(f"a training could not be done: {first_line(cause)}") from error
 
 
 @contextmanager
@@ -94,7 +95,3 @@ def quiet_ray() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def nines(accuracy: float) -> float:
@@ -16,6 +17,11 @@ def nines(accuracy: float) -> float:
 def accuracy_of(value: float) -> float:
     """Give the accuracy that has so many nines."""
     return 1.0 - math.pow(10.0, -value)
+
+
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """Write the accuracies of ticks with no more digits than they need: 99%, 99.5%."""
+    return [f"{100 * tick:.6g}%" for tick in ticks]
 
 
 def accuracy_ticks(low: float, high: float) -> list[float]:

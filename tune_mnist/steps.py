@@ -57,6 +57,11 @@ class Steps:
         self.index = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
         self.replay: Callable[[], None] | None = None
         self.capture_after = self.WARM_UP if cuda_graph and device.type == "cuda" else None
+        if hyperparameters.lr_end_factor != 1:
+            lr = hyperparameters.lr
+            for group in optimizer.param_groups:
+                # A number would be part of the graph.
+                group["lr"] = torch.tensor(lr, device=device) if device.type == "cuda" else lr
 
     def run(self, order: Tensor, moves: Tensor, epoch: int) -> float:
         """Take one step for each batch; return the mean loss of an image.
@@ -157,10 +162,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def make_optimizer(model: Network, hyperparameters: Hyperparameters) -> torch.optim.Optimizer:
     """Build the optimizer; on a GPU one whose step can be captured in a CUDA graph."""
     on_gpu = next(model.parameters()).device.type == "cuda"
-    lr: float | Tensor = hyperparameters.lr
-    if on_gpu and hyperparameters.lr_end_factor != 1:
-        lr = torch.tensor(lr, device="cuda")  # a number would be part of the graph
-    common: dict[str, Any] = {"lr": lr, "weight_decay": hyperparameters.weight_decay}
+    common: dict[str, Any] = {"lr": hyperparameters.lr, "weight_decay": hyperparameters.weight_decay}
     parameters, momentum = model.parameters(), hyperparameters.momentum
     if hyperparameters.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=momentum, fused=True, **common)

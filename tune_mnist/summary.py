@@ -14,44 +14,44 @@ from rich.markup import escape
 from rich.table import Table
 
 from tune_mnist.curves import run_labels
-from tune_mnist.grid import ledger_of, records
 from tune_mnist.hyperparameters import HYPERPARAMETER_NAMES, METRIC
-from tune_mnist.inherited import describe_inherited
-from tune_mnist.insights import MIN_FINISHED, View, edges, facts
-from tune_mnist.ledger import LEDGER, UNENDED
+from tune_mnist.insights import (
+    MIN_FINISHED,
+    View,
+    compare_with_blog,
+    count_epochs,
+    count_states,
+    edges,
+    facts,
+    known_before,
+    say_how_it_ended,
+)
+from tune_mnist.ledger import LEDGER
 from tune_mnist.results import TRIALS_TABLE, trials_frame
 from tune_mnist.timeline import best_so_far
 from tune_mnist.tuner import FINISHED, Outcome
-from tune_mnist.words import count, duration, short_path, short_value, standard_error
+from tune_mnist.words import count, duration, share, short_path, short_value
 
 ANALYSE = Path(__file__).parents[1] / "scripts" / "analyse.py"
 """The script that looks into a run; it is not installed with the package."""
+REPORT = "report.html"
+"""The page that it writes into the run's folder."""
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
     """Print the best trials, the winner with its test score, what ASHA saved, and how to look further."""
-    trials = trials_frame(outcome.grid)
-    counts = trials["state"].value_counts()
-    states = ", ".join(f"{counts.get(state, 0)} {state}" for state in ("COMPLETE", "PRUNED", "FAIL"))
-    if unended := counts.get(UNENDED, 0):
-        states += f", {unended} {UNENDED}"
-    ended = "" if outcome.ended_by == FINISHED else f"; ended by {outcome.ended_by}"
-    if outcome.ended_by is None:
-        ended = "; it runs, or was killed"
-    asked, took = outcome.settings.num_samples, duration(outcome.seconds)
-    console.print(f"\n{len(trials)} of {asked} trials ({states}) in {took}{ended}")
-    print_losses(console, View(outcome))
-    _print_inherited(console, outcome, trials)
-    _print_best(console, trials, most=5)
-    trained, planned = trials["epochs_trained"].sum(), trials["epochs_planned"].sum()
-    cut = trials[trials["state"] == "PRUNED"]
-    saved = (cut["epochs_planned"] - cut["epochs_trained"]).sum()
-    console.print(
-        f"Epochs trained: {trained}"
-        + (f" of {planned} planned; ASHA saved {saved}" if outcome.ended_by == FINISHED else "")
-    )
-    _print_winner(console, outcome, trials)
-    _print_failures(console, outcome)
+    view, finished = View(outcome), outcome.ended_by == FINISHED
+    of_asked, took = f"{len(view.trials)} of {outcome.settings.num_samples}", duration(outcome.seconds)
+    ended = "" if finished else f"; {say_how_it_ended(outcome)}"
+    console.print(f"\n{of_asked} trials ({count_states(view)}) in {took}{ended}")
+    print_losses(console, view)
+    if known := known_before(view):
+        console.print(f"Known before: {known.value} {known.note}", markup=False)
+    _print_best(console, trials_frame(outcome.grid), most=5)
+    trained, of_planned = count_epochs(view)
+    console.print(f"Epochs trained: {trained:,}{f' {of_planned}' if finished else ''}")
+    _print_winner(console, view)
+    _print_failures(console, view)
     console.print("\n".join(["", *_ways_to_look(outcome)]), markup=False)
 
 
@@ -69,7 +69,7 @@ def print_analysis(console: Console, view: View) -> None:
         console.print(f"Importance: {finished}, but it takes {MIN_FINISHED} that differ")
     for edge in edges(view):
         console.print(f"[yellow]At the edge of its range:[/yellow] {edge}")
-    _print_failures(console, view.outcome)
+    _print_failures(console, view)
     print_losses(console, view)
 
 
@@ -117,8 +117,8 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
-    analyse = [f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}"] * ANALYSE.exists()
-    return [f"Run folder: {where}", *analyse, f'  {python} -c "{table}"']
+    analyse = f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}  # writes {REPORT}"
+    return [f"Run folder: {where}", *[analyse] * ANALYSE.exists(), f'  {python} -c "{table}"']
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -128,21 +128,6 @@ def exit_code(outcome: Outcome) -> int:
         return signals[outcome.ended_by]
     short = outcome.ended_by == FINISHED and len(outcome.grid) < outcome.settings.num_samples
     return 1 if short or outcome.winner is None else 0
-
-
-def _print_inherited(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
-    """Count the trials of earlier runs, and compare the best of them with the best of this run's own."""
-    known = ledger_of(outcome.grid).inherited
-    if not known:
-        return
-    runs = ", ".join(dict.fromkeys(trial.run for trial in known))
-    line = f"Beside them {len(known)} inherited from {runs} ({describe_inherited(known)})"
-    best = trials.loc[trials["state"] != "FAIL", METRIC].max()
-    if not math.isnan(best):
-        ahead = 100 * (best - max(trial.value for trial in known))
-        where = f"{abs(ahead):.2f} points {'above' if ahead > 0 else 'below'} it" if ahead else "equal to it"
-        line += f"; the best of this run's own, {best:.2%}, is {where}"
-    console.print(line, markup=False)
 
 
 def _print_best(console: Console, trials: pd.DataFrame, *, most: int) -> None:
@@ -176,33 +161,27 @@ def _columns(trials: pd.DataFrame, drawn: Sequence[str]) -> Table:
     return table
 
 
-def _print_winner(console: Console, outcome: Outcome, trials: pd.DataFrame) -> None:
-    winner = outcome.winner
+def _print_winner(console: Console, view: View) -> None:
+    winner = view.outcome.winner
     if winner is None:
-        why = "No trial has a checkpoint that can be read" if outcome.ended_by else "The search has not ended"
+        ended = view.outcome.ended_by is not None
+        why = "No trial has a checkpoint that can be read" if ended else "The search has not ended"
         console.print(f"{why}, so there is no winner.")
         return
-    hand_set = [record for record in records(outcome.grid) if record.hand_set]
-    row = trials.iloc[0] if hand_set else {"epochs_trained": 0}
-    if row["epochs_trained"] and winner.number != 0:
-        console.print(
-            f"The blog's hand-set configuration: {row[METRIC]:.2%} at epoch {row['epochs_trained']} "
-            f"({row['state']}); the winner is {100 * (winner.accuracy - row[METRIC]):.2f} points above it"
-        )
-    validation_error = standard_error(winner.accuracy, winner.val_size)
-    test_error = standard_error(winner.test_accuracy, winner.test_size)
+    if blog := compare_with_blog(view):
+        console.print(f"The blog's hand-set configuration: {blog.value}, {blog.note}")
     console.print(
         f"Winner, trial {winner.number} at epoch {winner.epoch}: "
-        f"validation {winner.accuracy:.2%} ± {validation_error:.2%} (n = {winner.val_size}), "
-        f"test {winner.test_accuracy:.2%} ± {test_error:.2%} (n = {winner.test_size}; ± standard error)"
+        f"validation {share(winner.accuracy, winner.val_size)} (n = {winner.val_size}), "
+        f"test {share(winner.test_accuracy, winner.test_size)} (n = {winner.test_size}; ± standard error)"
     )
 
 
-def _print_failures(console: Console, outcome: Outcome) -> None:
-    failed = [record for record in records(outcome.grid) if record.shown_state == "FAIL" and record.error]
+def _print_failures(console: Console, view: View) -> None:
+    failed = [trial for trial in view.of_state("FAIL") if trial.error]
     if failed:
-        first = failed[0]
-        where = f"{short_path(outcome.folder.local) if not outcome.folder.remote else outcome.folder.uri}"
+        first, folder = failed[0], view.outcome.folder
+        where = folder.uri if folder.remote else short_path(folder.local)
         console.print(
             f"{len(failed)} failed; the first error: {first.error} ({where}/{first.directory}/error.txt)",
             markup=False,

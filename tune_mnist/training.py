@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
 from tune_mnist.steps import DivergedError as DivergedError
 from tune_mnist.steps import Steps, autocast, make_optimizer
+from tune_mnist.words import first_line
 
 PRECISIONS = ("auto", "fp32", "bf16")
 EVALUATION_BATCH = 250
@@ -100,17 +102,24 @@ class Training:
         Raises:
             CheckpointError: if it is spoilt, or of another network.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(state["model"])
-        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"the checkpoint {path.name} can't be read: {reason}") from error
-        self.optimizer.load_state_dict(state["optimizer"])
+        state = _load(path, self.model)
+        # Not the saved groups: a GPU's hold `capturable` and perhaps lr as a tensor, a CPU's don't.
+        own = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**own, "state": state["optimizer"]["state"]})
         self.epoch = state["epoch"]
         torch.set_rng_state(state["random_states"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random_states"]:
             torch.cuda.set_rng_state(state["random_states"]["cuda"])
+
+
+def _load(path: Path, model: Network) -> dict[str, Any]:
+    """Give a model the weights in a checkpoint; return all that ``Training.save`` wrote there."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(f"the checkpoint {path.name} can't be read: {first_line(error)}") from error
+    return state
 
 
 def fit(
@@ -233,7 +242,7 @@ def score_checkpoint(
         The epoch of the checkpoint, the accuracy (0..1) and the mean negative log-likelihood
         (nats) on ``split``.
     """
-    training = Training(hyperparameters, seed=0, precision="fp32")
-    training.restore(path)
-    torch.save(training.model.state_dict(), save_model)
-    return training.epoch, *evaluate(training.model, split)
+    model = Network(hyperparameters)  # no Training: its optimizer would import torch._dynamo, for 1 s
+    epoch = _load(path, model)["epoch"]
+    torch.save(model.state_dict(), save_model)
+    return epoch, *evaluate(model, split)

@@ -14,6 +14,7 @@ from tune_mnist.ledger import LEDGER, Ledger, TrialRecord
 from tune_mnist.preflight import read_settings
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import Space, describe_range, is_within
+from tune_mnist.words import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ def read_earlier_runs(settings: Settings, space: Space) -> Inheritance:
 
 def known(run: str, trials: list[InheritedTrial]) -> str:
     """Say what the sampler knows of a run."""
-    return f"{_count(len(trials))} of {run} {_are(len(trials))} known ({describe_inherited(trials)})"
+    number = len(trials)
+    return f"{count(number, 'trial')} of {run} {_are(number)} known ({describe_inherited(trials)})"
 
 
 def known_again(ledger: Ledger) -> list[str]:
@@ -116,12 +118,12 @@ def _remarks(run: str, ledger: Ledger, theirs: Settings, ours: Settings, space: 
     """Say in what its trials are not like those of the new run, and what of them is not there."""
     remarks = []
     if ledger.lost_lines:
-        remarks.append(f"{run}: {LEDGER} has {ledger.lost_lines} lines that can't be read; the rest is taken")
+        lost = count(ledger.lost_lines, "line")
+        remarks.append(f"{run}: {LEDGER} has {lost} that can't be read; the rest is taken")
     if ledger.inherited:
-        count = len(ledger.inherited)
-        remarks.append(
-            f"{run}: {_count(count)} that it had inherited {_are(count)} not taken; name their runs too"
-        )
+        number = len(ledger.inherited)
+        theirs_too = f"{count(number, 'trial')} that it had inherited {_are(number)} not taken"
+        remarks.append(f"{run}: {theirs_too}; name their runs too")
     changed = _changed({name: (getattr(theirs, name), getattr(ours, name)) for name in IMAGES})
     if changed:
         remarks.append(f"{run}: its accuracies are of other images: {changed}")
@@ -149,9 +151,5 @@ def _refusal(run: str, rule: str) -> ValueError:
     return ValueError(f"warm_start is {run}, but {rule}")
 
 
-def _count(trials: int) -> str:
-    return f"{trials} trial{'s' * (trials != 1)}"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"

@@ -1,4 +1,4 @@
-"""How figures are written for people: shares, durations, configurations."""
+"""How things are written for people: shares, durations, configurations, errors."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def duration(seconds: float) -> str:
 def count(n: int, noun: str) -> str:
     """Write a number of things: 1 trial, 2 trials."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Write an error in one line: the first of its own, or its name where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def ahead(value: float, other: float) -> str:
+    """Write by how much a share is above another: 0.52 points above it; equal to it."""
+    points = f"{100 * abs(value - other):.2f}"
+    return f"{points} points {'above' if value > other else 'below'} it" if float(points) else "equal to it"
 
 
 def share(value: float, n: int) -> str:
