@@ -1,0 +1,210 @@
+"""Whole searches by this project and by four tuners that a user would take instead, interleaved."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from torchvision.datasets import MNIST
+
+from benchmarks import measure, process
+from tune_mnist.data import prepare
+
+ROOT = Path(__file__).parents[1]
+SYNE_TUNE = Path(sys.prefix) / "syne-tune"
+"""Where `make bench` installs Syne Tune, which only its own contestant imports."""
+OURS = "ours"
+CONTESTANTS = {
+    "blog": "Optuna alone, one trial after the other, no pruning",
+    "optuna_processes": "Optuna, a process a core, SuccessiveHalvingPruner",
+    "ray_default": "Ray Tune as documented: OptunaSearch, ASHA, DataLoader",
+    "synetune": "Syne Tune, local backend, asynchronous BOHB (ASHA and TPE)",
+    OURS: "scripts/tune.py",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What each contestant has to do."""
+
+    rounds: int
+    num_samples: int
+    "Trials."
+    max_epochs: int
+    train_size: int
+    val_size: int
+    "Validation images."
+    thresholds: tuple[float, float]
+    "Accuracies; the time until each is reached is measured."
+    limit_seconds: float
+    "After which a contestant is ended."
+
+
+FULL = Work(
+    rounds=1,
+    num_samples=20,
+    max_epochs=5,
+    train_size=55_000,
+    val_size=5_000,
+    thresholds=(0.985, 0.989),
+    limit_seconds=4 * 3600,
+)
+# With 4,000 images and 3 epochs a good configuration comes to about 97 %.
+SHORT = Work(
+    rounds=1,
+    num_samples=6,
+    max_epochs=3,
+    train_size=4_000,
+    val_size=5_000,
+    thresholds=(0.93, 0.96),
+    limit_seconds=600,
+)
+
+
+def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+    """Let each contestant search in turn, round by round, the seed being the round's number."""
+    work = FULL if full else SHORT
+    prepare("mnist", data_dir)
+    MNIST(str(data_dir), download=True)  # unpacks what is packed, which no contestant shall have to do
+    names = list(CONTESTANTS)
+    if not (SYNE_TUNE / "syne_tune").exists():
+        names.remove("synetune")
+        console.print(f"  Syne Tune is not in {SYNE_TUNE}, where `make bench` installs it: without it")
+    measures: dict[str, Callable[[int], dict[str, Any]]] = {
+        name: partial(search, name, work, data_dir.absolute()) for name in names
+    }
+    return measure.interleaved(measures, work.rounds, console.print)
+
+
+def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
+    """Let one contestant search, and give a row of figures."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Ray's sockets lie under RAY_TMPDIR and need a short path, so that stays as it is.
+    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+        folder = Path(made)
+        variables = {
+            key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")
+        }
+        if name == "synetune":
+            variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(SYNE_TUNE)])
+        output = folder / "output.txt"
+        ran = process.run(
+            command(name, work, data_dir, seed, cores, folder),
+            output,
+            folder=ROOT,
+            environment=variables,
+            limit_seconds=work.limit_seconds,
+        )
+        epochs = epochs_of_ours(folder) if name == OURS else read_log(folder / "epochs.jsonl")
+    return {
+        "seed": seed,
+        **{key: getattr(work, key) for key in ("num_samples", "max_epochs", "train_size", "val_size")},
+        "workers": 1 if name == "blog" else cores,
+        "wall_seconds": ran.wall_seconds,
+        "cpu_seconds": ran.cpu_seconds,
+        **figures(epochs, ran.started, work),
+        "error": ran.error,
+    }
+
+
+def command(name: str, work: Work, data_dir: Path, seed: int, cores: int, folder: Path) -> list[str]:
+    """Give the command line of a contestant."""
+    common = [
+        *("--num-samples", work.num_samples, "--max-epochs", work.max_epochs, "--seed", seed),
+        *("--train-size", work.train_size, "--val-size", work.val_size, "--data-dir", data_dir),
+    ]
+    if name == OURS:
+        # A Ray of its own as the others have; no GPU, as they use none; all else as it comes.
+        program = [str(ROOT / "scripts" / "tune.py"), "--address", "local", "--gpus-per-trial", "0"]
+        own: list[Any] = ["--storage-path", folder, "--name", "run", "--max-concurrent-trials", cores]
+    else:
+        program = ["-m", f"benchmarks.contestants.{name}"]
+        own = ["--cores", cores, "--log", folder / "epochs.jsonl"]
+    return [sys.executable, *program, *map(str, common), *map(str, own)]
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """Read the lines that a contestant has written: trial, epoch, accuracy, time."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return pd.DataFrame([json.loads(line) for line in lines], columns=["trial", "epoch", "accuracy", "time"])
+
+
+def epochs_of_ours(folder: Path) -> pd.DataFrame:
+    """Read the same from the run's ledger, whose lines have the time at which the driver heard of them."""
+    path = folder / "run" / "ledger.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [{**event, "trial": event["trial_id"]} for event in events if event["event"] == "epoch"]
+    return pd.DataFrame(rows, columns=["trial", "epoch", "accuracy", "time"])
+
+
+def figures(epochs: pd.DataFrame, started: float, work: Work) -> dict[str, Any]:
+    """Count what was trained, and tell when the validation accuracy first reached each threshold (or NaN)."""
+    first, second = (_seconds_to(epochs, threshold, started) for threshold in work.thresholds)
+    return {
+        "trials": epochs["trial"].nunique(),
+        "epochs": len(epochs),
+        "images": len(epochs) * work.train_size,
+        "best_accuracy": epochs["accuracy"].max() if len(epochs) else math.nan,
+        "threshold_1": work.thresholds[0],
+        "threshold_2": work.thresholds[1],
+        "seconds_to_1": first,
+        "seconds_to_2": second,
+    }
+
+
+def _seconds_to(epochs: pd.DataFrame, threshold: float, started: float) -> float:
+    reached = epochs.loc[epochs["accuracy"] >= threshold, "time"]
+    return float(reached.min() - started) if len(reached) else math.nan
+
+
+def show(console: Console, rows: pd.DataFrame) -> None:
+    """Print medians with their spread, and how often ours goes into each other one's time."""
+    work = rows.iloc[0]
+    console.print(
+        f"{work.num_samples} trials of at most {work.max_epochs} epochs on {work.train_size:,} images; "
+        f"accuracy on {work.val_size:,} validation images"
+    )
+    to_1, to_2 = (f"s to {work[name]:.1%}" for name in ("threshold_1", "threshold_2"))
+    shown = {
+        "wall_seconds": ("wall s", 3, 1.0),
+        "cpu_seconds": ("CPU s", 3, 1.0),
+        "trials": ("trials", 3, 1.0),
+        "epochs": ("epochs", 3, 1.0),
+        "best_accuracy": ("best %", 4, 100.0),
+        "seconds_to_1": (to_1, 3, 1.0),
+        "seconds_to_2": (to_2, 3, 1.0),
+    }
+    sound = rows[rows["error"] == ""]
+    table = Table("", *(title for title, _, _ in shown.values()), title="medians (least to greatest)")
+    for name in rows["what"].unique():
+        of_name = sound[sound["what"] == name]
+        texts = [
+            measure.spread(of_name[key] * unit, digits=digits) for key, (_, digits, unit) in shown.items()
+        ]
+        table.add_row(name, *(text.replace(" (n = 1)", "") for text in texts))
+    console.print(table)
+    _show_ratios(console, sound, {key: shown[key][0] for key in shown if "seconds" in key})
+    for row in rows[rows["error"] != ""].itertuples():
+        console.print(f"{row.what}, round {row.round}: {row.error}")
+
+
+def _show_ratios(console: Console, sound: pd.DataFrame, columns: dict[str, str]) -> None:
+    others = [name for name in sound["what"].unique() if name != OURS]
+    if OURS not in set(sound["what"]):
+        return
+    table = Table("", *columns.values(), "what it is", title="times ours")
+    for name in others:
+        ratios = [measure.ratios(sound, key, name, OURS) for key in columns]
+        table.add_row(name, *(measure.spread(ratio, "×", 2) for ratio in ratios), CONTESTANTS[name])
+    console.print(table)
