@@ -12,6 +12,7 @@ ARGS =
 
 VENV = .venv
 RUN = $(VENV)/bin/python
+SYNE_TUNE = $(VENV)/syne-tune
 PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 # Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
@@ -34,7 +35,7 @@ stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, L
 	@$(RUN) -c 'import pathlib; from tune_mnist import data; data.prepare("mnist", pathlib.Path("data"))'
 	@bash tests/lab/isolated.sh $(RUN) -m tests.lab.stress $(ARGS)
 
-bench: $(VENV)/.installed ## measure it beside other tuners, short form; ARGS="search --full" for one in full
+bench: $(VENV)/.installed $(SYNE_TUNE)/.installed ## measure it beside other tuners, short form; ARGS="search --full" for one in full
 	@$(RUN) -m benchmarks $(ARGS)
 
 setup: $(VENV)/.installed ## make .venv with all that the other commands need
@@ -46,6 +47,13 @@ format: $(VENV)/.installed ## let ruff format the code and fix what it can
 clean: ## remove .venv and the caches, but neither data/ nor runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find tune_mnist scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Syne Tune, one of the tuners that `make bench` compares with, beside .venv's packages and not among them: only
+# its own program is to see it. Without what it requires and that program doesn't import, xgboost (with NCCL
+# 480 MB) and scikit-learn. Where it can't be had, the benchmark goes on without it.
+$(SYNE_TUNE)/.installed: $(VENV)/.installed benchmarks/contestants/syne-tune.txt
+	-@$(PIP_INSTALL) --no-deps --upgrade --target $(@D) --requirement benchmarks/contestants/syne-tune.txt \
+	    && touch $@
 
 # The stamp goes first and comes back last. So after an interrupted set-up there is none, and the next
 # one starts from an empty .venv; a set-up that is only out of date is brought up to date in place.

@@ -83,13 +83,14 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 def measure_loop(loop: str, data_dir: Path) -> float:
     """Train two epochs to warm up and one that counts; give its images a second."""
     if loop == "blog":
-        train, _ = common.make_loaders(data_dir, 20_000, 1_000, 0)
+        flags = {"data_dir": data_dir, "train_size": 20_000, "val_size": 1_000, "seed": 0}
+        train, _ = common.loaders(argparse.Namespace(**flags, device="cuda"))
         model = common.Net().to("cuda")
-        optimizer = common.make_optimizer(model, "sgd", 0.005, 0.8)
-        common.train_epoch(model, optimizer, train)
+        optimizer = common.make_optimizer(model, {"optimizer": "sgd", "lr": 0.005, "momentum": 0.8})
+        common.train_epoch(model, optimizer, train, "cuda")
         torch.cuda.synchronize()
         started = time.perf_counter()
-        common.train_epoch(model, optimizer, train)
+        common.train_epoch(model, optimizer, train, "cuda")
         torch.cuda.synchronize()
         return 20_000 / (time.perf_counter() - started)
     splits = data.load_train_val("mnist", data_dir)

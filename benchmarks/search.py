@@ -1,20 +1,12 @@
-"""Whole searches by five tuners: wall time, epochs, best validation accuracy, time until it is reached.
-
-Each runs as the program that its user would run, from its start to its end, one after the other in each
-round: the same trials, data, split and cores. Round r has seed r.
-"""
+"""Whole searches by this project and by four tuners that a user would take instead, interleaved."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import shutil
-import site
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,177 +16,195 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from torchvision.datasets import MNIST
 
-from benchmarks import measure
-from tune_mnist import data
+from benchmarks import measure, process
+from tune_mnist.data import prepare
 
 ROOT = Path(__file__).parents[1]
-CONTESTANTS = ("blog", "optuna_processes", "ray_default", "syne_tune_bohb", "ours")
-SYNE_TUNE = ("syne-tune", "dill", "sortedcontainers", "statsmodels", "patsy", "tqdm", "psutil")
-"""What its ASHA with KDE needs beyond .venv; all that it asks for would be 400 MB more, XGBoost with CUDA."""
+SYNE_TUNE = Path(sys.prefix) / "syne-tune"
+"""Where `make bench` installs Syne Tune, which only its own contestant imports."""
+OURS = "ours"
+CONTESTANTS = {
+    "blog": "Optuna alone, one trial after the other, no pruning",
+    "optuna_processes": "Optuna, a process a core, SuccessiveHalvingPruner",
+    "ray_default": "Ray Tune as documented: OptunaSearch, ASHA, DataLoader",
+    "synetune": "Syne Tune, local backend, asynchronous BOHB (ASHA and TPE)",
+    OURS: "scripts/tune.py",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """The size of a search."""
+class Work:
+    """What each contestant has to do."""
 
+    rounds: int
     num_samples: int
+    "Trials."
     max_epochs: int
     train_size: int
     val_size: int
-    rounds: int
-    targets: tuple[float, float]
-    "Accuracies whose first time is taken."
-
-    def flags(self) -> list[str]:
-        """Give what all contestants are told, `scripts/tune.py` too."""
-        names = ("num_samples", "max_epochs", "train_size", "val_size")
-        return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
+    "Validation images."
+    thresholds: tuple[float, float]
+    "Accuracies; the time until each is reached is measured."
+    limit_seconds: float
+    "After which a contestant is ended."
 
 
-FULL = Form(num_samples=20, max_epochs=5, train_size=55_000, val_size=5_000, rounds=1, targets=(0.985, 0.989))
-SHORT = Form(num_samples=8, max_epochs=4, train_size=4_000, val_size=1_000, rounds=1, targets=(0.85, 0.92))
+FULL = Work(
+    rounds=1,
+    num_samples=20,
+    max_epochs=5,
+    train_size=55_000,
+    val_size=5_000,
+    thresholds=(0.985, 0.989),
+    limit_seconds=4 * 3600,
+)
+# With 4,000 images and 3 epochs a good configuration comes to about 97 %.
+SHORT = Work(
+    rounds=1,
+    num_samples=6,
+    max_epochs=3,
+    train_size=4_000,
+    val_size=5_000,
+    thresholds=(0.93, 0.96),
+    limit_seconds=600,
+)
 
 
-def run(
-    console: Console,
-    *,
-    full: bool,
-    data_dir: Path,
-    form: Form | None = None,
-    names: tuple[str, ...] = CONTESTANTS,
-) -> pd.DataFrame:
-    """Run the searches; give a row a search. A contestant that fails has its error in the row."""
-    form = form or (FULL if full else SHORT)
-    data.prepare("mnist", data_dir)
-    measures: dict[str, Callable[[int], dict[str, Any]]] = {}
-    for name in names:
-        python = sys.executable
-        if name == "syne_tune_bohb":
-            try:
-                python = str(install_syne_tune())
-            except (OSError, subprocess.CalledProcessError) as error:
-                console.print(f"  without Syne Tune, which could not be installed: {error}")
-                continue
-        measures[name] = partial(_search, name, python, form, data_dir.resolve())
-    rows = measure.interleaved(measures, form.rounds, console.print)
-    return rows.assign(**{key: value for key, value in vars(form).items() if key != "targets"})
+def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+    """Let each contestant search in turn, round by round, the seed being the round's number."""
+    work = FULL if full else SHORT
+    prepare("mnist", data_dir)
+    MNIST(str(data_dir), download=True)  # unpacks what is packed, which no contestant shall have to do
+    names = list(CONTESTANTS)
+    if not (SYNE_TUNE / "syne_tune").exists():
+        names.remove("synetune")
+        console.print(f"  Syne Tune is not in {SYNE_TUNE}, where `make bench` installs it: without it")
+    measures: dict[str, Callable[[int], dict[str, Any]]] = {
+        name: partial(search, name, work, data_dir.absolute()) for name in names
+    }
+    return measure.interleaved(measures, work.rounds, console.print)
 
 
-def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print a line a contestant, medians with their spread, and how many times as long as ours it took."""
-    first, second = (column for column in rows.columns if column.startswith("seconds_to_"))
-    table = Table(box=None, header_style="")
-    heads = ("", "seconds", "× ours", "epochs", "best", f"s to {first[11:]} %", f"s to {second[11:]} %")
-    for head in heads:
-        table.add_column(head, justify="left" if not head else "right")
-    for name in rows["what"].unique():
-        of = rows[rows["what"] == name]
-        has_ours = name != "ours" and "ours" in set(rows["what"])
-        table.add_row(
-            name.replace("_", "-"),
-            measure.spread(of["seconds"]),
-            measure.spread(measure.ratios(rows, "seconds", name, "ours")) if has_ours else "",
-            measure.spread(of["epochs"]),
-            measure.spread(100 * of["best"], " %", digits=4),
-            *(measure.spread(of[column]) for column in (first, second)),
+def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
+    """Let one contestant search, and give a row of figures."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Ray's sockets lie under RAY_TMPDIR and need a short path, so that stays as it is.
+    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+        folder = Path(made)
+        variables = {
+            key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")
+        }
+        if name == "synetune":
+            variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(SYNE_TUNE)])
+        output = folder / "output.txt"
+        ran = process.run(
+            command(name, work, data_dir, seed, cores, folder),
+            output,
+            folder=ROOT,
+            environment=variables,
+            limit_seconds=work.limit_seconds,
         )
-    console.print(table)
-    console.print(f"n = {rows['round'].nunique()}; medians, with the least and the greatest where n > 1")
-    for row in rows[rows["error"] != ""].itertuples():
-        console.print(f"  {row.what}, round {row.round}: {row.error}")
-
-
-def figures(log: pd.DataFrame, started: float, targets: tuple[float, float]) -> dict[str, Any]:
-    """Give what a log of epochs (``time``, ``trial``, ``accuracy``) comes to: NaN for what is not reached."""
-    log = log.sort_values("time")
-
-    def seconds_to(target: float) -> float:
-        reached = log[log["accuracy"] >= target]
-        return float(reached["time"].iloc[0]) - started if len(reached) else math.nan
-
+        epochs = epochs_of_ours(folder) if name == OURS else read_log(folder / "epochs.jsonl")
     return {
-        "epochs": len(log),
-        "trials": log["trial"].nunique(),
-        "best": log["accuracy"].max() if len(log) else math.nan,
-        **{f"seconds_to_{100 * target:g}": seconds_to(target) for target in targets},
+        "seed": seed,
+        **{key: getattr(work, key) for key in ("num_samples", "max_epochs", "train_size", "val_size")},
+        "workers": 1 if name == "blog" else cores,
+        "wall_seconds": ran.wall_seconds,
+        "cpu_seconds": ran.cpu_seconds,
+        **figures(epochs, ran.started, work),
+        "error": ran.error,
     }
 
 
-def install_syne_tune() -> Path:
-    """Make ``.venv-syne-tune`` beside the environment that runs this, and sees its packages; give its Python.
-
-    Raises:
-        subprocess.CalledProcessError: if pip fails.
-    """
-    venv = Path(sys.prefix).with_name(".venv-syne-tune")
-    python, done = venv / "bin" / "python", venv / ".installed"
-    if done.exists():
-        return python
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--clear", str(venv)], check=True)
-    (packages,) = venv.glob("lib/python*/site-packages")
-    ours = [path for path in sys.path if path.endswith("site-packages")]
-    (packages / "ours.pth").write_text("\n".join(ours or site.getsitepackages()) + "\n")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "-qq",
-        "--disable-pip-version-check",
+def command(name: str, work: Work, data_dir: Path, seed: int, cores: int, folder: Path) -> list[str]:
+    """Give the command line of a contestant."""
+    common = [
+        *("--num-samples", work.num_samples, "--max-epochs", work.max_epochs, "--seed", seed),
+        *("--train-size", work.train_size, "--val-size", work.val_size, "--data-dir", data_dir),
     ]
-    constraints = ["--constraint", str(ROOT / "constraints.txt"), "--no-deps"]
-    subprocess.run([*pip, *constraints, *SYNE_TUNE], check=True)
-    done.touch()
-    return python
-
-
-def _search(name: str, python: str, form: Form, data_dir: Path, number: int) -> dict[str, Any]:
-    """Run one contestant with seed ``number``; its output and files go to a folder that is removed."""
-    folder = Path(tempfile.mkdtemp(prefix=f"bench-{name[:4]}-"))
-    log = folder / f"{name}.jsonl"
-    flags = [*form.flags(), "--seed", str(number), "--data-dir", str(data_dir)]
-    if name == "ours":
-        script = str(ROOT / "scripts" / "tune.py")
-        command = [python, script, *flags, "--storage-path", str(folder), "--name", "ours"]
+    if name == OURS:
+        # A Ray of its own as the others have; no GPU, as they use none; all else as it comes.
+        program = [str(ROOT / "scripts" / "tune.py"), "--address", "local", "--gpus-per-trial", "0"]
+        own: list[Any] = ["--storage-path", folder, "--name", "run", "--max-concurrent-trials", cores]
     else:
-        command = [python, "-m", f"benchmarks.contestants.{name}", *flags, "--log", str(log)]
-    free = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # each decides for itself how many threads it takes
-    environment = {key: value for key, value in os.environ.items() if key not in free}
-    environment["PYTHONPATH"] = str(ROOT)
-    started = time.time()
-    with (folder / "output.txt").open("w") as output:
-        code = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
-        ).returncode
-    seconds = time.time() - started
-    error = ""
-    if code:
-        tail = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
-        error = f"exit code {code}: {''.join(tail)}"
-    try:
-        epochs = _our_log(folder / "ours") if name == "ours" else _read_log(log)
-        result = {
-            "seconds": seconds,
-            "seed": number,
-            "error": error,
-            **figures(epochs, started, form.targets),
-        }
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return result
+        program = ["-m", f"benchmarks.contestants.{name}"]
+        own = ["--cores", cores, "--log", folder / "epochs.jsonl"]
+    return [sys.executable, *program, *map(str, common), *map(str, own)]
 
 
-def _read_log(path: Path) -> pd.DataFrame:
+def read_log(path: Path) -> pd.DataFrame:
+    """Read the lines that a contestant has written: trial, epoch, accuracy, time."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return pd.DataFrame([json.loads(line) for line in lines], columns=["time", "trial", "epoch", "accuracy"])
+    return pd.DataFrame([json.loads(line) for line in lines], columns=["trial", "epoch", "accuracy", "time"])
 
 
-def _our_log(run: Path) -> pd.DataFrame:
-    if not (run / "epochs.parquet").exists():
-        return _read_log(run / "none")
-    epochs = pd.read_parquet(run / "epochs.parquet")
-    seconds = epochs["timestamp"].astype("datetime64[ms]").astype("int64") / 1000
-    return epochs.assign(time=seconds, trial=epochs["number"])
+def epochs_of_ours(folder: Path) -> pd.DataFrame:
+    """Read the same from the run's ledger, whose lines have the time at which the driver heard of them."""
+    path = folder / "run" / "ledger.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [{**event, "trial": event["trial_id"]} for event in events if event["event"] == "epoch"]
+    return pd.DataFrame(rows, columns=["trial", "epoch", "accuracy", "time"])
+
+
+def figures(epochs: pd.DataFrame, started: float, work: Work) -> dict[str, Any]:
+    """Count what was trained, and tell when the validation accuracy first reached each threshold (or NaN)."""
+    first, second = (_seconds_to(epochs, threshold, started) for threshold in work.thresholds)
+    return {
+        "trials": epochs["trial"].nunique(),
+        "epochs": len(epochs),
+        "images": len(epochs) * work.train_size,
+        "best_accuracy": epochs["accuracy"].max() if len(epochs) else math.nan,
+        "threshold_1": work.thresholds[0],
+        "threshold_2": work.thresholds[1],
+        "seconds_to_1": first,
+        "seconds_to_2": second,
+    }
+
+
+def _seconds_to(epochs: pd.DataFrame, threshold: float, started: float) -> float:
+    reached = epochs.loc[epochs["accuracy"] >= threshold, "time"]
+    return float(reached.min() - started) if len(reached) else math.nan
+
+
+def show(console: Console, rows: pd.DataFrame) -> None:
+    """Print medians with their spread, and how often ours goes into each other one's time."""
+    work = rows.iloc[0]
+    console.print(
+        f"{work.num_samples} trials of at most {work.max_epochs} epochs on {work.train_size:,} images; "
+        f"accuracy on {work.val_size:,} validation images"
+    )
+    to_1, to_2 = (f"s to {work[name]:.1%}" for name in ("threshold_1", "threshold_2"))
+    shown = {
+        "wall_seconds": ("wall s", 3, 1.0),
+        "cpu_seconds": ("CPU s", 3, 1.0),
+        "trials": ("trials", 3, 1.0),
+        "epochs": ("epochs", 3, 1.0),
+        "best_accuracy": ("best %", 4, 100.0),
+        "seconds_to_1": (to_1, 3, 1.0),
+        "seconds_to_2": (to_2, 3, 1.0),
+    }
+    sound = rows[rows["error"] == ""]
+    table = Table("", *(title for title, _, _ in shown.values()), title="medians (least to greatest)")
+    for name in rows["what"].unique():
+        of_name = sound[sound["what"] == name]
+        texts = [
+            measure.spread(of_name[key] * unit, digits=digits) for key, (_, digits, unit) in shown.items()
+        ]
+        table.add_row(name, *(text.replace(" (n = 1)", "") for text in texts))
+    console.print(table)
+    _show_ratios(console, sound, {key: shown[key][0] for key in shown if "seconds" in key})
+    for row in rows[rows["error"] != ""].itertuples():
+        console.print(f"{row.what}, round {row.round}: {row.error}")
+
+
+def _show_ratios(console: Console, sound: pd.DataFrame, columns: dict[str, str]) -> None:
+    others = [name for name in sound["what"].unique() if name != OURS]
+    if OURS not in set(sound["what"]):
+        return
+    table = Table("", *columns.values(), "what it is", title="times ours")
+    for name in others:
+        ratios = [measure.ratios(sound, key, name, OURS) for key in columns]
+        table.add_row(name, *(measure.spread(ratio, "×", 2) for ratio in ratios), CONTESTANTS[name])
+    console.print(table)

@@ -82,12 +82,13 @@ def measure_loop(loop: str, precision: str, data_dir: Path) -> dict[str, Any]:
     model: torch.nn.Module
     if loop == "blog":
         torch.manual_seed(0)
-        train, validation = common.make_loaders(data_dir, train_size, val_size, 0)
+        flags = {"data_dir": data_dir, "train_size": train_size, "val_size": val_size, "seed": 0}
+        train, validation = common.loaders(argparse.Namespace(**flags, device="cpu"))
         model = common.Net()
-        optimizer = common.make_optimizer(model, "sgd", 0.005, 0.8)
-        common.train_epoch(model, optimizer, train)
-        train_seconds = _seconds(lambda: common.train_epoch(model, optimizer, train))
-        validation_seconds = _seconds(lambda: common.accuracy_of(model, validation))
+        optimizer = common.make_optimizer(model, {"optimizer": "sgd", "lr": 0.005, "momentum": 0.8})
+        common.train_epoch(model, optimizer, train, "cpu")
+        train_seconds = _seconds(lambda: common.train_epoch(model, optimizer, train, "cpu"))
+        validation_seconds = _seconds(lambda: common.accuracy(model, validation, "cpu"))
     else:
         splits = data.load_train_val("mnist", data_dir, val_size=val_size, train_size=train_size)
         hyperparameters = Hyperparameters(lr=0.005, momentum=0.8, epochs=2)

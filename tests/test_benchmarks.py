@@ -1,5 +1,7 @@
 """The benchmarks: that they compare like with like, and what they make of a log. None times anything."""
 
+import argparse
+import dataclasses
 import json
 import math
 import subprocess
@@ -13,7 +15,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.contestants import common
-from benchmarks.search import CONTESTANTS, SHORT, figures
+from benchmarks.search import CONTESTANTS, OURS, SHORT, figures
 from tests.conftest import ROOT
 from tune_mnist.data import load_train_val
 from tune_mnist.hyperparameters import Hyperparameters
@@ -37,7 +39,8 @@ def test_the_contestants_network_is_ours() -> None:
 
 
 def test_the_contestants_split_is_ours(mnist_dir: Path) -> None:
-    train, validation = common.make_loaders(mnist_dir, 130, 70, seed=3)
+    flags = {"data_dir": mnist_dir, "train_size": 130, "val_size": 70, "seed": 3, "device": "cpu"}
+    train, validation = common.loaders(argparse.Namespace(**flags))
     ours = load_train_val("mnist", mnist_dir, train_size=130, val_size=70, seed=3)
     for loader, split in zip((train, validation), ours, strict=True):
         dataset: Any = loader.dataset
@@ -51,10 +54,9 @@ def test_the_contestants_split_is_ours(mnist_dir: Path) -> None:
 def test_a_contestant_runs_the_trials_it_is_told(name: str, mnist_dir: Path, tmp_path: Path) -> None:
     log = tmp_path / "epochs.jsonl"
     flags = ["--num-samples", "3", "--max-epochs", "2", "--train-size", "128", "--val-size", "50"]
+    flags += ["--seed", "0", "--data-dir", str(mnist_dir), "--log", str(log)]
     command = [sys.executable, "-m", f"benchmarks.contestants.{name}", *flags]
-    subprocess.run(
-        [*command, "--data-dir", str(mnist_dir), "--log", str(log)], cwd=ROOT, check=True, capture_output=True
-    )
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     lines = pd.DataFrame([json.loads(line) for line in log.read_text().splitlines()])
     started = lines["trial"].nunique()  # processes that look at the count at once may start one more
     assert started == 3 or (name == "optuna_processes" and started == 4)
@@ -66,8 +68,7 @@ def test_a_contestant_runs_the_trials_it_is_told(name: str, mnist_dir: Path, tmp
 
 def test_every_contestant_is_a_program_here() -> None:
     folder = ROOT / "benchmarks" / "contestants"
-    assert all((folder / f"{name}.py").is_file() for name in CONTESTANTS if name != "ours")
-    assert "--max-epochs" in SHORT.flags()
+    assert all((folder / f"{name}.py").is_file() for name in CONTESTANTS if name != OURS)
 
 
 def test_figures_are_read_from_a_log_in_the_order_of_time() -> None:
@@ -75,11 +76,12 @@ def test_figures_are_read_from_a_log_in_the_order_of_time() -> None:
         [(105.0, 1, 1, 0.95), (103.0, 0, 1, 0.90), (109.0, 0, 2, 0.93)],
         columns=["time", "trial", "epoch", "accuracy"],
     )
-    found = figures(log, 100.0, (0.92, 0.99))
-    assert (found["epochs"], found["trials"], found["best"]) == (3, 2, 0.95)
-    assert found["seconds_to_92"] == 5.0 and math.isnan(found["seconds_to_99"])
-    nothing = figures(log[:0], 100.0, (0.92, 0.99))
-    assert nothing["epochs"] == 0 and math.isnan(nothing["best"])
+    work = dataclasses.replace(SHORT, thresholds=(0.92, 0.99))
+    found = figures(log, 100.0, work)
+    assert (found["epochs"], found["trials"], found["best_accuracy"]) == (3, 2, 0.95)
+    assert found["seconds_to_1"] == 5.0 and math.isnan(found["seconds_to_2"])
+    nothing = figures(log[:0], 100.0, work)
+    assert nothing["epochs"] == 0 and math.isnan(nothing["best_accuracy"])
 
 
 def test_measures_take_turns() -> None:

@@ -1,0 +1,77 @@
+"""Syne Tune with its local backend: asynchronous BOHB, that is ASHA whose configurations TPE proposes.
+
+After Syne Tune's README, "Running Syne Tune on your python script": a script that reports after each epoch
+(synetune_trial.py) and this launcher. (Not named syne_tune: the script, whose folder leads Python's path,
+would import the launcher for the package.)
+
+PYTHONPATH=.:.venv/syne-tune python -m benchmarks.contestants.synetune --num-samples 20 --max-epochs 5 \
+    --train-size 55000 --val-size 5000 --seed 0 --data-dir data --log epochs.jsonl
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from syne_tune import Tuner
+from syne_tune.backend import LocalBackend
+from syne_tune.config_space import choice, loguniform, randint, uniform
+from syne_tune.optimizer.baselines import BOHB
+
+from benchmarks.contestants import common
+
+
+class Budgeted(BOHB):  # type: ignore[misc]
+    """BOHB that proposes so many trials.
+
+    A stopping criterion is looked at after all free workers have got a trial, and would start one too many
+    where two become free at once.
+    """
+
+    left: int
+
+    def suggest(self) -> Any:
+        """Propose a trial, or None when the budget is spent, on which the tuner awaits the running ones."""
+        self.left -= 1
+        return super().suggest() if self.left >= 0 else None
+
+
+def main() -> None:
+    """Search."""
+    args = common.flags(__doc__).parse_args()
+    # A trial is a process on one core.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["SYNETUNE_FOLDER"] = str(args.log.parent / "syne-tune")
+    low, high = common.epochs_range(args.max_epochs)
+    constants = {name.replace("_", "-"): value for name, value in vars(args).items()}
+    scheduler = Budgeted(
+        {
+            "lr": loguniform(*common.LR),
+            "momentum": uniform(*common.MOMENTUM),
+            "optimizer": choice(list(common.OPTIMIZERS)),
+            "epochs": randint(low, high),
+            **{name: str(value) if isinstance(value, Path) else value for name, value in constants.items()},
+        },
+        # Its defaults are a grace period of 1 and a reduction factor of 3; max_t it must be told.
+        metric="accuracy",
+        do_minimize=False,
+        time_attr="epoch",
+        max_t=args.max_epochs,
+        random_seed=args.seed,
+    )
+    scheduler.left = args.num_samples
+    Tuner(
+        trial_backend=LocalBackend(
+            entry_point=str(Path(__file__).with_name("synetune_trial.py")), rotate_gpus=False
+        ),
+        scheduler=scheduler,
+        stop_criterion=lambda status: False,  # the scheduler ends it
+        n_workers=common.workers(args),
+        # The tuner looks at its trials every 5 seconds unless told otherwise: long for an epoch of a minute.
+        sleep_time=1.0,
+    ).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Runs a program as a user would, with its wall and CPU seconds, and leaves none of its processes behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the processes' CPU seconds; what one spends after its last look is not counted."""
+PATIENCE_SECONDS = 20.0
+"""For a program that was asked to end; then it is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """How a program ran."""
+
+    started: float
+    "Seconds since 1970."
+    wall_seconds: float
+    cpu_seconds: float
+    "User and system, of the process and all that it started."
+    error: str
+    "Last line of its output if it failed, else empty."
+
+
+def run(
+    command: Sequence[str], log: Path, *, folder: Path, environment: Mapping[str, str], limit_seconds: float
+) -> Ran:
+    """Run a program to its end, its output in a file.
+
+    Args:
+        command: what to run.
+        log: where its output goes.
+        folder: where it runs.
+        environment: its variables.
+        limit_seconds: after which it is ended, which counts as a failure.
+    """
+    started, begun = time.time(), time.perf_counter()
+    # In a session of its own, so that a Ctrl-C meant for us reaches it by us alone.
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    tree = _Tree(process.pid)
+    timed_out = False
+    try:
+        while True:
+            tree.look()
+            try:
+                code = process.wait(LOOK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                timed_out = time.perf_counter() - begun > limit_seconds
+                if timed_out:
+                    code = tree.end(process)
+                    break
+        wall_seconds = time.perf_counter() - begun
+    finally:
+        tree.end(process)
+    error = ""
+    if timed_out:
+        error = f"not done after {limit_seconds:.0f} s"
+    elif code:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        error = lines[-1].strip() if lines else f"exit code {code}"
+    return Ran(started=started, wall_seconds=wall_seconds, cpu_seconds=tree.cpu_seconds(), error=error)
+
+
+class _Tree:
+    """A process and all that it ever started, as far as looks have caught them.
+
+    `os.wait4` does not do: Ray's raylet lets the kernel reap its workers, whose CPU seconds are lost then.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.root: psutil.Process | None = None
+        with suppress(psutil.NoSuchProcess):
+            self.root = psutil.Process(pid)
+        self.seconds: dict[psutil.Process, float] = {}
+
+    def look(self) -> None:
+        """Note who there is, and the CPU seconds of each."""
+        if self.root is None:
+            return
+        with suppress(psutil.Error):
+            for process in (self.root, *self.root.children(recursive=True)):
+                self.seconds.setdefault(process, 0.0)
+        for process in list(self.seconds):
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                self.seconds[process] = times.user + times.system
+
+    def cpu_seconds(self) -> float:
+        """Sum up."""
+        return sum(self.seconds.values())
+
+    def end(self, process: subprocess.Popen[bytes]) -> int:
+        """Ask the program to end if it still runs, as Ctrl-C does; kill what is left of it in the end."""
+        if process.poll() is None:
+            self.look()
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_SECONDS)
+        self.look()
+        for one in self.seconds:
+            with suppress(psutil.Error):  # psutil never kills another process that got the number since
+                one.kill()
+        return process.wait()
