@@ -28,8 +28,10 @@ HOUSE = {
     "folder": {"ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
     "samplers": set(),
+    "journal": set(),
     "search": {
         *("hyperparameters", "settings", "spaces", "inherited", "ledger", "points", "folder", "samplers"),
+        "journal",
     },
     "trials": {"hyperparameters", "ledger", "folder", "search"},
     "grid": {"hyperparameters", "inherited", "ledger", "folder", "trials"},

@@ -1,0 +1,109 @@
+"""What a search costs by its size, in calls instead of seconds; and that what costs less decides the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.trial import TrialState
+
+from tests.test_search import read_study, result, searcher, suggest
+from tune_mnist.journal import JOURNAL, Journal
+from tune_mnist.ledger import LEDGER, Ledger
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the syncs of the disk, and the times that all trials of a study are asked for."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, owner: Any, method: str) -> None:
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, call)
+
+    counted("sync", os, "fsync")
+    counted("all trials", JournalStorage, "get_all_trials")
+    return counts
+
+
+def test_a_report_syncs_no_disk_and_looks_at_no_other_trial(tmp_path: Path, calls: Counter[str]) -> None:
+    search = searcher(tmp_path)
+    names = [f"trial{number}" for number in range(12)]
+    for name in names:
+        suggest(search, name)
+    calls.clear()
+    for epoch in (1, 2, 3):
+        for name in names:
+            search.on_trial_result(name, result(epoch, epoch / 10))
+    assert not calls
+    assert all(trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3} for trial in read_study(tmp_path).trials)
+
+
+def test_a_trial_syncs_its_suggestion_before_it_starts_and_its_end(
+    tmp_path: Path, calls: Counter[str]
+) -> None:
+    search = searcher(tmp_path)
+    for number in range(12):
+        calls.clear()
+        suggest(search, str(number))
+        assert calls["sync"] == 1
+        assert str(number) in Ledger.parse((tmp_path / LEDGER).read_bytes()).trials
+        search.on_trial_complete(str(number), result(5, 0.5))
+        assert calls["sync"] == 2
+
+
+@pytest.mark.parametrize("trials", [3, 30])
+def test_a_resume_syncs_as_often_with_many_trials_as_with_few(
+    trials: int, tmp_path: Path, calls: Counter[str]
+) -> None:
+    search = searcher(tmp_path)
+    for number in range(trials):
+        suggest(search, str(number))
+        search.on_trial_complete(str(number), result(5, 0.5))
+    calls.clear()
+    searcher(tmp_path)
+    assert calls["sync"] == 2  # the session's line in the ledger, and the journal
+    assert len(read_study(tmp_path).trials) == trials
+
+
+def test_the_journal_has_each_operation_as_soon_as_it_is_done(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    for number in range(3):
+        suggest(search, str(number))
+        assert read_study(tmp_path).trials[number].state == TrialState.RUNNING
+        search.on_trial_result(str(number), result(1, 0.5))
+        assert read_study(tmp_path).trials[number].intermediate_values == {1: 0.5}
+    assert not list(tmp_path.glob("*.lock")) and not list(tmp_path.glob(".*"))
+
+
+def test_what_another_process_writes_into_the_journal_is_seen(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    read_study(tmp_path).set_user_attr("note", "from the dashboard")
+    suggest(search, "a")
+    assert search._study.user_attrs == {"note": "from the dashboard"}
+    assert read_study(tmp_path).user_attrs == {"note": "from the dashboard"}
+
+
+def test_a_journal_in_the_making_is_not_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    path.write_text("the old one\n")
+    journal = Journal()
+    study = optuna.create_study(storage=JournalStorage(journal), study_name="new")
+    study.add_trial(optuna.create_trial(value=1.0))
+    assert path.read_text() == "the old one\n"
+    journal.put_in_place(path)
+    assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()] == [0, 4]
+    study.add_trial(optuna.create_trial(value=2.0))
+    assert [trial.value for trial in study.trials] == [1.0, 2.0]
