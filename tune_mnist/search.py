@@ -58,7 +58,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: RunFolder
     ) -> None:
         """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it."""
-        self._settings, self._ledger, self._folder = settings, ledger, folder
+        self._settings, self._ledger, self._folder, self._drawn_from = settings, ledger, folder, space
         journal, path = Journal(), folder.local / JOURNAL
         self._heard: dict[str, set[int]] = defaultdict(set)
         "By trial that has not ended: the epochs that the study knows."
@@ -97,7 +97,8 @@ class TruthfulOptunaSearch(OptunaSearch):
         if len(self._ot_trials) - len(self._completed_trials) >= (self._settings.max_concurrent_trials or 1):
             return None
         number = len(self._ot_trials)
-        self._study.sampler = make_sampler(self._settings.sampler, self._settings.seed, number)
+        settings = self._settings
+        self._study.sampler = make_sampler(settings.sampler, settings.seed, number, self._drawn_from)
         parameters = super().suggest(trial_id) or {}
         trial = self._ot_trials[trial_id]
         trial.set_user_attr(RAY_TRIAL_ID, trial_id)
