@@ -29,9 +29,10 @@ HOUSE = {
     "trainable": {"hyperparameters", "data", "training", "folder"},
     "samplers": set(),
     "journal": set(),
+    "rungs": set(),
     "search": {
         *("hyperparameters", "settings", "spaces", "inherited", "ledger", "points", "folder", "samplers"),
-        "journal",
+        *("journal", "rungs"),
     },
     "trials": {"hyperparameters", "ledger", "folder", "search"},
     "grid": {"hyperparameters", "inherited", "ledger", "folder", "trials"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import TPESampler
@@ -20,6 +22,7 @@ from optuna.trial import TrialState
 from tests.test_search import read_study, result, searcher, suggest
 from tune_mnist.journal import JOURNAL, Journal
 from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.rungs import OrderedBracket, Rung
 from tune_mnist.samplers import make_sampler
 from tune_mnist.spaces import SPACES
 
@@ -136,3 +139,19 @@ def test_tpe_draws_the_same_where_it_is_told_the_space(name: str, monkeypatch: p
                 study.tell(trial, dice.random() if state == TrialState.COMPLETE else None, state)
         assert params[0] == params[1]
     assert isinstance(finding.sampler, TPESampler) and len(finding.trials) == 40
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("reduction_factor", [2, 2.5, 10 / 3, 3, 4, 7])
+def test_the_cutoff_is_numpys_percentile_to_the_last_bit(reduction_factor: float) -> None:
+    bracket = OrderedBracket(1, 27, reduction_factor, 0, stop_last_trials=True)
+    dice = random.Random(0)
+    for _ in range(20):
+        rung = Rung()
+        assert bracket.cutoff(rung) is None
+        for number in range(dice.randrange(1, 100)):
+            value = dice.choice([dice.random(), round(dice.random(), 1), math.nan])
+            rung[str(number)] = value
+            expected = np.nanpercentile(list(rung.values()), (1 - 1 / reduction_factor) * 100)
+            found = bracket.cutoff(rung)
+            assert found is not None and np.array_equal(found, expected, equal_nan=True)

@@ -27,6 +27,7 @@ from tune_mnist.journal import JOURNAL as JOURNAL
 from tune_mnist.journal import Journal, notes
 from tune_mnist.ledger import Ledger, TrialRecord, trial_state
 from tune_mnist.points import first_points
+from tune_mnist.rungs import OrderedBracket
 from tune_mnist.samplers import make_sampler
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import to_config
@@ -166,14 +167,17 @@ class SteadfastASHA(ASHAScheduler):
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        limits = settings.grace_period, settings.max_epochs, settings.reduction_factor
+        grace_period, max_t, reduction_factor = limits
         super().__init__(
             time_attr=TIME_ATTR,
             metric=METRIC,
             mode=MODE,
-            max_t=settings.max_epochs,
-            grace_period=settings.grace_period,
-            reduction_factor=settings.reduction_factor,
+            max_t=max_t,
+            grace_period=grace_period,
+            reduction_factor=reduction_factor,
         )
+        self._brackets = [OrderedBracket(*limits, 0, stop_last_trials=True)]
         self.stopped: dict[str, int] = {}
         "Epoch of the verdict by trial."
         for trial_id in ledger.trials:
