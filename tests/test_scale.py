@@ -96,14 +96,6 @@ def test_the_journal_has_each_operation_as_soon_as_it_is_done(tmp_path: Path) ->
     assert not list(tmp_path.glob("*.lock")) and not list(tmp_path.glob(".*"))
 
 
-def test_what_another_process_writes_into_the_journal_is_seen(tmp_path: Path) -> None:
-    search = searcher(tmp_path)
-    read_study(tmp_path).set_user_attr("note", "from the dashboard")
-    suggest(search, "a")
-    assert search._study.user_attrs == {"note": "from the dashboard"}
-    assert read_study(tmp_path).user_attrs == {"note": "from the dashboard"}
-
-
 def test_a_journal_in_the_making_is_not_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_text("the old one\n")

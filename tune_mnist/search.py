@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_mnist.folder import RunFolder
+from tune_mnist.folder import RunFolder, sync
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
 from tune_mnist.inherited import InheritedTrial
 from tune_mnist.journal import JOURNAL as JOURNAL
@@ -134,6 +134,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         for trial in self._ledger.unended():
             self._ot_trials[trial.trial_id].set_user_attr(STOPPED_BY, reason)
             self._tell(trial.trial_id, trial_state(trial.epoch, trial.epochs_planned, failed=False))
+        sync(self._folder.local / JOURNAL)
         self._ledger.close(reason)
 
     def _tell(self, trial_id: str, state: str) -> None:
