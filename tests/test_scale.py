@@ -9,22 +9,33 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.samplers import TPESampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune import TuneError
+from ray.tune.search import Searcher
 
+from tests.made_runs import make_run
 from tests.test_search import read_study, result, searcher, suggest
+from tune_mnist import results, tuner
+from tune_mnist.folder import RunFolder
+from tune_mnist.grid import StoredRun, records
+from tune_mnist.insights import View
 from tune_mnist.journal import JOURNAL, Journal
 from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.report import make_report
 from tune_mnist.rungs import OrderedBracket, Rung
 from tune_mnist.samplers import make_sampler
 from tune_mnist.spaces import SPACES
+from tune_mnist.trials import TrialSource
 
 
 @pytest.fixture
@@ -147,3 +158,49 @@ def test_the_cutoff_is_numpys_percentile_to_the_last_bit(reduction_factor: float
             expected = np.nanpercentile(list(rung.values()), (1 - 1 / reduction_factor) * 100)
             found = bracket.cutoff(rung)
             assert found is not None and np.array_equal(found, expected, equal_nan=True)
+
+
+def test_a_run_is_read_without_a_table_for_each_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, made = make_run(tmp_path / "run", 30), Counter[str]()
+    original = pd.json_normalize
+
+    def normalize(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        made["tables"] += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pd, "json_normalize", normalize)
+    grid = results.load(run)
+    assert len(results.trials_frame(grid)) == len(grid) == 30 and not made
+    table = grid[7].metrics_dataframe
+    assert made["tables"] == 1 and table is not None
+    record = records(grid)[7]
+    assert table["accuracy"].tolist() == [epoch["accuracy"] for epoch in record.epochs]
+    assert (table["trial_id"] == record.trial_id).all()
+    metrics = [one.metrics for one in grid]
+    assert [one["trial_id"] for one in metrics if one] == [one.trial_id for one in records(grid)]
+
+
+def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = View(tuner.look(str(make_run(tmp_path / "run", 30))))
+    first = view.study.trials[0]
+    monkeypatch.setattr(FrozenTrial, "__deepcopy__", None, raising=False)  # copying raises
+    assert view.study.trials[0] is first
+    assert "<!DOCTYPE html>" in make_report(view)
+
+
+def test_ray_looks_up_no_trainable_for_trials_that_have_ended(tmp_path: Path) -> None:
+    folder = RunFolder(make_run(tmp_path / "run", 12, running=True))
+    ledger = folder.ledger()
+    ended = {trial.trial_id for trial in ledger.trials.values() if trial.state}
+    source = TrialSource(cast(Any, Searcher()), folder, ledger, 12)
+    names = ("run", "checkpoint_config", "trial_dirname_creator", "max_failures")
+    spec = dict.fromkeys(names) | {"run": "unknown to Ray", "max_failures": 0}
+    source._experiment = cast(Any, SimpleNamespace(spec=spec | {"storage": StoredRun(folder, "")}))
+    for _ in ended:
+        trial = source.next_trial()
+        assert trial is not None and trial.trial_id in ended and trial.is_finished()
+        trial.create_placement_group_factory()
+    with pytest.raises(TuneError, match="Unknown trainable"):
+        source.next_trial()  # it has to run
