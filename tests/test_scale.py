@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import multiprocessing
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import optuna
@@ -22,7 +27,9 @@ from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import TuneError
 from ray.tune.search import Searcher
+from rich.console import Console
 
+from benchmarks import load, scale
 from tests.made_runs import make_run
 from tests.test_search import read_study, result, searcher, suggest
 from tune_mnist import results, tuner
@@ -178,7 +185,7 @@ def test_a_run_is_read_without_a_table_for_each_trial(
     record = records(grid)[7]
     assert table["accuracy"].tolist() == [epoch["accuracy"] for epoch in record.epochs]
     assert (table["trial_id"] == record.trial_id).all()
-    metrics = [one.metrics for one in grid]
+    metrics = [grid[place].metrics for place in range(len(grid))]
     assert [one["trial_id"] for one in metrics if one] == [one.trial_id for one in records(grid)]
 
 
@@ -199,8 +206,35 @@ def test_ray_looks_up_no_trainable_for_trials_that_have_ended(tmp_path: Path) ->
     spec = dict.fromkeys(names) | {"run": "unknown to Ray", "max_failures": 0}
     source._experiment = cast(Any, SimpleNamespace(spec=spec | {"storage": StoredRun(folder, "")}))
     for _ in ended:
-        trial = source.next_trial()
-        assert trial is not None and trial.trial_id in ended and trial.is_finished()
+        trial: Any = source.next_trial()
+        assert trial.trial_id in ended and trial.is_finished()
         trial.create_placement_group_factory()
     with pytest.raises(TuneError, match="Unknown trainable"):
         source.next_trial()  # it has to run
+
+
+@pytest.mark.parametrize("kind", ["parts", "loop"])
+def test_the_benchmark_drives_all_trials_to_their_ends(kind: str, tmp_path: Path, mnist_dir: Path) -> None:
+    given = load.Load(trials=6, concurrent=4, folder=tmp_path / "run", data_dir=mnist_dir)
+    with (
+        tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as short,
+        mock.patch.dict(os.environ, {"RAY_TMPDIR": short}),
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        figures = pool.submit(scale.KINDS[kind][1], given).result()
+    ledger = Ledger.parse((given.folder / LEDGER).read_bytes())
+    assert [trial.state is not None for trial in ledger.trials.values()] == [True] * 6
+    assert figures["reports a trial"] == len(ledger.order) / 6
+    assert [len(trial.intermediate_values) for trial in read_study(given.folder).trials] == [
+        len(trial.epochs) for trial in ledger.trials.values()
+    ]
+    rungs_reached = Counter(epoch for _, epoch in ledger.order)
+    assert rungs_reached[1] == 6 and rungs_reached[load.MAX_EPOCHS] < 6  # ASHA has stopped some
+
+
+def test_the_limit_of_a_suggestion_goes_by_the_largest_sizes() -> None:
+    known = {"what": "known", "figure": "suggestion, ms", "concurrent": 64, "round": 0}
+    rows = pd.DataFrame([{**known, "trials": n, "value": ms} for n, ms in ((10, 90), (100, 10), (1000, 100))])
+    console = Console(width=200, record=True, file=io.StringIO())
+    scale.show(console, rows)
+    assert "1 s from some 10,000 on, going by 100 and 1,000" in console.export_text()
