@@ -30,8 +30,11 @@ HOUSE = {
     "folder": {"words", "ledger"},
     "trainable": {"hyperparameters", "data", "training", "folder"},
     "samplers": set(),
+    "journal": set(),
+    "rungs": set(),
     "search": {
         *("hyperparameters", "settings", "spaces", "inherited", "ledger", "points", "folder", "samplers"),
+        *("journal", "rungs"),
     },
     "trials": {"hyperparameters", "ledger", "folder", "search"},
     "grid": {"hyperparameters", "inherited", "ledger", "folder", "trials"},

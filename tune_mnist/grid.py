@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from ray.train._internal.storage import StorageContext
-from ray.tune import CheckpointConfig, ExperimentAnalysis
+from ray.tune import CheckpointConfig, ExperimentAnalysis, Result
 from ray.tune import ResultGrid as ResultGrid
 from ray.tune.experiment import Trial
 
@@ -39,7 +40,7 @@ class LedgerAnalysis(ExperimentAnalysis):
         self._experiment_json_fs_path = f"{folder.path}/{LEDGER}"
         records = sorted(ledger.trials.values(), key=lambda record: record.number)
         self.trials = [self._trial(record) for record in records]
-        self._trial_dataframes = {record.trial_id: self._frame(record) for record in records}
+        self._trial_dataframes = _Frames(ledger)  # type: ignore[assignment]
         self._configs = self.get_all_configs()
 
     def _trial(self, record: TrialRecord) -> Trial:
@@ -56,7 +57,42 @@ class LedgerAnalysis(ExperimentAnalysis):
             trial.set_status(Trial.RUNNING)  # type: ignore[no-untyped-call]
         return trial
 
-    def _frame(self, record: TrialRecord) -> pd.DataFrame:
+
+class LedgerGrid(ResultGrid):
+    """Ray's grid, whose results are made when one is looked at: each has a table, which takes 1 ms."""
+
+    def __init__(self, analysis: LedgerAnalysis) -> None:
+        self._experiment_analysis = analysis
+        self._results = _Results(self)  # type: ignore[assignment]
+
+
+class _Results(Sequence[Result]):
+    def __init__(self, grid: LedgerGrid) -> None:
+        self.grid, self.trials = grid, grid._experiment_analysis.trials
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self.grid._trial_to_result(trial) for trial in self.trials[place]]
+        return self.grid._trial_to_result(self.trials[place])
+
+
+class _Frames(Mapping[str, pd.DataFrame]):
+    """What each trial has reported, by its id."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.records = ledger.trials
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __getitem__(self, trial_id: str) -> pd.DataFrame:
+        record = self.records[trial_id]
         extra = {"trial_id": record.trial_id, "config": ray_config(record)}
         return pd.json_normalize([{**epoch, **extra} for epoch in record.epochs], sep="/")
 
@@ -68,7 +104,7 @@ def load_grid(path: str | Path | RunFolder) -> ResultGrid:
         FolderError: if ``path`` is not the folder of a run.
     """
     folder = path if isinstance(path, RunFolder) else RunFolder(path)
-    return ResultGrid(LedgerAnalysis(folder, folder.ledger()))
+    return LedgerGrid(LedgerAnalysis(folder, folder.ledger()))
 
 
 def records(grid: ResultGrid) -> list[TrialRecord]:

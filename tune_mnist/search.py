@@ -7,31 +7,31 @@ and the number of the trial alone, and ASHA's rungs are what the reports so far 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_mnist.folder import RunFolder
+from tune_mnist.folder import RunFolder, sync
 from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
 from tune_mnist.inherited import InheritedTrial
+from tune_mnist.journal import JOURNAL as JOURNAL
+from tune_mnist.journal import Journal, notes
 from tune_mnist.ledger import Ledger, TrialRecord, trial_state
 from tune_mnist.points import first_points
+from tune_mnist.rungs import OrderedBracket
 from tune_mnist.samplers import make_sampler
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import to_config
 
-JOURNAL = "study.journal"
-"""Name of the study's file in the run folder."""
 RAY_TRIAL_ID = "ray_trial_id"
 """User attribute of an Optuna trial: the id of its Ray trial."""
 HAND_SET = "hand_set"
@@ -59,33 +59,34 @@ class TruthfulOptunaSearch(OptunaSearch):
         self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: RunFolder
     ) -> None:
         """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it."""
-        self._settings, self._ledger, self._folder = settings, ledger, folder
-        journal, fresh = folder.local / JOURNAL, folder.local / f".{JOURNAL}.new"
-        for stale in (fresh, Path(f"{fresh}.lock"), Path(f"{journal}.lock")):  # a lock stops writers for 30 s
-            stale.unlink(missing_ok=True)
+        self._settings, self._ledger, self._folder, self._drawn_from = settings, ledger, folder, space
+        journal, path = Journal(), folder.local / JOURNAL
+        self._heard: dict[str, set[int]] = defaultdict(set)
+        "By trial that has not ended: the epochs that the study knows."
         super().__init__(
             space=dict(space),
             metric=METRIC,
             mode=MODE,
             sampler=make_sampler(settings.sampler, settings.seed, 0),
             study_name=folder.name,
-            storage=JournalStorage(JournalFileBackend(str(fresh))),
+            storage=JournalStorage(journal),
         )
-        for name, value in notes(journal).items():
+        for name, value in notes(path).items():
             self._study._storage.set_study_system_attr(self._study._study_id, name, value)
         records = sorted(ledger.trials.values(), key=lambda trial: trial.number)
         inherited = [_inherited(trial, space) for trial in ledger.inherited]
         self._study.add_trials([*inherited, *(_own(trial, space, len(inherited)) for trial in records)])
-        fresh.replace(journal)
-        self._storage = JournalStorage(JournalFileBackend(str(journal)))
-        self._setup_study(MODE)  # again, on the file's own name
-        for frozen, record in zip(self._study.get_trials()[len(inherited) :], records, strict=True):
+        trials = self._study.get_trials(deepcopy=False)[len(inherited) :]
+        for frozen, record in zip(trials, records, strict=True):
             self._ot_trials[record.trial_id] = Trial(self._study, frozen._trial_id)
             if record.state:
                 self._completed_trials.add(record.trial_id)
+            else:
+                self._heard[record.trial_id] = {epoch[TIME_ATTR] for epoch in record.epochs}
         points = first_points(settings, space) if ledger.points is None else ledger.points
         for point in points[len(records) :]:  # the others have had their trials
             self._study.enqueue_trial(dict(point.params), {HAND_SET: True} if point.hand_set else None)
+        journal.put_in_place(path)
 
     @property
     def _study(self) -> Study:
@@ -97,7 +98,8 @@ class TruthfulOptunaSearch(OptunaSearch):
         if len(self._ot_trials) - len(self._completed_trials) >= (self._settings.max_concurrent_trials or 1):
             return None
         number = len(self._ot_trials)
-        self._study.sampler = make_sampler(self._settings.sampler, self._settings.seed, number)
+        settings = self._settings
+        self._study.sampler = make_sampler(settings.sampler, settings.seed, number, self._drawn_from)
         parameters = super().suggest(trial_id) or {}
         trial = self._ot_trials[trial_id]
         trial.set_user_attr(RAY_TRIAL_ID, trial_id)
@@ -132,6 +134,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         for trial in self._ledger.unended():
             self._ot_trials[trial.trial_id].set_user_attr(STOPPED_BY, reason)
             self._tell(trial.trial_id, trial_state(trial.epoch, trial.epochs_planned, failed=False))
+        sync(self._folder.local / JOURNAL)
         self._ledger.close(reason)
 
     def _tell(self, trial_id: str, state: str) -> None:
@@ -140,6 +143,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         value = last[METRIC] if state == "COMPLETE" else None
         self._study.tell(self._ot_trials[trial_id], value, state=TrialState[state])
         self._completed_trials.add(trial_id)
+        self._heard.pop(trial_id, None)
 
     def _report(self, trial_id: str, result: dict[str, Any]) -> None:
         self._ledger.reported(trial_id, result)
@@ -149,25 +153,11 @@ class TruthfulOptunaSearch(OptunaSearch):
         # Ray sends the report at which a trial is stopped with its end only. Where its process is lost in
         # between, the ledger has that report and the study would never get it.
         trial = self._ot_trials[trial_id]
-        known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        heard = self._heard[trial_id]
         for epoch in self._ledger.trials[trial_id].epochs:
-            if epoch[TIME_ATTR] not in known:
+            if epoch[TIME_ATTR] not in heard:
+                heard.add(epoch[TIME_ATTR])
                 trial.report(epoch[METRIC], epoch[TIME_ATTR])
-
-
-def notes(journal: Path) -> dict[str, Any]:
-    """Read what a person has written into a study with optuna-dashboard; it is nowhere else.
-
-    Returns:
-        Its attributes; {} where there is no study that can be read, as after a power cut.
-    """
-    if not journal.exists():
-        return {}
-    try:
-        (study,) = JournalStorage(JournalFileBackend(str(journal))).get_all_studies()
-    except Exception:  # whatever Optuna makes of a spoilt journal
-        return {}
-    return {name: value for name, value in study.system_attrs.items() if name.startswith("dashboard:")}
 
 
 class SteadfastASHA(ASHAScheduler):
@@ -178,20 +168,24 @@ class SteadfastASHA(ASHAScheduler):
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        limits = settings.grace_period, settings.max_epochs, settings.reduction_factor
+        grace_period, max_t, reduction_factor = limits
         super().__init__(
             time_attr=TIME_ATTR,
             metric=METRIC,
             mode=MODE,
-            max_t=settings.max_epochs,
-            grace_period=settings.grace_period,
-            reduction_factor=settings.reduction_factor,
+            max_t=max_t,
+            grace_period=grace_period,
+            reduction_factor=reduction_factor,
         )
+        self._brackets = [OrderedBracket(*limits, 0, stop_last_trials=True)]
         self.stopped: dict[str, int] = {}
         "Epoch of the verdict by trial."
         for trial_id in ledger.trials:
             self.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=trial_id)))
         for trial_id, epoch in ledger.order:
-            result = next(one for one in ledger.trials[trial_id].epochs if one[TIME_ATTR] == epoch)
+            result = ledger.trials[trial_id].find(epoch)
+            assert result is not None  # it is the line that the order was made from
             self.on_trial_result(cast(Any, None), cast(Any, SimpleNamespace(trial_id=trial_id)), result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

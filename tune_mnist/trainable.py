@@ -51,6 +51,8 @@ def train_trial(
         DivergedError: if the loss is not finite.
         RuntimeError: if ``device`` is cuda and there is none.
     """
+    if not gc.get_freeze_count():
+        gc.freeze()  # torch and Ray, whose 400,000 objects the collection below would walk through each time
     config = dict(config)
     number = config.pop(OPTUNA_NUMBER, 0)
     hyperparameters = Hyperparameters(**config)

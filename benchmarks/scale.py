@@ -1,0 +1,131 @@
+"""The driver under the load of a cluster: up to 256 trials at a time, up to 10,000 in all; none trains.
+
+python -m benchmarks scale --full
+
+Ray's own figures (Ray Tune's user guide, "Scalability and overhead benchmarks"): about 500 results a second
+without logging, 50 to 100 with.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import optuna
+import pandas as pd
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import load, measure
+
+KINDS: dict[str, tuple[str, Callable[[load.Load], dict[str, float]]]] = {
+    "parts": ("our parts alone: searcher, ASHA, ledger, journal", load.parts),
+    "loop": ("the whole driver, with actors that are pretended", partial(load.search, pretended=True)),
+    "actors": ("the whole driver, with real actors that sleep", partial(load.search, pretended=False)),
+    "known": ("what grows with the trials that a search has", load.known),
+    "resumed": ("a resume, up to the first new suggestion", load.resumed),
+    "read": ("what analyse.py does with a run", load.read),
+}
+SHORT = [
+    *(("known", trials, 64) for trials in (100, 1000)),
+    *(("resumed", 1000, 64), ("read", 1000, 64), ("parts", 200, 64), ("loop", 150, 64)),
+]
+"""Kind, trials and trials at a time of each measurement."""
+FULL = [
+    *((kind, trials, 64) for trials in (100, 1000, 10_000) for kind in ("known", "resumed", "read")),
+    *(("parts", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256), (3000, 256))),
+    *(("loop", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256))),
+    *(("actors", 320, 64), ("actors", 512, 256)),
+]
+ROUNDS = 3
+"""Rounds of what is short: up to so many trials known."""
+PROCESS_BYTES = 75e6
+"""Memory that a process of Ray's takes for itself."""
+SLEEP_SECONDS = 0.5
+"""What a real trial sleeps before each report: 64 of them could send 128 reports a second, 256 send 512."""
+
+
+def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+    """Measure each in a process of its own; give a row a figure."""
+    rows = []
+    with (
+        tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as scratch,  # Ray's sockets need a short path
+        mock.patch.dict(os.environ, {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", scratch)}),
+    ):
+        plan = [
+            (one, number) for one in (FULL if full else SHORT) for number in range(_rounds(*one, full=full))
+        ]
+        for count, ((kind, trials, at_a_time), number) in enumerate(plan, start=1):
+            name = f"{kind}, {trials} trials, {at_a_time} at a time"
+            if kind == "actors" and psutil.virtual_memory().available < at_a_time * PROCESS_BYTES:
+                console.print(f"  {name}: left out, as there is no memory for so many processes")
+                continue
+            console.print(f"  {count} of {len(plan)}: {name}")
+            given = load.Load(
+                trials=trials,
+                concurrent=at_a_time,
+                seconds=SLEEP_SECONDS,
+                folder=Path(scratch) / f"{kind}-{count}",
+                data_dir=data_dir.absolute(),
+            )
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                figures = pool.submit(_measure, kind, given).result()
+            common = {"what": kind, "trials": trials, "concurrent": at_a_time, "round": number}
+            rows += [{**common, "figure": name, "value": value} for name, value in figures.items()]
+    return pd.DataFrame(rows)
+
+
+def show(console: Console, rows: pd.DataFrame) -> None:
+    """Print a table a kind: a line a figure, a column a size."""
+    for kind, (text, _) in KINDS.items():
+        mine = rows[rows["what"] == kind]
+        if mine.empty:
+            continue
+        sizes = mine[["trials", "concurrent"]].drop_duplicates().itertuples(index=False)
+        table = Table("", title=f"{kind}: {text}", title_justify="left")
+        columns = []
+        for trials, at_a_time in sorted(sizes):
+            table.add_column(f"{trials:,} trials, {at_a_time} at a time", justify="right")
+            columns.append(mine[(mine["trials"] == trials) & (mine["concurrent"] == at_a_time)])
+        for figure in mine["figure"].unique():
+            cells = [measure.spread(one.loc[one["figure"] == figure, "value"]) for one in columns]
+            table.add_row(figure, *cells)
+        console.print(table)
+    console.print(_limit(rows))
+
+
+def _limit(rows: pd.DataFrame) -> str:
+    """Say from how many known trials on a suggestion takes over 1 s, going by the two largest sizes."""
+    mine = rows[(rows["what"] == "known") & (rows["figure"] == "suggestion, ms")]
+    sizes = sorted(int(trials) for trials in mine["trials"].unique())[-2:]
+    if len(sizes) < 2:
+        return ""
+    fewer, more = sizes
+    low, high = (float(mine.loc[mine["trials"] == trials, "value"].median()) for trials in sizes)
+    slope = (high - low) / (more - fewer)
+    if slope <= 0:
+        return "A suggestion takes no longer the more trials are known."
+    limit = more + (1000 - high) / slope
+    return (
+        f"A suggestion takes {1000 * slope:.0f} µs more for each trial known: 1 s from some {limit:,.0f} on, "
+        f"going by {fewer:,} and {more:,}."
+    )
+
+
+def _rounds(kind: str, trials: int, at_a_time: int, *, full: bool) -> int:
+    return ROUNDS if full and trials <= 1000 and kind in ("known", "resumed", "read") else 1
+
+
+def _measure(kind: str, given: load.Load) -> dict[str, float]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return KINDS[kind][1](given)
+    finally:
+        load.clean(given)

@@ -1,0 +1,240 @@
+"""What a search costs by its size, in calls instead of seconds; and that what costs less decides the same."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import multiprocessing
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.samplers import TPESampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.storages import JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune import TuneError
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from benchmarks import load, scale
+from tests.made_runs import make_run
+from tests.test_search import read_study, result, searcher, suggest
+from tune_mnist import results, tuner
+from tune_mnist.folder import RunFolder
+from tune_mnist.grid import StoredRun, records
+from tune_mnist.insights import View
+from tune_mnist.journal import JOURNAL, Journal
+from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.report import make_report
+from tune_mnist.rungs import OrderedBracket, Rung
+from tune_mnist.samplers import make_sampler
+from tune_mnist.spaces import SPACES
+from tune_mnist.trials import TrialSource
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the syncs of the disk, and the times that all trials of a study are asked for."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, owner: Any, method: str) -> None:
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, call)
+
+    counted("sync", os, "fsync")
+    counted("all trials", JournalStorage, "get_all_trials")
+    return counts
+
+
+def test_a_report_syncs_no_disk_and_looks_at_no_other_trial(tmp_path: Path, calls: Counter[str]) -> None:
+    search = searcher(tmp_path)
+    names = [f"trial{number}" for number in range(12)]
+    for name in names:
+        suggest(search, name)
+    calls.clear()
+    for epoch in (1, 2, 3):
+        for name in names:
+            search.on_trial_result(name, result(epoch, epoch / 10))
+    assert not calls
+    assert all(trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3} for trial in read_study(tmp_path).trials)
+
+
+def test_a_trial_syncs_its_suggestion_before_it_starts_and_its_end(
+    tmp_path: Path, calls: Counter[str]
+) -> None:
+    search = searcher(tmp_path)
+    for number in range(12):
+        calls.clear()
+        suggest(search, str(number))
+        assert calls["sync"] == 1
+        assert str(number) in Ledger.parse((tmp_path / LEDGER).read_bytes()).trials
+        search.on_trial_complete(str(number), result(5, 0.5))
+        assert calls["sync"] == 2
+
+
+@pytest.mark.parametrize("trials", [3, 30])
+def test_a_resume_syncs_as_often_with_many_trials_as_with_few(
+    trials: int, tmp_path: Path, calls: Counter[str]
+) -> None:
+    search = searcher(tmp_path)
+    for number in range(trials):
+        suggest(search, str(number))
+        search.on_trial_complete(str(number), result(5, 0.5))
+    calls.clear()
+    searcher(tmp_path)
+    assert calls["sync"] == 2  # the session's line in the ledger, and the journal
+    assert len(read_study(tmp_path).trials) == trials
+
+
+def test_the_journal_has_each_operation_as_soon_as_it_is_done(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    for number in range(3):
+        suggest(search, str(number))
+        assert read_study(tmp_path).trials[number].state == TrialState.RUNNING
+        search.on_trial_result(str(number), result(1, 0.5))
+        assert read_study(tmp_path).trials[number].intermediate_values == {1: 0.5}
+    assert not list(tmp_path.glob("*.lock")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_journal_in_the_making_is_not_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    path.write_text("the old one\n")
+    journal = Journal()
+    study = optuna.create_study(storage=JournalStorage(journal), study_name="new")
+    study.add_trial(optuna.create_trial(value=1.0))
+    assert path.read_text() == "the old one\n"
+    journal.put_in_place(path)
+    assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()] == [0, 4]
+    study.add_trial(optuna.create_trial(value=2.0))
+    assert [trial.value for trial in study.trials] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["blog", "wide"])
+def test_tpe_draws_the_same_where_it_is_told_the_space(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = dict(SPACES[name])
+    told, finding = (optuna.create_study(direction="maximize") for _ in range(2))
+    for number in range(40):
+        params = []
+        for study in (told, finding):
+            study.sampler = make_sampler("tpe", 5, number, space if study is told else None)
+            dice = random.Random(number)
+            if number in (0, 20):
+                study.enqueue_trial({"momentum": 0.5})
+            with monkeypatch.context() as patch:
+                if study is told:  # this is what it is spared
+                    patch.delattr(IntersectionSearchSpace, "calculate")
+                trial = study.ask(space)
+            params.append(trial.params)
+            trial.report(dice.random(), 1)
+            state = dice.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, None])
+            if state:
+                study.tell(trial, dice.random() if state == TrialState.COMPLETE else None, state)
+        assert params[0] == params[1]
+    assert isinstance(finding.sampler, TPESampler) and len(finding.trials) == 40
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("reduction_factor", [2, 2.5, 10 / 3, 3, 4, 7])
+def test_the_cutoff_is_numpys_percentile_to_the_last_bit(reduction_factor: float) -> None:
+    bracket = OrderedBracket(1, 27, reduction_factor, 0, stop_last_trials=True)
+    dice = random.Random(0)
+    for _ in range(20):
+        rung = Rung()
+        assert bracket.cutoff(rung) is None
+        for number in range(dice.randrange(1, 100)):
+            value = dice.choice([dice.random(), round(dice.random(), 1), math.nan])
+            rung[str(number)] = value
+            expected = np.nanpercentile(list(rung.values()), (1 - 1 / reduction_factor) * 100)
+            found = bracket.cutoff(rung)
+            assert found is not None and np.array_equal(found, expected, equal_nan=True)
+
+
+def test_a_run_is_read_without_a_table_for_each_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, made = make_run(tmp_path / "run", 30), Counter[str]()
+    original = pd.json_normalize
+
+    def normalize(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        made["tables"] += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pd, "json_normalize", normalize)
+    grid = results.load(run)
+    assert len(results.trials_frame(grid)) == len(grid) == 30 and not made
+    table = grid[7].metrics_dataframe
+    assert made["tables"] == 1 and table is not None
+    record = records(grid)[7]
+    assert table["accuracy"].tolist() == [epoch["accuracy"] for epoch in record.epochs]
+    assert (table["trial_id"] == record.trial_id).all()
+    metrics = [grid[place].metrics for place in range(len(grid))]
+    assert [one["trial_id"] for one in metrics if one] == [one.trial_id for one in records(grid)]
+
+
+def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = View(tuner.look(str(make_run(tmp_path / "run", 30))))
+    first = view.study.trials[0]
+    monkeypatch.setattr(FrozenTrial, "__deepcopy__", None, raising=False)  # copying raises
+    assert view.study.trials[0] is first
+    assert "<!DOCTYPE html>" in make_report(view)
+
+
+def test_ray_looks_up_no_trainable_for_trials_that_have_ended(tmp_path: Path) -> None:
+    folder = RunFolder(make_run(tmp_path / "run", 12, running=True))
+    ledger = folder.ledger()
+    ended = {trial.trial_id for trial in ledger.trials.values() if trial.state}
+    source = TrialSource(cast(Any, Searcher()), folder, ledger, 12)
+    names = ("run", "checkpoint_config", "trial_dirname_creator", "max_failures")
+    spec = dict.fromkeys(names) | {"run": "unknown to Ray", "max_failures": 0}
+    source._experiment = cast(Any, SimpleNamespace(spec=spec | {"storage": StoredRun(folder, "")}))
+    for _ in ended:
+        trial: Any = source.next_trial()
+        assert trial.trial_id in ended and trial.is_finished()
+        trial.create_placement_group_factory()
+    with pytest.raises(TuneError, match="Unknown trainable"):
+        source.next_trial()  # it has to run
+
+
+@pytest.mark.parametrize("kind", ["parts", "loop"])
+def test_the_benchmark_drives_all_trials_to_their_ends(kind: str, tmp_path: Path, mnist_dir: Path) -> None:
+    given = load.Load(trials=6, concurrent=4, folder=tmp_path / "run", data_dir=mnist_dir)
+    with (
+        tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as short,
+        mock.patch.dict(os.environ, {"RAY_TMPDIR": short}),
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        figures = pool.submit(scale.KINDS[kind][1], given).result()
+    ledger = Ledger.parse((given.folder / LEDGER).read_bytes())
+    assert [trial.state is not None for trial in ledger.trials.values()] == [True] * 6
+    assert figures["reports a trial"] == len(ledger.order) / 6
+    assert [len(trial.intermediate_values) for trial in read_study(given.folder).trials] == [
+        len(trial.epochs) for trial in ledger.trials.values()
+    ]
+    rungs_reached = Counter(epoch for _, epoch in ledger.order)
+    assert rungs_reached[1] == 6 and rungs_reached[load.MAX_EPOCHS] < 6  # ASHA has stopped some
+
+
+def test_the_limit_of_a_suggestion_goes_by_the_largest_sizes() -> None:
+    known = {"what": "known", "figure": "suggestion, ms", "concurrent": 64, "round": 0}
+    rows = pd.DataFrame([{**known, "trials": n, "value": ms} for n, ms in ((10, 90), (100, 10), (1000, 100))])
+    console = Console(width=200, record=True, file=io.StringIO())
+    scale.show(console, rows)
+    assert "1 s from some 10,000 on, going by 100 and 1,000" in console.export_text()
