@@ -1,18 +1,16 @@
-"""One GPU: images a second eager and as a CUDA graph, at smaller shares, and the 64-trial command.
+"""One GPU: images a second eager and with a CUDA graph, at shares, with MPS or without, and a whole search.
 
-Where there is no GPU it says so and measures nothing.
+Written without a GPU at hand and not run on one yet.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,125 +22,103 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import measure
-from benchmarks.contestants import common
-from tune_mnist import data
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.training import Training, fit
+from benchmarks import measure, process
+from benchmarks.loop import side_by_side
 
 ROOT = Path(__file__).parents[1]
+BLOG = "blog"
 SHARES = (1.0, 0.5, 0.25, 0.125)
-SEARCH = ["--num-samples", "64", "--gpus-per-trial", "0.5"]
-"""The README's command; further shares are tried beside its 0.5 in the full form."""
+"""Of the GPU, for each of as many trials as fit."""
+SEARCH_SHARE = 0.125
+SEARCH_LIMIT_SECONDS = 3600.0
 
 
 def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
-    """Measure loops and shares in turn, without MPS and, where it starts, with it; then the searches."""
+    """Measure every loop in turn, then, once a round, the search of 64 trials."""
     if not torch.cuda.is_available():
-        console.print("  no GPU here: nothing is measured")
+        console.print("  torch sees no GPU here: not measured")
         return pd.DataFrame()
-    data.prepare("mnist", data_dir)
-    rounds = 3 if full else 1
-    loops: dict[str, Callable[[int], dict[str, Any]]] = {
-        "blog": partial(_side_by_side, 1, "blog", data_dir),
-        "ours, eager": partial(_side_by_side, 1, "eager", data_dir),
-        "ours, CUDA graph": partial(_side_by_side, 1, "graph", data_dir),
-    }
-    shares: dict[str, Callable[[int], dict[str, Any]]] = {
-        f"share {share:g}": partial(_side_by_side, round(1 / share), "graph", data_dir) for share in SHARES
-    }
-    searches: dict[str, Callable[[int], dict[str, Any]]] = {
-        f"64 trials, share {share:g}": partial(_search, share, data_dir)
-        for share in (SHARES if full else (0.5,))
-    }
-    frames = [measure.interleaved({**loops, **shares}, rounds, console.print).assign(mps=False)]
-    with mps() as started:
-        if started:
-            frames.append(measure.interleaved(shares, rounds, console.print).assign(mps=True))
-        else:
-            console.print("  MPS can't be started here: without it only")
-    frames.append(measure.interleaved(searches, 1, console.print).assign(mps=False))
-    return pd.concat(frames, ignore_index=True)
-
-
-def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print a line a measurement: images a second of the whole GPU, seconds of a search."""
-    table = Table(box=None, header_style="")
-    for head in ("", "MPS", "images/s", "seconds"):
-        table.add_column(head, justify="left" if not head else "right")
-    for (name, with_mps), of in rows.groupby(["what", "mps"], sort=False):
-        table.add_row(
-            str(name),
-            "yes" if with_mps else "no",
-            *(measure.spread(of[column], digits=4) for column in ("images_per_second", "seconds")),
-        )
-    console.print(table)
-    console.print(f"n = {rows['round'].nunique()}; medians, with the least and the greatest where n > 1")
-
-
-def measure_loop(loop: str, data_dir: Path) -> float:
-    """Train two epochs to warm up and one that counts; give its images a second."""
-    if loop == "blog":
-        flags = {"data_dir": data_dir, "train_size": 20_000, "val_size": 1_000, "seed": 0}
-        train, _ = common.loaders(argparse.Namespace(**flags, device="cuda"))
-        model = common.Net().to("cuda")
-        optimizer = common.make_optimizer(model, {"optimizer": "sgd", "lr": 0.005, "momentum": 0.8})
-        common.train_epoch(model, optimizer, train, "cuda")
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        common.train_epoch(model, optimizer, train, "cuda")
-        torch.cuda.synchronize()
-        return 20_000 / (time.perf_counter() - started)
-    splits = data.load_train_val("mnist", data_dir)
-    training = Training(Hyperparameters(lr=0.005, momentum=0.8, epochs=3), seed=0, device="cuda")
-    *_, last = fit(training, *splits, cuda_graph=loop == "graph")
-    return last.images_per_second
-
-
-def _side_by_side(processes: int, loop: str, data_dir: Path, number: int) -> dict[str, Any]:
-    """Sum the images a second of so many processes at once; their start-up is not counted."""
-    command = [sys.executable, "-m", "benchmarks.gpu", loop, str(data_dir)]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(processes)
+    data = ["--data-dir", str(data_dir.absolute())]
+    sizes = ["--images", "51200", "--val-images", "5000"]
+    flags = ["--device", "cuda", *sizes, *data]
+    environment = dict(os.environ)
+    ours = [
+        "ours",
+        "--precision",
+        "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32",
+        *flags,
     ]
-    outputs = [process.communicate()[0] for process in running]
-    return {"images_per_second": sum(json.loads(output.splitlines()[-1]) for output in outputs)}
+    measures: dict[str, Callable[[int], dict[str, Any]]] = {
+        BLOG: partial(_loop, 1, ["blog", *flags], environment),
+        "eager": partial(_loop, 1, [*ours, "--no-cuda-graph"], environment),
+    }
+    for share in SHARES:
+        measures[f"graph, share {share:g}"] = partial(_loop, round(1 / share), ours, environment)
+    with _mps(console) as mps:
+        for share in SHARES if mps else ():
+            measured = partial(_loop, round(1 / share), ours, {**environment, **mps})
+            measures[f"graph, share {share:g}, MPS"] = measured
+        measures["64 trials"] = partial(_search, data, environment)
+        return measure.interleaved(measures, 3 if full else 1, console.print)
 
 
-def _search(share: float, data_dir: Path, number: int) -> dict[str, Any]:
-    folder = tempfile.mkdtemp(prefix="bench-gpu-")
-    flags = [*SEARCH[:-1], f"{share:g}", "--data-dir", str(data_dir.resolve()), "--storage-path", folder]
-    started = time.perf_counter()
+def _loop(copies: int, flags: list[str], environment: dict[str, str], number: int) -> dict[str, Any]:
+    """Sum up the images a second of copies side by side."""
     try:
-        subprocess.run(
-            [sys.executable, "scripts/tune.py", *flags], cwd=ROOT, stdout=subprocess.DEVNULL, check=True
+        figures = side_by_side(copies, flags, {**environment, "OMP_NUM_THREADS": "1"})
+    except RuntimeError as error:
+        return {"processes": copies, "images_per_second": math.nan, "error": str(error)}
+    return {"processes": copies, "images_per_second": copies * figures["images_per_second"], "error": ""}
+
+
+def _search(data: list[str], environment: dict[str, str], number: int) -> dict[str, Any]:
+    """Time `scripts/tune.py --num-samples 64 --gpus-per-trial 0.125`."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        script = [str(ROOT / "scripts" / "tune.py"), "--address", "local", "--storage-path", folder]
+        shares = ["--num-samples", "64", "--gpus-per-trial", str(SEARCH_SHARE), "--seed", str(number)]
+        ran = process.run(
+            [sys.executable, *script, *shares, *data],
+            Path(folder) / "output.txt",
+            folder=ROOT,
+            environment=environment,
+            limit_seconds=SEARCH_LIMIT_SECONDS,
         )
-        return {"seconds": time.perf_counter() - started}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return {"processes": round(1 / SEARCH_SHARE), "wall_seconds": ran.wall_seconds, "error": ran.error}
 
 
 @contextmanager
-def mps() -> Iterator[bool]:
-    """Run NVIDIA's Multi-Process Service for a block; tell whether it could be started."""
+def _mps(console: Console) -> Iterator[dict[str, str]]:
+    """Start NVIDIA's MPS for a block, and give the variables that lead to it; {} where it can't start."""
     control = shutil.which("nvidia-cuda-mps-control")
-    if not control:
-        yield False
+    if control is None:
+        console.print("  there is no nvidia-cuda-mps-control: without MPS")
+        yield {}
         return
     with tempfile.TemporaryDirectory(prefix="mps-") as folder:
-        paths = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        os.environ.update(paths)
+        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        environment = {**os.environ, **variables}
+        started = subprocess.run([control, "-d"], env=environment, capture_output=True, text=True)
+        if started.returncode:
+            console.print(f"  MPS can't be started ({started.stderr.strip()}): without it")
+            yield {}
+            return
         try:
-            yield subprocess.run([control, "-d"], check=False).returncode == 0
+            yield variables
         finally:
-            subprocess.run([control], input="quit\n", text=True, check=False)
-            for name in paths:
-                del os.environ[name]
+            subprocess.run([control], input="quit\n", env=environment, text=True, capture_output=True)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("loop", choices=("blog", "eager", "graph"))
-    parser.add_argument("data_dir", type=Path)
-    arguments = parser.parse_args()
-    print(json.dumps(measure_loop(arguments.loop, arguments.data_dir)))
+def show(console: Console, rows: pd.DataFrame) -> None:
+    """Print images a second of the GPU, how many times the blog's that is, and the search's wall time."""
+    table = Table("", "processes", "images/s", "times the blog's")
+    for name, of_name in rows.groupby("what", sort=False):
+        if of_name["images_per_second"].isna().all():
+            continue
+        ratio = measure.ratios(rows, "images_per_second", str(name), BLOG)
+        rates = measure.spread(of_name["images_per_second"], digits=5)
+        table.add_row(str(name), str(of_name["processes"].iloc[0]), rates, measure.spread(ratio, "×"))
+    console.print(table)
+    searches = rows[(rows["what"] == "64 trials") & (rows["error"] == "")]
+    console.print(f"64 trials: {measure.spread(searches['wall_seconds'], ' s')}")
+    for row in rows[rows["error"] != ""].itertuples():
+        console.print(f"{row.what}, round {row.round}: {row.error}")

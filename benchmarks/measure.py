@@ -71,6 +71,12 @@ def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3)
     return f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
+def legend(rows: pd.DataFrame) -> str:
+    """Say of how many rounds the figures of a table are."""
+    n = rows["round"].nunique()
+    return f"n = {n}" + ("; medians (least to greatest)" if n > 1 else "")
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

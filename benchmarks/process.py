@@ -120,4 +120,6 @@ class _Tree:
         for one in self.seconds:
             with suppress(psutil.Error):  # psutil never kills another process that got the number since
                 one.kill()
-        return process.wait()
+        code = process.wait()
+        psutil.wait_procs(self.seconds, timeout=PATIENCE_SECONDS)
+        return code

@@ -186,13 +186,13 @@ def show(console: Console, rows: pd.DataFrame) -> None:
         "seconds_to_2": (to_2, 3, 1.0),
     }
     sound = rows[rows["error"] == ""]
-    table = Table("", *(title for title, _, _ in shown.values()), title="medians (least to greatest)")
+    table = Table("", *(title for title, _, _ in shown.values()), title=measure.legend(rows))
     for name in rows["what"].unique():
         of_name = sound[sound["what"] == name]
         texts = [
             measure.spread(of_name[key] * unit, digits=digits) for key, (_, digits, unit) in shown.items()
         ]
-        table.add_row(name, *(text.replace(" (n = 1)", "") for text in texts))
+        table.add_row(name, *texts)
     console.print(table)
     _show_ratios(console, sound, {key: shown[key][0] for key in shown if "seconds" in key})
     for row in rows[rows["error"] != ""].itertuples():
