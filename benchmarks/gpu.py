@@ -110,12 +110,12 @@ def _mps(console: Console) -> Iterator[dict[str, str]]:
 
 def show(console: Console, rows: pd.DataFrame) -> None:
     """Print images a second of the GPU, how many times the blog's that is, and the search's wall time."""
-    table = Table("", "processes", "images/s", "times the blog's")
+    table = Table("", "processes", "1,000 images/s", "times the blog's")
     for name, of_name in rows.groupby("what", sort=False):
         if of_name["images_per_second"].isna().all():
             continue
         ratio = measure.ratios(rows, "images_per_second", str(name), BLOG)
-        rates = measure.spread(of_name["images_per_second"], digits=5)
+        rates = measure.spread(of_name["images_per_second"] / 1000, digits=4)
         table.add_row(str(name), str(of_name["processes"].iloc[0]), rates, measure.spread(ratio, "×"))
     console.print(table)
     searches = rows[(rows["what"] == "64 trials") & (rows["error"] == "")]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -137,8 +138,9 @@ def side_by_side(copies: int, flags: list[str], environment: Mapping[str, str]) 
         figures = []
         for process in processes:
             assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # of one that has failed, which is told below
+                process.stdin.write("\n")
+                process.stdin.flush()
         for process in processes:
             out, error = process.communicate()
             if process.returncode:

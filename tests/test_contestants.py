@@ -250,3 +250,9 @@ def test_a_loop_is_timed_in_a_process_of_its_own(mnist_dir: Path) -> None:
     figures = side_by_side(1, flags, os.environ)
     assert set(figures) == {"images_per_second", "validation_images_per_second", "cpu_seconds"}
     assert min(figures.values()) > 0
+
+
+def test_a_loop_that_fails_says_why(mnist_dir: Path) -> None:
+    flags = ["ours", "--images", "0", "--data-dir", str(mnist_dir)]
+    with pytest.raises(RuntimeError, match="train_size is 0, but must be 1 to 58000"):
+        side_by_side(1, flags, os.environ)
