@@ -125,12 +125,13 @@ def search(load: Load, *, pretended: bool) -> dict[str, float]:
     last = max(trial.ended or 0 for trial in ledger.trials.values())
     figures = {
         "reports a second": len(ledger.order) / (last - first),
-        "reports a second, all at work": _steady_rate(load),
         "reports a driver's CPU second": len(ledger.order) / cpu,
         "seconds a trial": (last - first) / load.trials,
         "seconds in all": seconds,
         "suggestion, ms": 1000 * statistics.median(moments[-100:]),
     }
+    if not pretended:  # processes take their time to start
+        figures["reports a second, all at work"] = _steady_rate(load)
     return figures | _sizes(load.folder, ledger) | {"driver, MB": _megabytes()}
 
 

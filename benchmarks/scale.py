@@ -102,8 +102,8 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 
 
 def _limit(rows: pd.DataFrame) -> str:
-    """Say from how many known trials on a suggestion takes over 1 s, going by the two largest sizes."""
-    mine = rows[(rows["what"] == "known") & (rows["figure"] == "suggestion, ms")]
+    """Say from how many known trials on a suggestion takes over 1 s of CPU time, by the two largest sizes."""
+    mine = rows[(rows["what"] == "known") & (rows["figure"] == "suggestion, CPU ms")]
     sizes = sorted(int(trials) for trials in mine["trials"].unique())[-2:]
     if len(sizes) < 2:
         return ""
@@ -114,8 +114,8 @@ def _limit(rows: pd.DataFrame) -> str:
         return "A suggestion takes no longer the more trials are known."
     limit = more + (1000 - high) / slope
     return (
-        f"A suggestion takes {1000 * slope:.0f} µs more for each trial known: 1 s from some {limit:,.0f} on, "
-        f"going by {fewer:,} and {more:,}."
+        f"A suggestion takes {1000 * slope:.0f} µs of CPU time more for each trial known: "
+        f"1 s from some {limit:,.0f} on, going by {fewer:,} and {more:,}."
     )
 
 

@@ -233,7 +233,7 @@ def test_the_benchmark_drives_all_trials_to_their_ends(kind: str, tmp_path: Path
 
 
 def test_the_limit_of_a_suggestion_goes_by_the_largest_sizes() -> None:
-    known = {"what": "known", "figure": "suggestion, ms", "concurrent": 64, "round": 0}
+    known = {"what": "known", "figure": "suggestion, CPU ms", "concurrent": 64, "round": 0}
     rows = pd.DataFrame([{**known, "trials": n, "value": ms} for n, ms in ((10, 90), (100, 10), (1000, 100))])
     console = Console(width=200, record=True, file=io.StringIO())
     scale.show(console, rows)

@@ -38,7 +38,7 @@ class FixedSpaceTPESampler(TPESampler):
     """Optuna's TPE for a study all of whose trials have one space: it draws the same, in less time.
 
     Optuna's finds the parameters that all trials have in common, once a sampler and then for new trials only;
-    here each trial has a sampler of its own. Of 1,000 trials with 10 parameters that takes 30 ms.
+    here each trial has a sampler of its own. Of 10,000 trials with 10 parameters that takes 0.11 s.
     """
 
     def __init__(self, stream: int, space: Mapping[str, BaseDistribution]) -> None:
