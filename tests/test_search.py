@@ -74,6 +74,16 @@ ASHA_TABLE = [
 ]
 
 
+def test_the_journal_takes_lines_of_another_process_between_its_own(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    suggest(search, "a")
+    read_study(tmp_path).set_user_attr("note", "written by optuna-dashboard")
+    suggest(search, "b")
+    study = read_study(tmp_path)
+    assert study.user_attrs == {"note": "written by optuna-dashboard"}
+    assert [trial.user_attrs[RAY_TRIAL_ID] for trial in study.trials] == ["a", "b"]
+
+
 def test_asha_decides_as_the_paper_says() -> None:
     scheduler = SteadfastASHA(Settings(), Ledger())
     controller: Any = None

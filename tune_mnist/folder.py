@@ -175,7 +175,7 @@ class RunFolder:
         fresh.mkdir(parents=True)
         yield fresh
         for file in fresh.iterdir():
-            _sync(file)
+            sync(file)
         fresh.rename(self.local)
 
     def pull(self) -> None:
@@ -328,7 +328,7 @@ class RunFolder:
     def _replace(self, target: Path, content: bytes) -> None:
         fresh = target.with_name(f".{target.name}.new")
         fresh.write_bytes(content)
-        _sync(fresh)
+        sync(fresh)
         fresh.replace(target)
 
     @contextmanager
@@ -341,7 +341,8 @@ class RunFolder:
             raise FolderError(f"{text} ({reason})") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
