@@ -50,8 +50,8 @@ class SteadfastController(TuneController):
             self._trial_task_failure(trial, TuneError("the process of an earlier trial could not be reused"))
 
     def _create_checkpoint_manager(self) -> Any:
-        # Ray would write its table of all trials anew at each checkpoint, as num_to_keep is 1: 0.2 ms for each
-        # trial that there is. Nothing here reads it before the end, so every 10 s will do.
+        # Ray would write its table of all trials anew at each checkpoint, as num_to_keep is 1: 0.2 ms for
+        # each trial that there is. Nothing here reads it before the end, so every 10 s will do.
         manager: Any = super()._create_checkpoint_manager()  # type: ignore[no-untyped-call]
         manager._sync_every_n_trial_checkpoints = None
         return manager
