@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray._private.utils import get_dashboard_dependency_error
+from ray.tune.execution import class_cache
 
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
@@ -227,6 +229,19 @@ def test_a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody(dashboard:
         if not dashboard:
             how, address = another_search().split()
             assert how == "EMBEDDED" and address != connection.address
+
+
+@isolated
+def test_trials_run_in_workers_that_have_waited_with_what_they_import() -> None:
+    class Trial:
+        def look(self) -> tuple[bool, dict[str, str | None]]:
+            return "wave" in sys.modules, {name: os.environ.get(name) for name in TRIAL_ENVIRONMENT}
+
+    with connected("local", preload="wave"):
+        cache: Any = class_cache._ActorClassCache()  # type: ignore[no-untyped-call]
+        trial = cache.get(Trial).options(num_cpus=1).remote()
+        assert ray.get(trial.look.remote()) == (True, TRIAL_ENVIRONMENT)
+    assert not TRIAL_ENVIRONMENT.items() & os.environ.items()
 
 
 def is_loopback(host: str) -> bool:

@@ -16,7 +16,15 @@ from tests.conftest import ROOT
 from tune_mnist.data import Split
 from tune_mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
 from tune_mnist.model import Dropout, Network
-from tune_mnist.training import DivergedError, EpochResult, Training, evaluate, fit, resolve_precision
+from tune_mnist.training import (
+    DivergedError,
+    EpochResult,
+    Training,
+    evaluate,
+    fit,
+    resolve_precision,
+    use_threads,
+)
 
 
 def learnable(n: int, seed: int = 0) -> Split:
@@ -340,3 +348,13 @@ def test_bf16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert [resolve_precision(p, "cpu") for p in ("auto", "fp32", "bf16")] == ["bf16", "fp32", "bf16"]
     with pytest.raises(ValueError, match="precision is int8, but must be one of auto, fp32, bf16"):
         resolve_precision("int8", "cpu")
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1.0, 1), (2.5, 2)])
+def test_a_trial_uses_a_thread_for_each_of_its_cores(cpus: float, threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        use_threads(cpus)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

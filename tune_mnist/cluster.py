@@ -10,18 +10,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
 from ray._private.authentication import authentication_token_setup
+from ray._private.node import Node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import find_bootstrap_address
 from ray._private.utils import get_dashboard_dependency_error
+from ray.tune.execution import class_cache
 
 from tune_mnist import autoscaler
 from tune_mnist.autoscaler import pending_nodes as pending_nodes
@@ -42,6 +44,9 @@ TRIAL_ENVIRONMENT = {
     # With Ray's 2 s, a stopped trial that takes longer to end fails the next ones and hangs the run.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
 }
+
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 class ClusterError(RuntimeError):
@@ -75,7 +80,7 @@ class Resources:
 
 
 @contextmanager
-def connected(address: str | None, *, dashboard: bool = False) -> Iterator[Connection]:
+def connected(address: str | None, *, dashboard: bool = False, preload: str = "") -> Iterator[Connection]:
     """Join a Ray cluster, or start one on this machine, for a block.
 
     Where Ray is running in this process already, that one is used and left running. Else it is the cluster
@@ -86,6 +91,7 @@ def connected(address: str | None, *, dashboard: bool = False) -> Iterator[Conne
     Args:
         address: where the cluster's head is.
         dashboard: whether a cluster of our own has Ray's dashboard, on 127.0.0.1.
+        preload: a module that a cluster of our own imports in a worker for each core, before there is a task.
 
     Raises:
         ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token, or the
@@ -102,9 +108,12 @@ def connected(address: str | None, *, dashboard: bool = False) -> Iterator[Conne
     elif address != "local":
         address = _find(address)
         _check_answers(address)
-    context = _start(dashboard) if address == "local" else _join(address)
-    # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
-    with mock.patch.object(ray._private.worker, "print_to_stdstream", _log_message):
+    context = _start(dashboard, preload) if address == "local" else _join(address)
+    with ExitStack() as stack:
+        # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
+        stack.enter_context(mock.patch.object(worker, "print_to_stdstream", _log_message))
+        if address == "local":  # or Tune's one variable would ask for workers other than those that wait
+            stack.enter_context(mock.patch.dict(class_cache.DEFAULT_ENV_VARS, clear=True))
         try:
             yield Connection(
                 embedded=address == "local",
@@ -180,41 +189,46 @@ def _refusal(
     )
 
 
-def _common() -> dict[str, Any]:
-    """Give what `ray.init` is told of a cluster of our own and of a joined one."""
-    # A job of `ray job submit` has a runtime environment already, and Ray refuses a variable set in both.
-    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
-    taken = (job.get("runtime_env") or {}).get("env_vars") or {}
-    env_vars = {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}
-    return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": env_vars}}
-
-
-def _start(dashboard: bool) -> Any:
+def _start(dashboard: bool, preload: str) -> Any:
     if dashboard and get_dashboard_dependency_error():
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
     # In a session of their own, Ray's processes outlive a SIGTERM to our group (of timeout, systemd, Slurm)
     # until the search has ended in order; of SIGINT Ray itself takes care.
     popen = partial(services.ConsolePopen, start_new_session=True)
-    with (
-        mock.patch.object(services, "ConsolePopen", popen),
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
         # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
-        mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
-    ):
+        stack.enter_context(mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        # Inherited by the workers. As a runtime environment it would make those useless that Ray starts now.
+        inherited = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
+        stack.enter_context(mock.patch.dict(os.environ, inherited))
+        if not dashboard:
+            # Ray starts them nevertheless, an autoscaler and a server without a page, and waits 1.3 s.
+            stack.enter_context(mock.patch.object(Node, "start_monitor", lambda self: None))
+            stack.enter_context(mock.patch.object(Node, "start_api_server", lambda self, **options: None))
         # Room for the data set once; Ray's own choice is a third of the memory.
         return ray.init(
             address="local",
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             object_store_memory=2**30,
-            **_common(),
+            **QUIET,
         )
 
 
 def _join(address: str) -> Any:
     try:
-        return ray.init(address=address, **_common())
+        return ray.init(address=address, runtime_env=_runtime_env(), **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Give what the workers of a joined cluster are to have in their environment."""
+    # A job of `ray job submit` has a runtime environment already, and Ray refuses a variable set in both.
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    taken = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {"env_vars": {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}}
 
 
 def _find(address: str) -> str:

@@ -19,6 +19,9 @@ from tune_mnist.training import resolve_precision
 SETTINGS = "settings.json"
 """Name of the file in the run folder that has the settings."""
 
+TRAINABLE = "tune_mnist.trainable"
+"""Name of the module whose import takes a worker 3 s: it brings torch and Ray Tune."""
+
 
 def name_run(settings: Settings) -> tuple[Settings, RunFolder]:
     """Settle a new run's name and folder.
@@ -91,8 +94,12 @@ def fit_to_cluster(
         ClusterError: if there is none, it can't hold a trial, or its nodes don't share the folder.
         ValueError: for a precision that this machine has not.
     """
+    # Where trials fill the machine, each has a worker; else most workers would load torch for nothing.
+    preload = "" if settings.max_concurrent_trials else TRAINABLE
     with stop.deferred():
-        connection = stack.enter_context(cluster.connected(settings.address, dashboard=settings.dashboard))
+        connection = stack.enter_context(
+            cluster.connected(settings.address, dashboard=settings.dashboard, preload=preload)
+        )
     if listener and connection.dashboard:
         listener.told(f"Ray's dashboard: {connection.dashboard}")
     resources = cluster.fit_resources(

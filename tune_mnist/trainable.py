@@ -16,7 +16,7 @@ from ray import tune
 from tune_mnist.data import Split
 from tune_mnist.folder import CHECKPOINT, REPORTS
 from tune_mnist.hyperparameters import METRIC, OPTUNA_NUMBER, Hyperparameters
-from tune_mnist.training import Training, device_memory_errors, fit, release_device_memory
+from tune_mnist.training import Training, device_memory_errors, fit, release_device_memory, use_threads
 
 
 def train_trial(
@@ -30,6 +30,7 @@ def train_trial(
     rungs: Collection[int],
     checkpoint_seconds: float,
     target_accuracy: float | None,
+    cpus: float = 1.0,
     gpus: float = 0.0,
 ) -> None:
     """Train one configuration, reporting the fields of an `EpochResult` after each epoch.
@@ -44,6 +45,7 @@ def train_trial(
         rungs: epochs that are written as a checkpoint because ASHA may stop there.
         checkpoint_seconds: longest time without a checkpoint, looked at when an epoch ends.
         target_accuracy: the accuracy that ends the search; an epoch that reaches it is written too.
+        cpus: the trial's share of the CPU cores: so many threads it uses.
         gpus: the trial's share of a GPU, for the sentence that says it is too small.
 
     Raises:
@@ -56,6 +58,7 @@ def train_trial(
     config = dict(config)
     number = config.pop(OPTUNA_NUMBER, 0)
     hyperparameters = Hyperparameters(**config)
+    use_threads(cpus)
     with device_memory_errors(gpus):
         training = Training(hyperparameters, seed=seed + number, device=device, precision=precision)
         reports = _restore(training)

@@ -224,6 +224,11 @@ def device_memory_errors(share: float) -> Iterator[None]:
         ) from error
 
 
+def use_threads(cpus: float) -> None:
+    """Let torch use a thread for each of so many cores: Ray's OMP_NUM_THREADS comes after torch is loaded."""
+    torch.set_num_threads(max(1, int(cpus)))
+
+
 def release_device_memory() -> None:
     """Give the memory that torch caches on a GPU back, for whatever trains next in this process."""
     if torch.cuda.is_available():

@@ -1,0 +1,224 @@
+"""Seconds a trial beyond its training: searches of trials of almost no work, ours and Ray Tune's default.
+
+Ours is `scripts/tune.py` with one epoch on 64 images, whose own ``epoch_seconds`` are taken off; Ray's trials
+report once and return. Each search is a process of its own, the two in turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import ratios, spread
+from tune_mnist.ledger import LEDGER
+
+ROOT = Path(__file__).parents[1]
+SLOTS = 2
+"""Trials at a time, each on a core of its own."""
+SHORT, FULL = (20, 60), (20, 100, 1000)
+"""Trials of a search."""
+ROUNDS = 2
+"""Searches of each size and kind; of 1,000 trials one."""
+BUDGET_SECONDS = {False: 60.0, True: 900.0}
+"""Longest time for the trials of Ray's default, short and full: fresh processes take it seconds each."""
+LOOK_SECONDS = 0.2
+STAGES = {
+    "folder_s": "start to run folder",
+    "first_trial_s": "start to first trial",
+    "first_report_s": "start to first report",
+    "end_s": "last trial's end to exit",
+}
+
+COLUMNS = {
+    "driver_cpu_s": "driver CPU s",
+    "driver_mb": "driver MB",
+    "all_cpu_s": "all CPU s",
+    "files": "files a trial",
+    "kb": "kB a trial",
+}
+
+
+def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+    """Measure searches of several sizes, ours and Ray's default in turn; a row a search."""
+    rows = []
+    for trials in FULL if full else SHORT:
+        for number in range(ROUNDS if trials < 1000 else 1):
+            for name in ("ours", "ray-default"):
+                console.print(f"  {trials} trials, round {number + 1}: {name}")
+                with tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as folder:  # sockets: a short path
+                    if name == "ours":
+                        figures = _ours(Path(folder), trials, data_dir)
+                    else:
+                        figures = _ray_default(Path(folder), trials, BUDGET_SECONDS[full])
+                rows.append({"what": name, "round": number, "trials": trials, **figures})
+    return pd.DataFrame(rows)
+
+
+def show(console: Console, rows: pd.DataFrame) -> None:
+    """Print seconds a trial and what a search takes beside, by size, and ours against Ray's default."""
+    table = Table(box=None, header_style="bold")
+    for heading in (
+        "",
+        "trials",
+        "done",
+        "s a trial beyond training",
+        "driver CPU s",
+        "driver MB",
+        "all CPU s",
+    ):
+        table.add_column(heading, justify="right" if heading else "left")
+    for heading in ("files a trial", "kB a trial"):
+        table.add_column(heading, justify="right")
+    for (trials, what), group in rows.groupby(["trials", "what"]):
+        cells = [str(what), str(trials), f"{group['done'].median():g}", spread(group["trial_s"])]
+        table.add_row(*cells, *(f"{group[name].median():.1f}" for name in COLUMNS))
+    console.print(table)
+    for trials in sorted(set(rows["trials"])):
+        times = ratios(rows[rows["trials"] == trials], "trial_s", "ray-default", "ours")
+        console.print(f"{trials} trials: ray-default takes {spread(times)} times as long a trial")
+    ours = rows[rows["what"] == "ours"]
+    console.print("ours: " + ", ".join(f"{text} {spread(ours[name], ' s')}" for name, text in STAGES.items()))
+    medians = ours.groupby("trials")["trial_s"].median()
+    sizes = [int(size) for size in medians.index]
+    for fewer, more in itertools.pairwise(sizes):
+        growth = medians[more] / medians[fewer]
+        console.print(f"ours: with {more} trials one takes {growth:.2f} times as long as with {fewer}")
+
+
+class Watched:
+    """A process, with the CPU time and memory of it and of all that it starts, by looking now and then."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        """Start it, with a temporary folder of its own for Ray."""
+        environment = {**os.environ, "RAY_TMPDIR": str(folder / "ray"), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["PYTHONPATH"] = str(ROOT)
+        environment.pop("RAY_ADDRESS", None)
+        (folder / "ray").mkdir()
+        self.started = time.time()
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.cpu: dict[int, float] = {}
+        self.driver_mb = 0.0
+        self.over = threading.Event()
+        self.looks = threading.Thread(target=self._look, daemon=True)
+        self.looks.start()
+
+    def ended(self, timeout: float) -> list[tuple[float, str]]:
+        """Wait for its end; give its lines, each with its time in seconds since the start."""
+        assert self.process.stdout and self.process.stderr
+        watchdog = threading.Timer(timeout, self.process.send_signal, (signal.SIGTERM,))
+        watchdog.start()
+        errors: list[str] = []
+        drain = threading.Thread(target=lambda pipe: errors.extend(pipe), args=(self.process.stderr,))
+        drain.start()
+        lines = [(time.time() - self.started, line) for line in self.process.stdout]
+        code = self.process.wait()
+        watchdog.cancel()
+        drain.join()
+        self.wall = time.time() - self.started
+        self.over.set()
+        self.looks.join()
+        if code:
+            raise RuntimeError(f"it ended with {code}: {''.join(errors)[-500:]}")
+        return lines
+
+    def figures(self) -> dict[str, float]:
+        """Give what it took; what came and went between two looks is missing."""
+        return {
+            "wall_s": self.wall,
+            "driver_cpu_s": self.cpu.get(self.process.pid, 0.0),
+            "driver_mb": self.driver_mb,
+            "all_cpu_s": sum(self.cpu.values()),
+        }
+
+    def _look(self) -> None:
+        driver = psutil.Process(self.process.pid)
+        while not self.over.wait(LOOK_SECONDS):
+            try:
+                self.driver_mb = max(self.driver_mb, driver.memory_info().rss / 1e6)
+                family = [driver, *driver.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for process in family:
+                try:
+                    times = process.cpu_times()
+                except psutil.NoSuchProcess:
+                    continue
+                self.cpu[process.pid] = times.user + times.system
+
+
+def _ours(folder: Path, trials: int, data_dir: Path) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "scripts" / "tune.py"), "--data-dir", str(data_dir.absolute())]
+    command += ["--num-samples", str(trials), "--max-epochs", "1", "--train-size", "64", "--val-size", "64"]
+    command += ["--max-concurrent-trials", str(SLOTS)] if (os.cpu_count() or 1) > SLOTS else []
+    watched = Watched([*command, "--storage-path", str(folder / "runs"), "--name", "small"], folder)
+    lines = watched.ended(timeout=7200)
+    run_dir = folder / "runs" / "small"
+    lines_of = _ledger(run_dir)
+    reports, ends = ([line["time"] for line in lines_of[event]] for event in ("epoch", "end"))
+    training = statistics.mean(line["epoch_seconds"] for line in lines_of["epoch"])
+    started = watched.started
+    return {
+        "done": len(ends),
+        "trial_s": _seconds_a_trial(reports) - training / SLOTS,
+        "training_s": training,
+        "folder_s": next(at for at, line in lines if line.startswith("Run folder")),
+        "first_trial_s": lines_of["trial"][0]["time"] - started,
+        "first_report_s": reports[0] - started,
+        "end_s": watched.wall - (max(ends) - started),
+        **watched.figures(),
+        **_stored(run_dir, trials),
+    }
+
+
+def _ray_default(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.contestants.ray_nothing", str(folder / "runs")]
+    watched = Watched([*command, str(trials), str(seconds)], folder)
+    lines = watched.ended(timeout=seconds + 300)
+    reports = json.loads(lines[-1][1])
+    done = len(reports)
+    return {
+        "done": done,
+        "trial_s": _seconds_a_trial(reports),
+        "training_s": 0.0,
+        "first_report_s": reports[0] - watched.started,
+        "end_s": watched.wall - (reports[-1] - watched.started),
+        **watched.figures(),
+        **_stored(folder / "runs", done),
+    }
+
+
+def _ledger(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Give the ledger's lines by event; an epoch's time in them is that of its report."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for text in (run_dir / LEDGER).read_text().splitlines():
+        line = json.loads(text)
+        found.setdefault(line["event"], []).append(line)
+    return found
+
+
+def _seconds_a_trial(reports: list[float]) -> float:
+    """From the first trials' reports to the last one: those of the first slots wait for their processes."""
+    return (reports[-1] - reports[SLOTS - 1]) / (len(reports) - SLOTS)
+
+
+def _stored(folder: Path, trials: int) -> dict[str, float]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    kilobytes = sum(file.stat().st_size for file in files) / 1e3
+    return {"files": len(files) / trials, "kb": kilobytes / trials}

@@ -1,0 +1,54 @@
+"""The benchmark of the overhead: what it makes of the times of a search, and real tiny searches."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from benchmarks import overhead
+
+BURN = """
+import time
+while time.process_time() < 1:
+    pass
+"""
+
+
+def test_seconds_a_trial_leave_out_the_start_of_the_processes() -> None:
+    # Two slots whose processes take 5 s, and then a report every half a second.
+    assert overhead._seconds_a_trial([5.0, 5.2, 5.7, 6.2, 6.7]) == pytest.approx(0.5)
+
+
+def test_a_process_is_watched_with_its_children(tmp_path: Path) -> None:
+    program = "import subprocess, sys\nprint('begun', flush=True)\n"
+    program += f"subprocess.run([sys.executable, '-c', {BURN!r}])"
+    watched = overhead.Watched([sys.executable, "-c", program], tmp_path)
+    ((_, line),) = watched.ended(timeout=100)
+    figures = watched.figures()
+    assert line == "begun\n"
+    assert figures["driver_cpu_s"] < 0.7 < figures["all_cpu_s"] < figures["wall_s"] + 0.1
+
+
+def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
+    watched = overhead.Watched([sys.executable, "-c", "raise SystemExit('no data')"], tmp_path)
+    with pytest.raises(RuntimeError, match="it ended with 1: no data"):
+        watched.ended(timeout=100)
+
+
+def test_both_searches_are_measured_and_shown(
+    monkeypatch: pytest.MonkeyPatch, mnist_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(overhead, "SHORT", (4,))
+    monkeypatch.setattr(overhead, "ROUNDS", 1)
+    console = Console(width=200)
+    rows = overhead.run(console, full=False, data_dir=mnist_dir)
+    done = {key: set(group["done"]) for key, group in rows.groupby(["what", "trials"])}
+    assert done == {(what, 4): {4} for what in ("ours", "ray-default")}
+    ours = rows[rows["what"] == "ours"]
+    stages = ours[["folder_s", "first_trial_s", "first_report_s", "wall_s"]].to_numpy()
+    assert (stages[:, 1:] > stages[:, :-1]).all()
+    assert (ours["training_s"] > 0).all() and (ours["files"] >= 5).all()
+    overhead.show(console, pd.concat([rows, rows.assign(trials=8, trial_s=2 * rows["trial_s"])]))
+    assert "ours: with 8 trials one takes 2.00 times as long as with 4" in capsys.readouterr().out
