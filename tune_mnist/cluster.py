@@ -18,6 +18,7 @@ from unittest import mock
 
 import ray
 from ray._private import ray_constants, services, worker
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.authentication import authentication_token_setup
 from ray._private.node import Node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -192,6 +193,8 @@ def _refusal(
 def _start(dashboard: bool, preload: str) -> Any:
     if dashboard and get_dashboard_dependency_error():
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
+    if NvidiaGPUAcceleratorManager.get_current_node_num_accelerators():
+        preload = ""  # there are fewer trials at a time than cores
     # In a session of their own, Ray's processes outlive a SIGTERM to our group (of timeout, systemd, Slurm)
     # until the search has ended in order; of SIGINT Ray itself takes care.
     popen = partial(services.ConsolePopen, start_new_session=True)

@@ -95,7 +95,8 @@ def fit_to_cluster(
         ValueError: for a precision that this machine has not.
     """
     # Where trials fill the machine, each has a worker; else most workers would load torch for nothing.
-    preload = "" if settings.max_concurrent_trials else TRAINABLE
+    few = settings.max_concurrent_trials or settings.gpus_per_trial or settings.cpus_per_trial > 1
+    preload = "" if few else TRAINABLE
     with stop.deferred():
         connection = stack.enter_context(
             cluster.connected(settings.address, dashboard=settings.dashboard, preload=preload)

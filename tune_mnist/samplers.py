@@ -24,14 +24,19 @@ def make_sampler(
     would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011; multivariate
     and with constant liar by default since Optuna 5, so that concurrent trials don't crowd.
     """
-    stream = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     if name == "tpe":
-        return TPESampler(seed=stream) if space is None else FixedSpaceTPESampler(stream, space)
+        seeded = stream(seed, number)
+        return TPESampler(seed=seeded) if space is None else FixedSpaceTPESampler(seeded, space)
     if name == "random":
-        return RandomSampler(seed=stream)
+        return RandomSampler(seed=stream(seed, number))
     if name == "qmc":
-        return NumberedQMCSampler(seed, stream, number)
+        return NumberedQMCSampler(seed, stream(seed, number), number)
     raise ValueError(f"sampler is {name}, but must be one of tpe, random, qmc")
+
+
+def stream(seed: int, number: int) -> int:
+    """Give the seed of the random stream of trial ``number``."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
 class FixedSpaceTPESampler(TPESampler):

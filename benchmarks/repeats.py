@@ -1,0 +1,76 @@
+"""Trains some of the recorded configurations again, with other seeds, to see how much of a curve is chance.
+
+python -m benchmarks.repeats   # after benchmarks.record; writes benchmarks/data/repeats.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.record import EPOCHS, SEED, TABLE, TRAIN_SIZE, VAL_SIZE, draw
+from tune_mnist.data import load_train_val
+from tune_mnist.hyperparameters import Hyperparameters
+from tune_mnist.spaces import to_config
+from tune_mnist.training import DivergedError, Training, fit
+
+REPEATS = TABLE.with_name("repeats.parquet")
+CONFIGURATIONS = range(0, 300, 25)
+"""Every 25th of the recorded ones: by accuracy from the best ones to the worst."""
+SEEDS = 3
+"""Trainings of each beside the recorded one."""
+
+
+def curve(job: tuple[int, int]) -> list[dict[str, Any]]:
+    """Train a configuration with a seed that no recorded curve has; give a row an epoch."""
+    configuration, seed = job
+    hyperparameters = Hyperparameters(**to_config(draw(configuration), EPOCHS))
+    accuracies: list[float] = []
+    with suppress(DivergedError):
+        for result in fit(Training(hyperparameters, seed=seed), *_splits):
+            accuracies.append(result.accuracy)
+    accuracies += [math.nan] * (EPOCHS - len(accuracies))
+    return [
+        {"configuration": configuration, "seed": seed, "epoch": epoch, "accuracy": accuracy}
+        for epoch, accuracy in enumerate(accuracies, start=1)
+    ]
+
+
+_splits: Any = None
+
+
+def _begin(data_dir: str) -> None:
+    global _splits
+    torch.set_num_threads(1)
+    _splits = load_train_val("mnist", Path(data_dir), val_size=VAL_SIZE, train_size=TRAIN_SIZE, seed=SEED)
+
+
+def main() -> None:
+    """Train and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    recorded = pd.read_parquet(TABLE)
+    recorded = recorded[recorded["configuration"].isin(CONFIGURATIONS)]
+    rows: list[Any] = recorded[["configuration", "epoch", "accuracy"]].to_dict("records")
+    rows = [{**row, "seed": SEED + row["configuration"]} for row in rows]
+    jobs = [(number, 1_000_000 + seed) for seed in range(SEEDS) for number in CONFIGURATIONS]
+    with multiprocessing.get_context("spawn").Pool(args.processes, _begin, (args.data_dir,)) as pool:
+        for count, new in enumerate(pool.imap_unordered(curve, jobs), start=1):
+            rows += new
+            print(f"{count}/{len(jobs)}", *new[-1].values(), flush=True)
+    frame = pd.DataFrame(rows).sort_values(["configuration", "seed", "epoch"], ignore_index=True)
+    frame.to_parquet(REPEATS, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Runs searches in virtual time on known learning curves, through the project's searcher and scheduler."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+from optuna.samplers import BaseSampler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from tune_mnist import search
+from tune_mnist.folder import RunFolder
+from tune_mnist.hyperparameters import METRIC, MODE, TIME_ATTR
+from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.points import first_points
+from tune_mnist.samplers import make_sampler
+from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch
+from tune_mnist.settings import Settings
+from tune_mnist.spaces import load_space
+
+Ask = Callable[[str], Mapping[str, Any]]
+"""Gives the parameters drawn for a new trial, by its id."""
+MEMORY = Path("/dev/shm")
+"""Where the searcher's journal goes: the searcher waits for the disk, 5 ms a trial on an idle one."""
+PACE_SPREAD = 0.1
+"""Standard deviation of the logarithm of a trial's time per epoch, whose median is 1."""
+
+
+class Curves(Protocol):
+    """The world that a search sees."""
+
+    def train(self, params: Mapping[str, Any], seed: Sequence[int]) -> tuple[npt.NDArray[np.float64], float]:
+        """Train a configuration: the accuracy of each epoch, and what the last is on average over seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way to search."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    "What differs from the project's defaults. A grace period of all epochs is: no stopping."
+    make_sampler: Callable[[str, int, int], BaseSampler] = make_sampler
+    "Makes the sampler of a trial, as `tune_mnist.samplers.make_sampler` does."
+    plain: bool = False
+    "Ray's own OptunaSearch and ASHAScheduler, which tell Optuna COMPLETE for stopped trials too."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a search has come to when one more epoch has been trained."""
+
+    time: float
+    "Virtual: an epoch takes about 1."
+    epochs: int
+    "Trained so far by all workers together; one in progress does not count."
+    trial: int
+    "Number of the trial that trained it."
+    accuracy: float
+    "That it reported."
+    stopped: bool
+    "Whether the trial was stopped by it, or had trained all."
+    chosen: int
+    "Number of the trial with the highest validation accuracy so far, which the search would choose."
+    truth: float
+    "Mean accuracy of that one's configuration at the last epoch."
+
+
+def simulate(
+    variant: Variant, curves: Curves, *, workers: int, seed: int, budget: int, max_epochs: int
+) -> Iterator[Step]:
+    """Search asynchronously until ``budget`` epochs have been trained, and give a step an epoch.
+
+    A worker whose trial has ended begins the next at once. Searcher and scheduler are told of each epoch what
+    Ray Tune tells them, in its order.
+    """
+    settings = replace(
+        Settings(space="wide", seed=seed, max_epochs=max_epochs, max_concurrent_trials=workers),
+        **variant.settings,
+    )
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as folder,
+        mock.patch.object(search, "make_sampler", variant.make_sampler),  # no setting names each of them
+    ):
+        ask, searcher, scheduler = (_plain if variant.plain else _ours)(settings, Path(folder), variant)
+        yield from _steps(ask, searcher, scheduler, curves, settings, budget)
+
+
+def _steps(
+    ask: Ask, searcher: Searcher, scheduler: TrialScheduler, curves: Curves, settings: Settings, budget: int
+) -> Iterator[Step]:
+    nobody: Any = None
+    order, numbers = itertools.count(), itertools.count()
+    events: list[tuple[float, int, _Trial]] = []
+    best: tuple[float, _Trial] | None = None
+
+    def begin(now: float) -> None:
+        trial = _Trial.begin(next(numbers), ask, curves, settings.seed)
+        scheduler.on_trial_add(nobody, cast(Any, trial))
+        heapq.heappush(events, (now + trial.pace, next(order), trial))
+
+    for _ in range(settings.max_concurrent_trials or 1):
+        begin(0.0)
+    for epochs in range(1, budget + 1):
+        now, _, trial = heapq.heappop(events)
+        accuracy = float(trial.accuracies[trial.epoch])
+        trial.epoch += 1
+        if best is None or accuracy > best[0]:
+            best = accuracy, trial
+        # Ray's searcher counts Ray's iterations, which are the epochs where nothing is lost.
+        result = {TIME_ATTR: trial.epoch, METRIC: accuracy, "training_iteration": trial.epoch}
+        stop = scheduler.on_trial_result(nobody, cast(Any, trial), result) == TrialScheduler.STOP
+        if stop:
+            searcher.on_trial_complete(trial.trial_id, result)
+            begin(now)
+        else:
+            searcher.on_trial_result(trial.trial_id, result)
+            heapq.heappush(events, (now + trial.pace, next(order), trial))
+        yield Step(
+            time=now,
+            epochs=epochs,
+            trial=trial.number,
+            accuracy=accuracy,
+            stopped=stop,
+            chosen=best[1].number,
+            truth=best[1].truth,
+        )
+
+
+@dataclass
+class _Trial:
+    """A trial in progress."""
+
+    number: int
+    accuracies: npt.NDArray[np.float64]
+    truth: float
+    pace: float
+    "Time an epoch takes."
+    epoch: int = 0
+
+    @property
+    def trial_id(self) -> str:
+        return str(self.number)
+
+    @classmethod
+    def begin(cls, number: int, ask: Ask, curves: Curves, seed: int) -> _Trial:
+        params = ask(str(number))
+        pace = float(np.exp(np.random.default_rng((seed, number, 1)).normal(0, PACE_SPREAD)))
+        return cls(number, *curves.train(params, (seed, number)), pace)
+
+
+def _ours(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Searcher, TrialScheduler]:
+    ledger = Ledger.open(folder / LEDGER)
+    ledger.begin({})
+    space = load_space(settings.space, settings.max_epochs)
+    searcher = TruthfulOptunaSearch(settings, space, ledger, RunFolder(folder))
+
+    def ask(trial_id: str) -> Mapping[str, Any]:
+        searcher.suggest(trial_id)
+        return ledger.trials[trial_id].params
+
+    return ask, searcher, SteadfastASHA(settings, Ledger())
+
+
+def _plain(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Searcher, TrialScheduler]:
+    """Make what a user of Ray alone would make, with the same first points."""
+    space = load_space(settings.space, settings.max_epochs)
+    searcher = OptunaSearch(
+        space,
+        metric=METRIC,
+        mode=MODE,
+        sampler=variant.make_sampler(settings.sampler, settings.seed, 0),
+        points_to_evaluate=[dict(point.params) for point in first_points(settings, space)],
+    )
+    scheduler = ASHAScheduler(
+        time_attr=TIME_ATTR,
+        metric=METRIC,
+        mode=MODE,
+        max_t=settings.max_epochs,
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+    )
+    return lambda trial_id: searcher.suggest(trial_id) or {}, searcher, scheduler

@@ -1,0 +1,236 @@
+"""Fills the wide space from the recorded learning curves, so that searches can be compared without training.
+
+python -m benchmarks.surrogate   # how far it can be trusted: errors on curves that it has not seen
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.record import EPOCHS, TABLE, VAL_SIZE
+from benchmarks.repeats import REPEATS
+from tune_mnist.spaces import WIDE
+
+Array = npt.NDArray[np.float64]
+Params = Mapping[str, Any] | pd.DataFrame
+"""Parameters of one configuration, or a row a configuration."""
+CHANCE = 0.1
+"""Accuracy of a model that guesses; that of one that has diverged."""
+KINDS = ("gp", "trees")
+"""Regressions: a Gaussian process; extremely randomized trees, to see whether a result hangs on the first."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The wide space's learning curves: what a configuration comes to on average, and by chance."""
+
+    model: Any
+    "Scikit-learn's: from `encode` to nines, one column an epoch."
+    deviations: Array
+    "Repeat x epoch: nines of a training less the mean of its configuration's, scaled to the full deviation."
+    nines_of_deviations: Array
+    "By repeat: mean nines of its configuration at the last epoch."
+
+    def truth(self, params: Params) -> Array:
+        """Give the accuracies without chance, configuration x epoch, 0..1."""
+        return accuracy(self.model.predict(encode(params)))
+
+    def train(self, params: Mapping[str, Any], seed: Sequence[int]) -> tuple[Array, float]:
+        """Train a configuration once: to its mean curve comes what chance has done to a real training.
+
+        That is, by how many nines one of the repeats, of those whose configurations are nearest in accuracy,
+        differed from the other repeats of its configuration.
+
+        Returns:
+            The accuracy of each epoch, in whole images of the validation split, and the mean of the last.
+        """
+        mean = self.truth(params)[0]
+        near = np.argsort(np.abs(self.nines_of_deviations - nines(mean[-1])), kind="stable")[:NEAR]
+        noisy = accuracy(nines(mean) + self.deviations[np.random.default_rng(seed).choice(near)])
+        return np.round(noisy * VAL_SIZE) / VAL_SIZE, float(mean[-1])
+
+    def best(self, draws: int = 50_000, steps: int = 12, seed: int = 0) -> float:
+        """Find the highest accuracy at the last epoch, among many draws and then draws around the best."""
+        rng = np.random.default_rng(seed)
+        found = random_params(draws, rng)
+        for step in range(steps):
+            last = self.model.predict(encode(found))[:, -1]
+            top = found.iloc[np.argsort(-last)[:20]]
+            if step < steps - 1:
+                found = pd.concat([top, _around(top, 100, 0.3 * 0.7**step, rng)], ignore_index=True)
+        return float(accuracy(last.max()))
+
+
+NEAR = 16
+"""Repeats of four configurations, of which a training takes one's deviation."""
+
+
+def fit(kind: str, table: pd.DataFrame, repeats: pd.DataFrame) -> Surrogate:
+    """Fit a surrogate of one of KINDS to recorded curves, and learn from the repeats what is chance."""
+    model = _model(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: no influence
+        model.fit(encode(_params(table)), nines(_curves(table)))
+    curves = repeats.pivot(index=["configuration", "seed"], columns="epoch", values="accuracy")
+    values = pd.DataFrame(nines(curves.fillna(CHANCE).to_numpy()), curves.index, curves.columns)
+    groups = values.groupby(level="configuration")
+    mean, count = groups.transform("mean"), groups.transform("count")
+    deviations = (values - mean) * np.sqrt(count / (count - 1))
+    return Surrogate(model, deviations.to_numpy(), mean.iloc[:, -1].to_numpy())
+
+
+def load(kind: str) -> Surrogate:
+    """Fit a surrogate to the tables of the repository."""
+    return fit(kind, pd.read_parquet(TABLE), pd.read_parquet(REPEATS))
+
+
+def nines(accuracies: npt.ArrayLike) -> Array:
+    """Count the nines: -log10(1 - accuracy), on which scale the good ones lie apart."""
+    return np.asarray(-np.log10(1 - np.minimum(accuracies, 1 - 1e-4)), np.float64)
+
+
+def accuracy(values: npt.ArrayLike) -> Array:
+    """Give the accuracies that have so many nines, none of them below chance."""
+    return np.asarray(np.maximum(1 - np.power(10.0, -np.asarray(values)), CHANCE), np.float64)
+
+
+def encode(params: Params) -> Array:
+    """Map parameters into the unit cube, a row a configuration: logarithms of log ranges, choices one-hot."""
+    columns = []
+    for name, distribution in WIDE.items():
+        values = np.atleast_1d(params[name])
+        if isinstance(distribution, CategoricalDistribution):
+            columns += [values == choice for choice in distribution.choices]
+        elif isinstance(distribution, FloatDistribution | IntDistribution):
+            scale = np.log if distribution.log else np.asarray
+            low, high = scale(distribution.low), scale(distribution.high)
+            columns.append((scale(values) - low) / (high - low))
+    return np.column_stack(columns).astype(np.float64)
+
+
+def random_params(count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Draw configurations of the wide space at random."""
+    return pd.DataFrame({name: _decode(name, rng.random(count), rng) for name in WIDE})
+
+
+def _decode(name: str, unit: Array, rng: np.random.Generator) -> Any:
+    distribution: Any = WIDE[name]
+    if isinstance(distribution, CategoricalDistribution):
+        return rng.choice(np.array(distribution.choices, dtype=object), len(unit))
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        return low * (high / low) ** unit
+    value = low + unit * (high - low)
+    if distribution.step is None:
+        return value
+    steps = np.round((value - low) / distribution.step)
+    value = np.minimum(low + steps * distribution.step, high)  # 14 steps of 0.05 are more than 0.7
+    return value.astype(int) if isinstance(distribution, IntDistribution) else value
+
+
+def _around(top: pd.DataFrame, count: int, width: float, rng: np.random.Generator) -> pd.DataFrame:
+    """Draw ``count`` configurations around each of ``top``: normal in the unit cube, some choices anew."""
+    centres = top.loc[top.index.repeat(count)].reset_index(drop=True)
+    drawn = random_params(len(centres), rng)
+    for name, distribution in WIDE.items():
+        if isinstance(distribution, CategoricalDistribution):
+            drawn[name] = drawn[name].where(rng.random(len(drawn)) < 0.1, centres[name])
+        elif isinstance(distribution, FloatDistribution | IntDistribution):
+            scale = np.log if distribution.log else np.asarray
+            low, high = scale(distribution.low), scale(distribution.high)
+            unit = (scale(centres[name]) - low) / (high - low) + rng.normal(0, width, len(centres))
+            drawn[name] = _decode(name, np.clip(unit, 0, 1), rng)
+    return drawn
+
+
+def _model(kind: str) -> Any:
+    if kind == "trees":
+        return ExtraTreesRegressor(300, min_samples_leaf=2, n_jobs=1, random_state=0)
+    if kind == "gp":
+        dimensions = encode(random_params(1, np.random.default_rng(0))).shape[1]
+        kernel = ConstantKernel() * Matern([2.0] * dimensions, (0.05, 100.0), nu=2.5)
+        gp = GaussianProcessRegressor(kernel + WhiteKernel(0.05, (1e-4, 1.0)), random_state=0)
+        return TransformedTargetRegressor(gp, transformer=StandardScaler())
+    raise ValueError(f"kind is {kind}, but must be one of {', '.join(KINDS)}")
+
+
+def _params(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop_duplicates("configuration").sort_values("configuration")[list(WIDE)]
+
+
+def _curves(table: pd.DataFrame) -> Array:
+    """Configuration x epoch."""
+    curves = table.pivot(index="configuration", columns="epoch", values="accuracy").sort_index()
+    return curves.fillna(CHANCE).to_numpy()
+
+
+def cross_validate(kind: str, table: pd.DataFrame, folds: int = 10) -> pd.DataFrame:
+    """Predict each recorded curve from the others, in folds; give the errors, a row an epoch."""
+    recorded = _curves(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        predicted = accuracy(
+            cross_val_predict(
+                _model(kind),
+                encode(_params(table)),
+                nines(recorded),
+                cv=KFold(folds, shuffle=True, random_state=0),
+            )
+        )
+    top = recorded[:, -1] >= np.median(recorded[:, -1])
+    rows = []
+    for epoch in range(recorded.shape[1]):
+        row: dict[str, Any] = {"kind": kind, "epoch": epoch + 1}
+        for name, rows_of in (("", slice(None)), ("_upper_half", top)):
+            known, guess = recorded[rows_of, epoch], predicted[rows_of, epoch]
+            row["rmse" + name] = float(np.sqrt(np.mean((guess - known) ** 2)))
+            row["rank_correlation" + name] = float(spearmanr(guess, known)[0])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Print the errors of both surrogates, and what the repeats say of chance."""
+    table = pd.read_parquet(TABLE)
+    shown = Table("surrogate", "epoch", *("error, all", "upper half", "rank correlation, all", "upper half"))
+    for kind in KINDS:
+        for row in cross_validate(kind, table).to_dict("records"):
+            shown.add_row(
+                *(kind, str(row["epoch"]), f"{100 * row['rmse']:.2f}", f"{100 * row['rmse_upper_half']:.2f}"),
+                *(f"{row['rank_correlation']:.3f}", f"{row['rank_correlation_upper_half']:.3f}"),
+            )
+    console = Console(highlight=False)
+    console.print(
+        f"{table['configuration'].nunique()} recorded curves, each predicted from nine tenths of the others; "
+        "error: root of the mean square, in accuracy points"
+    )
+    console.print(shown)
+    last = pd.read_parquet(REPEATS).query(f"epoch == {EPOCHS}").groupby("configuration")["accuracy"]
+    values = last.agg(["mean", "std"]).sort_values("mean").to_numpy(float) * 100
+    texts = [f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in values]
+    console.print(f"By chance, mean and standard deviation over seeds: {', '.join(texts)}")
+    recorded = table.loc[table["epoch"] == EPOCHS, "accuracy"].max()
+    best = ", ".join(f"{kind} {load(kind).best():.4f}" for kind in KINDS)
+    console.print(f"Best accuracy: recorded {recorded:.4f}; known to the surrogates: {best}")
+
+
+if __name__ == "__main__":
+    main()
