@@ -35,14 +35,14 @@ SHORT_SEEDS, FULL_SEEDS, GP_SEEDS = 20, 60, 20
 NO_STOPPING = {"grace_period": EPOCHS}
 
 
-def tpe(name: str, seed: int, number: int, **options: Any) -> BaseSampler:
+def tpe(name: str, seed: int, number: int, space: object = None, **options: Any) -> BaseSampler:
     """Make a TPE sampler with other options than Optuna's defaults."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return TPESampler(seed=stream(seed, number), **options)
 
 
-def gp(name: str, seed: int, number: int) -> BaseSampler:
+def gp(name: str, seed: int, number: int, space: object = None) -> BaseSampler:
     """Make Optuna's Gaussian process. It counts COMPLETE trials only: of pruned ones it learns nothing."""
     return GPSampler(seed=stream(seed, number))
 

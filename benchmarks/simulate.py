@@ -50,7 +50,7 @@ class Variant:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     "What differs from the project's defaults. A grace period of all epochs is: no stopping."
-    make_sampler: Callable[[str, int, int], BaseSampler] = make_sampler
+    make_sampler: Callable[..., BaseSampler] = make_sampler
     "Makes the sampler of a trial, as `tune_mnist.samplers.make_sampler` does."
     plain: bool = False
     "Ray's own OptunaSearch and ASHAScheduler, which tell Optuna COMPLETE for stopped trials too."
