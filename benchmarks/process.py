@@ -29,7 +29,7 @@ class Ran:
     cpu_seconds: float
     "User and system, of the process and all that it started."
     error: str
-    "Last line of its output if it failed, else empty."
+    "Why it failed: what killed it, or the last line of its output; else empty."
 
 
 def run(
@@ -75,6 +75,8 @@ def run(
     error = ""
     if timed_out:
         error = f"not done after {limit_seconds:.0f} s"
+    elif code < 0:
+        error = f"killed by {signal.Signals(-code).name}"
     elif code:
         lines = log.read_text(errors="replace").strip().splitlines()
         error = lines[-1].strip() if lines else f"exit code {code}"
