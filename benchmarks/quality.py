@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,8 +151,8 @@ def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     one_thread = mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     context = multiprocessing.get_context("spawn")
-    with one_thread, context.Pool(len(os.sched_getaffinity(0)), _begin, (curves,)) as pool:
-        for count, new in enumerate(pool.imap_unordered(search, planned), start=1):
+    with one_thread, ProcessPoolExecutor(os.cpu_count(), context, _begin, (curves,)) as pool:
+        for count, new in enumerate(pool.map(search, planned), start=1):
             rows += new
             if count % 100 == 0 or count == len(planned):
                 console.print(f"  {count} of {len(planned)} searches")

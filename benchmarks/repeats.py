@@ -1,6 +1,6 @@
 """Trains some of the recorded configurations again, with other seeds, to see how much of a curve is chance.
 
-python -m benchmarks.repeats   # after benchmarks.record; writes benchmarks/data/repeats.parquet
+python -m benchmarks.repeats   # after benchmarks.record; may be interrupted; writes benchmarks/data/repeats.parquet
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import argparse
 import math
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import torch
 
@@ -25,7 +27,7 @@ from tune_mnist.training import DivergedError, Training, fit
 REPEATS = TABLE.with_name("repeats.parquet")
 CONFIGURATIONS = range(0, 300, 25)
 """Every 25th of the recorded ones: by accuracy from the best ones to the worst."""
-SEEDS = 3
+SEEDS = 2
 """Trainings of each beside the recorded one."""
 
 
@@ -50,6 +52,7 @@ _splits: Any = None
 def _begin(data_dir: str) -> None:
     global _splits
     torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     _splits = load_train_val("mnist", Path(data_dir), val_size=VAL_SIZE, train_size=TRAIN_SIZE, seed=SEED)
 
 
@@ -59,17 +62,24 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    recorded = pd.read_parquet(TABLE)
-    recorded = recorded[recorded["configuration"].isin(CONFIGURATIONS)]
-    rows: list[Any] = recorded[["configuration", "epoch", "accuracy"]].to_dict("records")
-    rows = [{**row, "seed": SEED + row["configuration"]} for row in rows]
+    rows = _recorded() if not REPEATS.exists() else pd.read_parquet(REPEATS).to_dict("records")
+    known = {(row["configuration"], row["seed"]) for row in rows}
     jobs = [(number, 1_000_000 + seed) for seed in range(SEEDS) for number in CONFIGURATIONS]
-    with multiprocessing.get_context("spawn").Pool(args.processes, _begin, (args.data_dir,)) as pool:
-        for count, new in enumerate(pool.imap_unordered(curve, jobs), start=1):
+    lacking = [job for job in jobs if job not in known]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, context, _begin, (args.data_dir,)) as pool:
+        for count, new in enumerate(pool.map(curve, lacking), start=1):
             rows += new
-            print(f"{count}/{len(jobs)}", *new[-1].values(), flush=True)
-    frame = pd.DataFrame(rows).sort_values(["configuration", "seed", "epoch"], ignore_index=True)
-    frame.to_parquet(REPEATS, index=False)
+            print(f"{count}/{len(lacking)}", *new[-1].values(), flush=True)
+            frame = pd.DataFrame(rows).sort_values(["configuration", "seed", "epoch"], ignore_index=True)
+            frame.to_parquet(REPEATS, index=False)
+
+
+def _recorded() -> list[Any]:
+    """Take the first training of each from the table."""
+    table = pd.read_parquet(TABLE)
+    table = table[table["configuration"].isin(CONFIGURATIONS)].assign(seed=SEED + table["configuration"])
+    return table[["configuration", "seed", "epoch", "accuracy"]].to_dict("records")
 
 
 if __name__ == "__main__":
