@@ -1,6 +1,6 @@
 """Trains some of the recorded configurations again, with other seeds, to see how much of a curve is chance.
 
-python -m benchmarks.repeats   # after benchmarks.record; may be interrupted; writes benchmarks/data/repeats.parquet
+python -m benchmarks.repeats   # after benchmarks.record; writes benchmarks/data/repeats.parquet
 """
 
 from __future__ import annotations
