@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks import surrogate
 from benchmarks.record import EPOCHS, TABLE
+from benchmarks.repeats import REPEATS
 from benchmarks.simulate import Variant, simulate
 from tune_mnist.samplers import stream
 
@@ -139,9 +140,10 @@ def _begin(curves: dict[str, tuple[surrogate.Surrogate, float]]) -> None:
 
 def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
     """Simulate all searches, in as many processes as there are cores; give a row a budget of each."""
-    if not TABLE.exists():
-        console.print(f"{TABLE} is not there: python -m benchmarks.record makes it")
-        return pd.DataFrame()
+    for table, maker in ((TABLE, "record"), (REPEATS, "repeats")):
+        if not table.exists():
+            console.print(f"  {table.name} is not there: python -m benchmarks.{maker} makes it")
+            return pd.DataFrame()
     planned = jobs(full)
     curves = {}
     for kind in sorted({job.kind for job in planned}):

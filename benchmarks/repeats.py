@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    rows = _recorded() if not REPEATS.exists() else pd.read_parquet(REPEATS).to_dict("records")
+    rows: list[Any] = pd.read_parquet(REPEATS).to_dict("records") if REPEATS.exists() else _recorded()
     known = {(row["configuration"], row["seed"]) for row in rows}
     jobs = [(number, 1_000_000 + seed) for seed in range(SEEDS) for number in CONFIGURATIONS]
     lacking = [job for job in jobs if job not in known]
