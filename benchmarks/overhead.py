@@ -9,21 +9,17 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import process
 from benchmarks.measure import ratios, spread
 from tune_mnist.ledger import LEDGER
 
@@ -36,7 +32,6 @@ ROUNDS = 2
 """Searches of each size and kind; of 1,000 trials one."""
 BUDGET_SECONDS = {False: 60.0, True: 900.0}
 """Longest time for the trials of Ray's default, short and full: fresh processes take it seconds each."""
-LOOK_SECONDS = 0.2
 STAGES = {
     "folder_s": "start to run folder",
     "first_trial_s": "start to first trial",
@@ -100,106 +95,66 @@ def show(console: Console, rows: pd.DataFrame) -> None:
         console.print(f"ours: with {more} trials one takes {growth:.2f} times as long as with {fewer}")
 
 
-class Watched:
-    """A process, with the CPU time and memory of it and of all that it starts, by looking now and then."""
+def _run(command: list[str], folder: Path, limit_seconds: float) -> process.Ran:
+    """Run a search with a temporary folder of its own for Ray; its output goes to ``folder/output.txt``.
 
-    def __init__(self, command: list[str], folder: Path) -> None:
-        """Start it, with a temporary folder of its own for Ray."""
-        environment = {**os.environ, "RAY_TMPDIR": str(folder / "ray"), "RAY_USAGE_STATS_ENABLED": "0"}
-        environment["PYTHONPATH"] = str(ROOT)
-        environment.pop("RAY_ADDRESS", None)
-        (folder / "ray").mkdir()
-        self.started = time.time()
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.cpu: dict[int, float] = {}
-        self.driver_mb = 0.0
-        self.over = threading.Event()
-        self.looks = threading.Thread(target=self._look, daemon=True)
-        self.looks.start()
+    Raises:
+        RuntimeError: if it fails.
+    """
+    environment = {**os.environ, "RAY_TMPDIR": str(folder / "ray"), "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    (folder / "ray").mkdir()
+    ran = process.run(
+        command, folder / "output.txt", folder=folder, environment=environment, limit_seconds=limit_seconds
+    )
+    if ran.error:
+        raise RuntimeError(ran.error)
+    return ran
 
-    def ended(self, timeout: float) -> list[tuple[float, str]]:
-        """Wait for its end; give its lines, each with its time in seconds since the start."""
-        assert self.process.stdout and self.process.stderr
-        watchdog = threading.Timer(timeout, self.process.send_signal, (signal.SIGTERM,))
-        watchdog.start()
-        errors: list[str] = []
-        drain = threading.Thread(target=lambda pipe: errors.extend(pipe), args=(self.process.stderr,))
-        drain.start()
-        lines = [(time.time() - self.started, line) for line in self.process.stdout]
-        code = self.process.wait()
-        watchdog.cancel()
-        drain.join()
-        self.wall = time.time() - self.started
-        self.over.set()
-        self.looks.join()
-        if code:
-            raise RuntimeError(f"it ended with {code}: {''.join(errors)[-500:]}")
-        return lines
 
-    def figures(self) -> dict[str, float]:
-        """Give what it took; what came and went between two looks is missing."""
-        return {
-            "wall_s": self.wall,
-            "driver_cpu_s": self.cpu.get(self.process.pid, 0.0),
-            "driver_mb": self.driver_mb,
-            "all_cpu_s": sum(self.cpu.values()),
-        }
-
-    def _look(self) -> None:
-        driver = psutil.Process(self.process.pid)
-        while not self.over.wait(LOOK_SECONDS):
-            try:
-                self.driver_mb = max(self.driver_mb, driver.memory_info().rss / 1e6)
-                family = [driver, *driver.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            for process in family:
-                try:
-                    times = process.cpu_times()
-                except psutil.NoSuchProcess:
-                    continue
-                self.cpu[process.pid] = times.user + times.system
+def _figures(ran: process.Ran) -> dict[str, float]:
+    return {
+        "wall_s": ran.wall_seconds,
+        "driver_cpu_s": ran.own_cpu_seconds,
+        "driver_mb": ran.peak_megabytes,
+        "all_cpu_s": ran.cpu_seconds,
+    }
 
 
 def _ours(folder: Path, trials: int, data_dir: Path) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "scripts" / "tune.py"), "--data-dir", str(data_dir.absolute())]
     command += ["--num-samples", str(trials), "--max-epochs", "1", "--train-size", "64", "--val-size", "64"]
     command += ["--max-concurrent-trials", str(SLOTS)] if (os.cpu_count() or 1) > SLOTS else []
-    watched = Watched([*command, "--storage-path", str(folder / "runs"), "--name", "small"], folder)
-    lines = watched.ended(timeout=7200)
+    ran = _run([*command, "--storage-path", str(folder / "runs"), "--name", "small"], folder, 7200)
     run_dir = folder / "runs" / "small"
     lines_of = _ledger(run_dir)
     reports, ends = ([line["time"] for line in lines_of[event]] for event in ("epoch", "end"))
     training = statistics.mean(line["epoch_seconds"] for line in lines_of["epoch"])
-    started = watched.started
     return {
         "done": len(ends),
         "trial_s": _seconds_a_trial(reports) - training / SLOTS,
         "training_s": training,
-        "folder_s": next(at for at, line in lines if line.startswith("Run folder")),
-        "first_trial_s": lines_of["trial"][0]["time"] - started,
-        "first_report_s": reports[0] - started,
-        "end_s": watched.wall - (max(ends) - started),
-        **watched.figures(),
+        "folder_s": lines_of["session"][0]["time"] - ran.started,
+        "first_trial_s": lines_of["trial"][0]["time"] - ran.started,
+        "first_report_s": reports[0] - ran.started,
+        "end_s": ran.wall_seconds - (max(ends) - ran.started),
+        **_figures(ran),
         **_stored(run_dir, trials),
     }
 
 
 def _ray_default(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.contestants.ray_nothing", str(folder / "runs")]
-    watched = Watched([*command, str(trials), str(seconds)], folder)
-    lines = watched.ended(timeout=seconds + 300)
-    reports = json.loads(lines[-1][1])
+    ran = _run([*command, str(trials), str(seconds)], folder, seconds + 300)
+    reports = json.loads((folder / "output.txt").read_text().splitlines()[-1])
     done = len(reports)
     return {
         "done": done,
         "trial_s": _seconds_a_trial(reports),
         "training_s": 0.0,
-        "first_report_s": reports[0] - watched.started,
-        "end_s": watched.wall - (reports[-1] - watched.started),
-        **watched.figures(),
+        "first_report_s": reports[0] - ran.started,
+        "end_s": ran.wall_seconds - (reports[-1] - ran.started),
+        **_figures(ran),
         **_stored(folder / "runs", done),
     }
 

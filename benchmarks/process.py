@@ -28,6 +28,10 @@ class Ran:
     wall_seconds: float
     cpu_seconds: float
     "User and system, of the process and all that it started."
+    own_cpu_seconds: float
+    "Those of the process itself."
+    peak_megabytes: float
+    "Most memory that the process itself was seen to have."
     error: str
     "Why it failed: what killed it, or the last line of its output; else empty."
 
@@ -80,7 +84,14 @@ def run(
     elif code:
         lines = log.read_text(errors="replace").strip().splitlines()
         error = lines[-1].strip() if lines else f"exit code {code}"
-    return Ran(started=started, wall_seconds=wall_seconds, cpu_seconds=tree.cpu_seconds(), error=error)
+    return Ran(
+        started=started,
+        wall_seconds=wall_seconds,
+        cpu_seconds=sum(tree.seconds.values()),
+        own_cpu_seconds=tree.seconds.get(tree.root, 0.0) if tree.root else 0.0,
+        peak_megabytes=tree.peak_megabytes,
+        error=error,
+    )
 
 
 class _Tree:
@@ -94,22 +105,20 @@ class _Tree:
         with suppress(psutil.NoSuchProcess):
             self.root = psutil.Process(pid)
         self.seconds: dict[psutil.Process, float] = {}
+        self.peak_megabytes = 0.0
 
     def look(self) -> None:
-        """Note who there is, and the CPU seconds of each."""
+        """Note who there is, the CPU seconds of each, and the memory of the first."""
         if self.root is None:
             return
         with suppress(psutil.Error):
+            self.peak_megabytes = max(self.peak_megabytes, self.root.memory_info().rss / 1e6)
             for process in (self.root, *self.root.children(recursive=True)):
                 self.seconds.setdefault(process, 0.0)
         for process in list(self.seconds):
             with suppress(psutil.Error):
                 times = process.cpu_times()
                 self.seconds[process] = times.user + times.system
-
-    def cpu_seconds(self) -> float:
-        """Sum up."""
-        return sum(self.seconds.values())
 
     def end(self, process: subprocess.Popen[bytes]) -> int:
         """Ask the program to end if it still runs, as Ctrl-C does; kill what is left of it in the end."""

@@ -9,7 +9,7 @@ import argparse
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,20 @@ def draw(configuration: int) -> dict[str, Any]:
     return study.ask(dict(WIDE)).params
 
 
-def curve(configuration: int) -> list[dict[str, Any]]:
-    """Train a configuration; give a row an epoch, with accuracies NaN from where it has diverged."""
-    params = draw(configuration)
+def train(params: dict[str, Any], seed: int) -> list[EpochResult]:
+    """Train a configuration, up to where it diverges, in a process that has begun."""
     hyperparameters = Hyperparameters(**to_config(params, EPOCHS))
     results: list[EpochResult] = []
     with suppress(DivergedError):
-        for result in fit(Training(hyperparameters, seed=SEED + configuration), *_splits):
+        for result in fit(Training(hyperparameters, seed=seed), *_splits):
             results.append(result)
-    of_epoch = {result.epoch: result for result in results}
+    return results
+
+
+def curve(configuration: int) -> list[dict[str, Any]]:
+    """Train a configuration; give a row an epoch, with accuracies NaN from where it has diverged."""
+    params = draw(configuration)
+    of_epoch = {result.epoch: result for result in train(params, SEED + configuration)}
     rows = []
     for epoch in range(1, EPOCHS + 1):
         found = of_epoch.get(epoch)
@@ -67,7 +72,8 @@ def curve(configuration: int) -> list[dict[str, Any]]:
 _splits: Any = None
 
 
-def _begin(data_dir: str) -> None:
+def begin(data_dir: str) -> None:
+    """Load what the trainings of a process need."""
     global _splits
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,9 +86,9 @@ def record(configurations: int, data_dir: str, processes: int) -> None:
     lacking = [number for number in range(configurations) if number not in set(known["configuration"])]
     rows: list[Any] = known.to_dict("records")
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _begin, (data_dir,)) as pool:
-        curves: Iterator[list[dict[str, Any]]] = pool.imap_unordered(curve, lacking)
-        for count, new in enumerate(curves, start=1):
+    # A multiprocessing.Pool would wait for ever for the curve of a process that was killed.
+    with ProcessPoolExecutor(processes, context, begin, (data_dir,)) as pool:
+        for count, new in enumerate(pool.map(curve, lacking), start=1):
             rows += new
             last = new[-1]["accuracy"]
             print(f"{count}/{len(lacking)} configuration {new[0]['configuration']}: {last:.4f}", flush=True)

@@ -10,19 +10,11 @@ import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
-import torch
 
-from benchmarks.record import EPOCHS, SEED, TABLE, TRAIN_SIZE, VAL_SIZE, draw
-from tune_mnist.data import load_train_val
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.spaces import to_config
-from tune_mnist.training import DivergedError, Training, fit
+from benchmarks.record import EPOCHS, SEED, TABLE, begin, draw, train
 
 REPEATS = TABLE.with_name("repeats.parquet")
 CONFIGURATIONS = range(0, 300, 25)
@@ -34,26 +26,12 @@ SEEDS = 2
 def curve(job: tuple[int, int]) -> list[dict[str, Any]]:
     """Train a configuration with a seed that no recorded curve has; give a row an epoch."""
     configuration, seed = job
-    hyperparameters = Hyperparameters(**to_config(draw(configuration), EPOCHS))
-    accuracies: list[float] = []
-    with suppress(DivergedError):
-        for result in fit(Training(hyperparameters, seed=seed), *_splits):
-            accuracies.append(result.accuracy)
+    accuracies = [result.accuracy for result in train(draw(configuration), seed)]
     accuracies += [math.nan] * (EPOCHS - len(accuracies))
     return [
         {"configuration": configuration, "seed": seed, "epoch": epoch, "accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
-
-
-_splits: Any = None
-
-
-def _begin(data_dir: str) -> None:
-    global _splits
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _splits = load_train_val("mnist", Path(data_dir), val_size=VAL_SIZE, train_size=TRAIN_SIZE, seed=SEED)
 
 
 def main() -> None:
@@ -67,7 +45,7 @@ def main() -> None:
     jobs = [(number, 1_000_000 + seed) for seed in range(SEEDS) for number in CONFIGURATIONS]
     lacking = [job for job in jobs if job not in known]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.processes, context, _begin, (args.data_dir,)) as pool:
+    with ProcessPoolExecutor(args.processes, context, begin, (args.data_dir,)) as pool:
         for count, new in enumerate(pool.map(curve, lacking), start=1):
             rows += new
             print(f"{count}/{len(lacking)}", *new[-1].values(), flush=True)

@@ -93,16 +93,14 @@ def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
     # Ray's sockets lie under RAY_TMPDIR and need a short path, so that stays as it is.
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         folder = Path(made)
-        variables = {
-            key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")
-        }
-        if name == "synetune":
-            variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(SYNE_TUNE)])
+        variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        packages = [ROOT, SYNE_TUNE] if name == "synetune" else [ROOT]
+        variables["PYTHONPATH"] = os.pathsep.join(map(str, packages))
         output = folder / "output.txt"
         ran = process.run(
             command(name, work, data_dir, seed, cores, folder),
             output,
-            folder=ROOT,
+            folder=folder,  # Syne Tune leaves a file where it is started
             environment=variables,
             limit_seconds=work.limit_seconds,
         )

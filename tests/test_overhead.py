@@ -1,6 +1,5 @@
 """The benchmark of the overhead: what it makes of the times of a search, and real tiny searches."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,32 +8,10 @@ from rich.console import Console
 
 from benchmarks import overhead
 
-BURN = """
-import time
-while time.process_time() < 1:
-    pass
-"""
-
 
 def test_seconds_a_trial_leave_out_the_start_of_the_processes() -> None:
     # Two slots whose processes take 5 s, and then a report every half a second.
     assert overhead._seconds_a_trial([5.0, 5.2, 5.7, 6.2, 6.7]) == pytest.approx(0.5)
-
-
-def test_a_process_is_watched_with_its_children(tmp_path: Path) -> None:
-    program = "import subprocess, sys\nprint('begun', flush=True)\n"
-    program += f"subprocess.run([sys.executable, '-c', {BURN!r}])"
-    watched = overhead.Watched([sys.executable, "-c", program], tmp_path)
-    ((_, line),) = watched.ended(timeout=100)
-    figures = watched.figures()
-    assert line == "begun\n"
-    assert figures["driver_cpu_s"] < 0.7 < figures["all_cpu_s"] < figures["wall_s"] + 0.1
-
-
-def test_a_failure_is_told_with_its_last_words(tmp_path: Path) -> None:
-    watched = overhead.Watched([sys.executable, "-c", "raise SystemExit('no data')"], tmp_path)
-    with pytest.raises(RuntimeError, match="it ended with 1: no data"):
-        watched.ended(timeout=100)
 
 
 def test_both_searches_are_measured_and_shown(
