@@ -44,9 +44,8 @@ class OrderedBracket(_Bracket):
         values = recorded.ordered
         if not values:
             return math.nan if recorded else None
-        place = (len(values) - 1) * (
-            (1 - 1 / self.rf) * 100 / 100
-        )  # there and back: it is not the same float
+        # Times 100, as Ray does, and back, as NumPy does: it is not the same float.
+        place = (len(values) - 1) * ((1 - 1 / self.rf) * 100 / 100)
         below = math.floor(place)
         low, high = values[below], values[min(below + 1, len(values) - 1)]
         share = place - below

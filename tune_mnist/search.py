@@ -168,16 +168,15 @@ class SteadfastASHA(ASHAScheduler):
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
-        limits = settings.grace_period, settings.max_epochs, settings.reduction_factor
-        grace_period, max_t, reduction_factor = limits
         super().__init__(
             time_attr=TIME_ATTR,
             metric=METRIC,
             mode=MODE,
-            max_t=max_t,
-            grace_period=grace_period,
-            reduction_factor=reduction_factor,
+            max_t=settings.max_epochs,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
         )
+        limits = settings.grace_period, settings.max_epochs, settings.reduction_factor
         self._brackets = [OrderedBracket(*limits, 0, stop_last_trials=True)]
         self.stopped: dict[str, int] = {}
         "Epoch of the verdict by trial."

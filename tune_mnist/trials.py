@@ -91,8 +91,8 @@ class TrialSource(SearchGenerator):
             trial_dirname_creator=spec["trial_dirname_creator"],
             max_failures=spec["max_failures"],
             storage=spec["storage"],
-            stub=record.state
-            is not None,  # of one that runs, Ray asks its server for the trainable, three times
+            # Of one that is no stub, Ray asks its server for the trainable, three times.
+            stub=record.state is not None,
         )
         fill(trial, record, self._folder, self._checkpoints.get(record.directory, []))
         if record.state is None:
