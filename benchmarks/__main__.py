@@ -41,6 +41,7 @@ def main() -> None:
         if name not in BENCHMARKS:
             parser.error(f"NAME is {name}, but must be one of {', '.join(BENCHMARKS)}")
     console = Console(highlight=False)
+    console.width = max(console.width, 110)  # the tables need it, also in a file
     here = measure.machine()
     console.print(", ".join(f"{key} {value}" for key, value in here.items() if value != ""))
     for name in args.names or BENCHMARKS:

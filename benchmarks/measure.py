@@ -61,14 +61,15 @@ def ratios(rows: pd.DataFrame, column: str, numerator: str, denominator: str) ->
 
 
 def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3) -> str:
-    """Write a median with the least and the greatest, "4.1 (3.9 to 4.4)"; one value alone, "4.1"."""
+    """Write a median with the least and the greatest, "4.1 (3.9 to 4.4) s"; one value alone, "4.1 s"."""
     series = pd.Series(values).dropna()
     if not len(series):
         return "–"
-    texts = [f"{value:.{digits}g}{unit}" for value in (series.median(), series.min(), series.max())]
+    values = (series.median(), series.min(), series.max())
+    texts = [f"{one:,.0f}" if abs(one) >= 1000 else f"{one:.{digits}g}" for one in values]
     if len(series) == 1:
-        return texts[0]
-    return f"{texts[0]} ({texts[1]} to {texts[2]})"
+        return texts[0] + unit
+    return f"{texts[0]} ({texts[1]} to {texts[2]}){unit}"
 
 
 def legend(rows: pd.DataFrame) -> str:

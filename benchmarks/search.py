@@ -201,7 +201,7 @@ def _show_ratios(console: Console, sound: pd.DataFrame, columns: dict[str, str])
     others = [name for name in sound["what"].unique() if name != OURS]
     if OURS not in set(sound["what"]):
         return
-    table = Table("", *columns.values(), "what it is", title="times ours")
+    table = Table("times ours", *columns.values(), "what it is")
     for name in others:
         ratios = [measure.ratios(sound, key, name, OURS) for key in columns]
         table.add_row(name, *(measure.spread(ratio, "×", 2) for ratio in ratios), CONTESTANTS[name])

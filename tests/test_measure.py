@@ -23,7 +23,8 @@ def test_measures_take_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "text"), [([3.0, 1.0, 2.0], "2 s (1 s to 3 s)"), ([1.5], "1.5 s"), ([math.nan], "–")]
+    ("values", "text"),
+    [([3.0, 1.0, 2.0], "2 (1 to 3) s"), ([1.5], "1.5 s"), ([14770.0], "14,770 s"), ([math.nan], "–")],
 )
 def test_a_spread_is_a_median_with_its_ends(values: list[float], text: str) -> None:
     assert measure.spread(values, " s") == text
