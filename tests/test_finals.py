@@ -1,5 +1,6 @@
 """The winner that can be trusted: its protocol, the real finalize.py on a finished run, what that writes."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,10 +97,15 @@ def start(runner: Runner, *flags: str) -> subprocess.Popen[str]:
 
 
 def kill_a_worker(pid: int) -> bool:
-    for child in psutil.Process(pid).children(recursive=True):
-        if child.name().startswith("ray::retrain"):
-            child.kill()
-            return True
+    """Kill a process that trains, once there is one: between two trainings a worker has another name."""
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name().startswith("ray::retrain"):
+                    child.kill()
+                    return True
+        time.sleep(0.01)
     return False
 
 
