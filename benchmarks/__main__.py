@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 import time
 from pathlib import Path
 
@@ -49,11 +50,12 @@ def main() -> None:
         console.print(f"\n[bold]{name}[/]: {BENCHMARKS[name]}")
         started = time.perf_counter()
         rows = module.run(console, full=args.full, data_dir=args.data_dir)
-        if rows.empty:  # it has said why
-            continue
-        module.show(console, rows)
-        path = measure.write(name + ("-full" if args.full else ""), rows, args.results)
-        console.print(f"{path} ({time.perf_counter() - started:.0f} s)")
+        if not rows.empty:  # else it has said why
+            module.show(console, rows)
+            path = measure.write(name + ("-full" if args.full else ""), rows, args.results)
+            console.print(f"{path} ({time.perf_counter() - started:.0f} s)")
+        if rows.attrs.get("interrupted"):
+            sys.exit(130)
 
 
 if __name__ == "__main__":

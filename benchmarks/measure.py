@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,19 +45,29 @@ def interleaved(
 ) -> pd.DataFrame:
     """Measure each in turn, A B A B ...: a row a measurement, with its name as ``what`` and its ``round``.
 
-    A measure gets the number of the round, from 0, and gives its figures.
+    A measure gets the number of the round, from 0, and gives its figures. Ctrl-C ends it with the rows that
+    are there, some of which took an hour, and ``attrs["interrupted"]``.
     """
-    rows = []
-    for number in range(rounds):
-        for name, measure in measures.items():
-            tell(f"  round {number + 1} of {rounds}: {name}")
-            rows.append({"what": name, "round": number, **measure(number)})
-    return pd.DataFrame(rows)
+    rows, interrupted = [], False
+    try:
+        for number in range(rounds):
+            for name, measure in measures.items():
+                begun = time.perf_counter()
+                tell(f"  round {number + 1} of {rounds}: {name}")
+                rows.append({"what": name, "round": number, **measure(number)})
+                tell(f"    {time.perf_counter() - begun:,.0f} s")
+    except KeyboardInterrupt:
+        tell("  ended by Ctrl-C: the figures are of what was measured before it")
+        interrupted = True
+    table = pd.DataFrame(rows)
+    table.attrs["interrupted"] = interrupted
+    return table
 
 
 def ratios(rows: pd.DataFrame, column: str, numerator: str, denominator: str) -> pd.Series:
     """Give ``numerator``'s figure over ``denominator``'s for each round in which both have one."""
     table = rows.pivot(index="round", columns="what", values=column)
+    table = table.reindex(columns=[numerator, denominator])  # one may not have had its turn
     return (table[numerator] / table[denominator]).dropna()
 
 

@@ -26,11 +26,11 @@ SYNE_TUNE = Path(sys.prefix) / "syne-tune"
 """Where `make bench` installs Syne Tune, which only its own contestant imports."""
 OURS = "ours"
 CONTESTANTS = {
+    OURS: "scripts/tune.py",
     "blog": "Optuna alone, one trial after the other, no pruning",
     "optuna_processes": "Optuna, a process a core, SuccessiveHalvingPruner",
     "ray_default": "Ray Tune as documented: OptunaSearch, ASHA, DataLoader",
     "synetune": "Syne Tune, local backend, asynchronous BOHB (ASHA and TPE)",
-    OURS: "scripts/tune.py",
 }
 
 

@@ -22,6 +22,17 @@ def test_measures_take_turns() -> None:
     assert measure.ratios(rows, "seconds", "a", "b").tolist() == [1.5, 1.5]
 
 
+def test_ctrl_c_keeps_what_was_measured() -> None:
+    said: list[str] = []
+
+    def interrupt(number: int) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    rows = measure.interleaved({"a": lambda n: {"seconds": 3.0}, "b": interrupt}, 2, said.append)
+    assert rows[["what", "seconds"]].values.tolist() == [["a", 3.0]] and rows.attrs["interrupted"]
+    assert "Ctrl-C" in said[-1] and measure.ratios(rows, "seconds", "a", "b").empty
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [([3.0, 1.0, 2.0], "2 (1 to 3) s"), ([1.5], "1.5 s"), ([14770.0], "14,770 s"), ([math.nan], "–")],
