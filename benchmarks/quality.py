@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from tune_mnist.samplers import stream
 
 BUDGETS = (50, 100, 200, 400, 600)
 """Epochs trained by all workers together at which the search is asked for its choice."""
-SHORT_SEEDS, FULL_SEEDS, GP_SEEDS = 20, 60, 20
+SHORT_SEEDS, FULL_SEEDS, GP_SEEDS = 20, 30, 20
 """Searches of each way; Optuna's Gaussian process takes some 0.1 s a suggestion, TPE a tenth of that."""
+FIRST_SEED = 100
+"""Those below it served while the ways were listed, and would favour what looked good then."""
 NO_STOPPING = {"grace_period": EPOCHS}
 
 
@@ -99,10 +102,10 @@ def jobs(full: bool) -> list[Job]:
         ways += [(variant, 8, 400, GP_SEEDS, "gp") for variant in GP_WAYS]
         ways += [(variant, 8, 600, GP_SEEDS, "trees") for variant in SHORT]
     return [
-        Job(variant=variant, workers=workers, seed=seed, budget=budget, kind=kind)
-        for seed in range(FULL_SEEDS)
+        Job(variant=variant, workers=workers, seed=FIRST_SEED + number, budget=budget, kind=kind)
+        for number in range(FULL_SEEDS)
         for variant, workers, budget, seeds, kind in ways
-        if seed < seeds
+        if number < seeds
     ]
 
 
@@ -134,6 +137,7 @@ _curves: dict[str, tuple[surrogate.Surrogate, float]] = {}
 
 
 def _begin(curves: dict[str, tuple[surrogate.Surrogate, float]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started this one
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     _curves.update(curves)
 
@@ -151,15 +155,24 @@ def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
         curves[kind] = fitted, fitted.best()
         console.print(f"surrogate {kind}: best known accuracy {curves[kind][1]:.4f}")
     rows: list[dict[str, Any]] = []
+    interrupted = False
     one_thread = mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     context = multiprocessing.get_context("spawn")
     with one_thread, ProcessPoolExecutor(os.cpu_count(), context, _begin, (curves,)) as pool:
-        for count, new in enumerate(pool.map(search, planned), start=1):
-            rows += new
-            if count % 100 == 0 or count == len(planned):
-                console.print(f"  {count} of {len(planned)} searches")
+        try:
+            for count, new in enumerate(pool.map(search, planned), start=1):
+                rows += new
+                if count % 100 == 0 or count == len(planned):
+                    console.print(f"  {count} of {len(planned)} searches")
+        except KeyboardInterrupt:
+            console.print("  ended by Ctrl-C: the figures are of the searches before it")
+            pool.shutdown(cancel_futures=True)
+            interrupted = True
     by = ["surrogate", "workers", "variant", "seed", "epochs"]
-    return pd.DataFrame(rows).sort_values(by, ignore_index=True)
+    frame = pd.DataFrame(rows)
+    frame = frame.sort_values(by, ignore_index=True) if rows else frame
+    frame.attrs["interrupted"] = interrupted
+    return frame
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:

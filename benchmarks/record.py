@@ -28,6 +28,8 @@ TABLE = Path(__file__).parent / "data" / "curves.parquet"
 EPOCHS = 9
 """Epochs of each curve: with reduction factor 3, ASHA's rungs are 1, 3 and 9."""
 TRAIN_SIZE, VAL_SIZE, SEED = 10_000, 5_000, 0
+FIRST_REFINED = 1000
+"""Number of the first configuration that was not drawn at random, but by benchmarks.refine."""
 SAVE_EVERY = 10
 """Configurations between two writes of the table."""
 
@@ -48,9 +50,13 @@ def train(params: dict[str, Any], seed: int) -> list[EpochResult]:
     return results
 
 
-def curve(configuration: int) -> list[dict[str, Any]]:
-    """Train a configuration; give a row an epoch, with accuracies NaN from where it has diverged."""
-    params = draw(configuration)
+def curve(job: tuple[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Train a configuration; give a row an epoch, with accuracies NaN from where it has diverged.
+
+    Args:
+        job: the configuration's number, which makes its seed, and its parameters.
+    """
+    configuration, params = job
     of_epoch = {result.epoch: result for result in train(params, SEED + configuration)}
     rows = []
     for epoch in range(1, EPOCHS + 1):
@@ -80,10 +86,10 @@ def begin(data_dir: str) -> None:
     _splits = load_train_val("mnist", Path(data_dir), val_size=VAL_SIZE, train_size=TRAIN_SIZE, seed=SEED)
 
 
-def record(configurations: int, data_dir: str, processes: int) -> None:
-    """Train what the table lacks of the first ``configurations`` points, and write it again and again."""
+def record(points: dict[int, dict[str, Any]], data_dir: str, processes: int) -> None:
+    """Train those of the points, by number, that the table lacks, and write it again and again."""
     known = pd.read_parquet(TABLE) if TABLE.exists() else pd.DataFrame({"configuration": []})
-    lacking = [number for number in range(configurations) if number not in set(known["configuration"])]
+    lacking = [job for job in points.items() if job[0] not in set(known["configuration"])]
     rows: list[Any] = known.to_dict("records")
     context = multiprocessing.get_context("spawn")
     # A multiprocessing.Pool would wait for ever for the curve of a process that was killed.
@@ -111,7 +117,8 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    record(args.configurations, args.data_dir, args.processes)
+    points = {number: draw(number) for number in range(args.configurations)}
+    record(points, args.data_dir, args.processes)
 
 
 if __name__ == "__main__":

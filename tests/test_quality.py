@@ -173,7 +173,9 @@ def test_the_surrogate_knows_configurations_that_were_not_recorded(fitted: Surro
     predicted = fitted.truth(params)
     assert predicted.shape == (300, EPOCHS)
     assert spearmanr(predicted[:, -1], np.array(known)[:, -1])[0] > 0.98
-    assert fitted.best(draws=2000, steps=6) == pytest.approx(0.9 * (1 - 0.5**EPOCHS), abs=0.01)
+    best, accuracy = surrogate.optimum(fitted.model, draws=2000, steps=6)
+    assert accuracy == pytest.approx(0.9 * (1 - 0.5**EPOCHS), abs=0.01)
+    assert (best["momentum"], best["dropout_conv"]) == (pytest.approx(0.7, abs=0.05), 0.0)
 
 
 def test_chance_is_that_of_the_repeats(fitted: Surrogate) -> None:
