@@ -46,7 +46,7 @@ FULL = [
 ]
 ROUNDS = 3
 """Rounds of what is short: up to so many trials known."""
-PROCESS_BYTES = 75e6
+PROCESS_BYTES = 100e6
 """Memory that a process of Ray's takes for itself."""
 SLEEP_SECONDS = 0.5
 """What a real trial sleeps before each report: 64 of them could send 128 reports a second, 256 send 512."""

@@ -28,8 +28,8 @@ OURS = "ours"
 CONTESTANTS = {
     OURS: "scripts/tune.py",
     "blog": "Optuna alone, one trial after the other, no pruning",
-    "optuna_processes": "Optuna, a process a core, SuccessiveHalvingPruner",
     "ray_default": "Ray Tune as documented: OptunaSearch, ASHA, DataLoader",
+    "optuna_processes": "Optuna, a process a core, SuccessiveHalvingPruner",
     "synetune": "Syne Tune, local backend, asynchronous BOHB (ASHA and TPE)",
 }
 
