@@ -136,7 +136,7 @@ def test_what_the_sampler_hears_of_a_stopped_trial(variant: Variant, pruned: boo
         def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             heard.update(one.state.name for one in study.get_trials(deepcopy=False))
 
-    def listening(name: str, seed: int, number: int, space: object = None) -> BaseSampler:
+    def listening(name: str, seed: int, number: int) -> BaseSampler:
         return Listening(seed=number)
 
     listener = Variant(name="", settings=variant.settings, make_sampler=listening, plain=variant.plain)

@@ -21,8 +21,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from optuna.samplers import TPESampler
-from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune import TuneError
@@ -40,8 +38,6 @@ from tune_mnist.journal import JOURNAL, Journal
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.report import make_report
 from tune_mnist.rungs import OrderedBracket, Rung
-from tune_mnist.samplers import make_sampler
-from tune_mnist.spaces import SPACES
 from tune_mnist.trials import TrialSource
 
 
@@ -125,30 +121,6 @@ def test_a_journal_in_the_making_is_not_in_the_file(tmp_path: Path) -> None:
     assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()] == [0, 4]
     study.add_trial(optuna.create_trial(value=2.0))
     assert [trial.value for trial in study.trials] == [1.0, 2.0]
-
-
-@pytest.mark.parametrize("name", ["blog", "wide"])
-def test_tpe_draws_the_same_where_it_is_told_the_space(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = dict(SPACES[name])
-    told, finding = (optuna.create_study(direction="maximize") for _ in range(2))
-    for number in range(40):
-        params = []
-        for study in (told, finding):
-            study.sampler = make_sampler("tpe", 5, number, space if study is told else None)
-            dice = random.Random(number)
-            if number in (0, 20):
-                study.enqueue_trial({"momentum": 0.5})
-            with monkeypatch.context() as patch:
-                if study is told:  # this is what it is spared
-                    patch.delattr(IntersectionSearchSpace, "calculate")
-                trial = study.ask(space)
-            params.append(trial.params)
-            trial.report(dice.random(), 1)
-            state = dice.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, None])
-            if state:
-                study.tell(trial, dice.random() if state == TrialState.COMPLETE else None, state)
-        assert params[0] == params[1]
-    assert isinstance(finding.sampler, TPESampler) and len(finding.trials) == 40
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")

@@ -85,7 +85,7 @@ def test_the_journal_takes_lines_of_another_process_between_its_own(tmp_path: Pa
 
 
 def test_asha_decides_as_the_paper_says() -> None:
-    scheduler = SteadfastASHA(Settings(), Ledger())
+    scheduler = SteadfastASHA(Settings(reduction_factor=2), Ledger())
     controller: Any = None
     trials = {name: cast(Any, SimpleNamespace(trial_id=name)) for name, *_ in ASHA_TABLE}
     for trial in trials.values():
@@ -343,7 +343,7 @@ def test_asha_goes_on_with_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
             ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
         for name, epoch, accuracy, _ in ASHA_TABLE[:broken_after]:
             ledger.reported(name, result(epoch, accuracy))
-        scheduler = SteadfastASHA(Settings(), ledger)
+        scheduler = SteadfastASHA(Settings(reduction_factor=2), ledger)
         for name, epoch, accuracy, goes_on in ASHA_TABLE[broken_after:]:
             verdict = judge(scheduler, name, epoch, accuracy)
             assert (verdict == "CONTINUE") == goes_on, (broken_after, name, epoch)
@@ -354,7 +354,7 @@ def test_a_verdict_stands_when_a_lost_trial_is_run_again() -> None:
     ledger.begin({})
     for number, name in enumerate("ab"):
         ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
-    scheduler = SteadfastASHA(Settings(), ledger)
+    scheduler = SteadfastASHA(Settings(reduction_factor=2), ledger)
     for name in "ab":
         scheduler.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)))
     assert judge(scheduler, "a", 1, 0.5) == "CONTINUE"

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 
-def make_sampler(
-    name: str, seed: int, number: int, space: Mapping[str, BaseDistribution] | None = None
-) -> BaseSampler:
-    """Make the sampler that draws trial ``number``: one of Optuna's, with Optuna's defaults.
-
-    Where all trials of the study have the same ``space``, say so: TPE then need not find it out anew.
+def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
+    """Make the sampler that draws trial ``number``: one of Optuna's, with Optuna's defaults, but for TPE.
 
     Each trial has a random stream of its own, made of seed and number, so that a resumed run draws what it
-    would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011; multivariate
-    and with constant liar by default since Optuna 5, so that concurrent trials don't crowd.
+    would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011, with Optuna's
+    constant liar, so that concurrent trials don't crowd.
     """
     if name == "tpe":
-        seeded = stream(seed, number)
-        return TPESampler(seed=seeded) if space is None else FixedSpaceTPESampler(seeded, space)
+        # Each parameter by itself, and not all jointly as Optuna 5 does by default: on recorded curves
+        # (benchmarks/quality.py) the regret is a fifth lower, over 180 searches.
+        return TPESampler(seed=stream(seed, number), multivariate=False)
     if name == "random":
         return RandomSampler(seed=stream(seed, number))
     if name == "qmc":
@@ -37,22 +32,6 @@ def make_sampler(
 def stream(seed: int, number: int) -> int:
     """Give the seed of the random stream of trial ``number``."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-
-
-class FixedSpaceTPESampler(TPESampler):
-    """Optuna's TPE for a study all of whose trials have one space: it draws the same, in less time.
-
-    Optuna's finds the parameters that all trials have in common, once a sampler and then for new trials only;
-    here each trial has a sampler of its own. Of 10,000 trials with 10 parameters that takes 0.11 s.
-    """
-
-    def __init__(self, stream: int, space: Mapping[str, BaseDistribution]) -> None:
-        super().__init__(seed=stream)
-        self.space = {name: one for name, one in sorted(space.items()) if not one.single()}
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Give the space; with too few trials to learn from, TPE draws at random whatever it is."""
-        return self.space
 
 
 class NumberedQMCSampler(QMCSampler):

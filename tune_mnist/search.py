@@ -59,7 +59,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         self, settings: Settings, space: Mapping[str, BaseDistribution], ledger: Ledger, folder: RunFolder
     ) -> None:
         """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it."""
-        self._settings, self._ledger, self._folder, self._drawn_from = settings, ledger, folder, space
+        self._settings, self._ledger, self._folder = settings, ledger, folder
         journal, path = Journal(), folder.local / JOURNAL
         self._heard: dict[str, set[int]] = defaultdict(set)
         "By trial that has not ended: the epochs that the study knows."
@@ -99,7 +99,7 @@ class TruthfulOptunaSearch(OptunaSearch):
             return None
         number = len(self._ot_trials)
         settings = self._settings
-        self._study.sampler = make_sampler(settings.sampler, settings.seed, number, self._drawn_from)
+        self._study.sampler = make_sampler(settings.sampler, settings.seed, number)
         parameters = super().suggest(trial_id) or {}
         trial = self._ot_trials[trial_id]
         trial.set_user_attr(RAY_TRIAL_ID, trial_id)
