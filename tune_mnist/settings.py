@@ -47,8 +47,8 @@ class Settings:
     )
 
     grace_period: int = setting(1, "scheduler (ASHA)", "epochs before a trial can be cut: the first rung")
-    # 4 is that of Li et al., 2020, and of Ray. On recorded curves (benchmarks/quality.py) an epoch is worth the
-    # same with 2, 3 and 4, and 4 gets through the most trials. A grace period of 3 is worse at first.
+    # 4 is that of Li et al., 2020, and of Ray. On recorded curves (benchmarks/README.md) an epoch is worth as
+    # much with 2 and 3; 4 gets through the most trials. A grace period of 3 is worse at first.
     reduction_factor: float = setting(
         4.0, "scheduler (ASHA)", "keep the best 1/FACTOR of the trials at a rung"
     )
