@@ -161,6 +161,19 @@ def test_a_run_is_read_without_a_table_for_each_trial(
     assert [one["trial_id"] for one in metrics if one] == [one.trial_id for one in records(grid)]
 
 
+def test_rays_grid_knows_its_best_result(tmp_path: Path) -> None:
+    grid = results.load(make_run(tmp_path / "run", 30))
+    trials, epochs = results.trials_frame(grid), results.epochs_frame(grid)
+    best = grid.get_best_result()
+    assert best.metrics and best.metrics["trial_id"] == trials.loc[trials["accuracy"].idxmax(), "trial_id"]
+    assert best.metrics["accuracy"] == trials["accuracy"].max()
+    lowest = grid.get_best_result("val_loss", "min", scope="all").metrics
+    assert lowest and lowest["trial_id"] == epochs.loc[epochs["val_loss"].idxmin(), "trial_id"]
+    averages = epochs.groupby("trial_id")["accuracy"].mean()
+    steady = grid.get_best_result(scope="avg").metrics
+    assert steady and averages[steady["trial_id"]] == pytest.approx(averages.max())
+
+
 def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = View(tuner.look(str(make_run(tmp_path / "run", 30))))
     first = view.study.trials[0]

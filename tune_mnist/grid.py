@@ -43,6 +43,20 @@ class LedgerAnalysis(ExperimentAnalysis):
         self._trial_dataframes = _Frames(ledger)  # type: ignore[assignment]
         self._configs = self.get_all_configs()
 
+    def get_best_trial(self, *args: Any, **kwargs: Any) -> Trial | None:
+        """Do what Ray's does, by the maxima, minima and averages of what each trial has reported.
+
+        Ray keeps those up to date with each report. Here they are made when they are asked for: of 10,000
+        trials they take longer than all else.
+        """
+        for trial in self.trials:
+            if not trial.metric_analysis:
+                for step, report in enumerate(self.ledger.trials[trial.trial_id].epochs, start=1):
+                    for name, value in report.items():
+                        if isinstance(value, (int, float)):
+                            trial.run_metadata.update_metric(name, value, step)
+        return super().get_best_trial(*args, **kwargs)
+
     def _trial(self, record: TrialRecord) -> Trial:
         trial = Trial(
             TRAINABLE,
