@@ -163,12 +163,13 @@ def test_a_run_is_read_without_a_table_for_each_trial(
 
 def test_rays_grid_knows_its_best_result(tmp_path: Path) -> None:
     grid = results.load(make_run(tmp_path / "run", 30))
-    trials, epochs = results.trials_frame(grid), results.epochs_frame(grid)
+    trials = results.trials_frame(grid).set_index("trial_id")
+    epochs = results.epochs_frame(grid).set_index("trial_id")
     best = grid.get_best_result()
-    assert best.metrics and best.metrics["trial_id"] == trials.loc[trials["accuracy"].idxmax(), "trial_id"]
+    assert best.metrics and best.metrics["trial_id"] == trials["accuracy"].idxmax()
     assert best.metrics["accuracy"] == trials["accuracy"].max()
     lowest = grid.get_best_result("val_loss", "min", scope="all").metrics
-    assert lowest and lowest["trial_id"] == epochs.loc[epochs["val_loss"].idxmin(), "trial_id"]
+    assert lowest and lowest["trial_id"] == epochs["val_loss"].idxmin()
     averages = epochs.groupby("trial_id")["accuracy"].mean()
     steady = grid.get_best_result(scope="avg").metrics
     assert steady and averages[steady["trial_id"]] == pytest.approx(averages.max())

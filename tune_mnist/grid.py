@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class LedgerAnalysis(ExperimentAnalysis):
             if not trial.metric_analysis:
                 for step, report in enumerate(self.ledger.trials[trial.trial_id].epochs, start=1):
                     for name, value in report.items():
-                        if isinstance(value, (int, float)):
+                        if isinstance(value, Number):
                             trial.run_metadata.update_metric(name, value, step)
         return super().get_best_trial(*args, **kwargs)
 
