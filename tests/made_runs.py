@@ -43,6 +43,7 @@ def make_run(
         space=space,
         max_epochs=max_epochs,
         grace_period=grace_period,
+        reduction_factor=2,
         name=folder.name,
     )
     distributions = load_space(space, max_epochs)
