@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from benchmarks import measure
@@ -24,7 +25,7 @@ BENCHMARKS = {
     "quality": "regret against epochs of compute, on recorded learning curves",
     "gpu": "one GPU: eager, CUDA graph, shares",
 }
-"""Modules with ``run(console, full=, data_dir=) -> DataFrame`` of raw rows and ``show(console, rows)``."""
+"""Modules with ``run(console, full=, data_dir=)``, which yields raw rows, and ``show(console, frame)``."""
 
 
 def main() -> None:
@@ -49,12 +50,19 @@ def main() -> None:
         module = importlib.import_module(f"benchmarks.{name}")
         console.print(f"\n[bold]{name}[/]: {BENCHMARKS[name]}")
         started = time.perf_counter()
-        rows = module.run(console, full=args.full, data_dir=args.data_dir)
-        if not rows.empty:  # else it has said why
-            module.show(console, rows)
-            path = measure.write(name + ("-full" if args.full else ""), rows, args.results)
+        rows, interrupted = [], False
+        try:
+            for row in module.run(console, full=args.full, data_dir=args.data_dir):
+                rows.append(row)
+        except KeyboardInterrupt:  # a row may have taken an hour
+            console.print("  ended by Ctrl-C: the figures are of what was measured before it")
+            interrupted = True
+        if rows:  # else it has said why
+            table = pd.DataFrame(rows)
+            module.show(console, table)
+            path = measure.write(name + ("-full" if args.full else ""), table, args.results)
             console.print(f"{path} ({time.perf_counter() - started:.0f} s)")
-        if rows.attrs.get("interrupted"):
+        if interrupted:
             sys.exit(130)
 
 

@@ -33,11 +33,11 @@ SEARCH_SHARE = 0.125
 SEARCH_LIMIT_SECONDS = 3600.0
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Measure every loop in turn, then, once a round, the search of 64 trials."""
     if not torch.cuda.is_available():
         console.print("  torch sees no GPU here: not measured")
-        return pd.DataFrame()
+        return
     data = ["--data-dir", str(data_dir.absolute())]
     sizes = ["--images", "51200", "--val-images", "5000"]
     flags = ["--device", "cuda", *sizes, *data]
@@ -59,7 +59,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
             measured = partial(_loop, round(1 / share), ours, {**environment, **mps})
             measures[f"graph, share {share:g}, MPS"] = measured
         measures["64 trials"] = partial(_search, data, environment)
-        return measure.interleaved(measures, 3 if full else 1, console.print)
+        yield from measure.interleaved(measures, 3 if full else 1, console.print)
 
 
 def _loop(copies: int, flags: list[str], environment: dict[str, str], number: int) -> dict[str, Any]:
@@ -119,6 +119,7 @@ def show(console: Console, rows: pd.DataFrame) -> None:
         table.add_row(str(name), str(of_name["processes"].iloc[0]), rates, measure.spread(ratio, "×"))
     console.print(table)
     searches = rows[(rows["what"] == "64 trials") & (rows["error"] == "")]
-    console.print(f"64 trials: {measure.spread(searches['wall_seconds'], ' s')}")
+    if len(searches):
+        console.print(f"64 trials: {measure.spread(searches['wall_seconds'], ' s')}")
     for row in rows[rows["error"] != ""].itertuples():
         console.print(f"{row.what}, round {row.round}: {row.error}")

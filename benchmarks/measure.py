@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -42,26 +42,17 @@ def write(name: str, rows: pd.DataFrame, folder: Path = RESULTS) -> Path:
 
 def interleaved(
     measures: dict[str, Callable[[int], dict[str, Any]]], rounds: int, tell: Callable[[str], None] = print
-) -> pd.DataFrame:
+) -> Iterator[dict[str, Any]]:
     """Measure each in turn, A B A B ...: a row a measurement, with its name as ``what`` and its ``round``.
 
-    A measure gets the number of the round, from 0, and gives its figures. Ctrl-C ends it with the rows that
-    are there, some of which took an hour, and ``attrs["interrupted"]``.
+    A measure gets the number of the round, from 0, and gives its figures.
     """
-    rows, interrupted = [], False
-    try:
-        for number in range(rounds):
-            for name, measure in measures.items():
-                begun = time.perf_counter()
-                tell(f"  round {number + 1} of {rounds}: {name}")
-                rows.append({"what": name, "round": number, **measure(number)})
-                tell(f"    {time.perf_counter() - begun:,.0f} s")
-    except KeyboardInterrupt:
-        tell("  ended by Ctrl-C: the figures are of what was measured before it")
-        interrupted = True
-    table = pd.DataFrame(rows)
-    table.attrs["interrupted"] = interrupted
-    return table
+    for number in range(rounds):
+        for name, measure in measures.items():
+            begun = time.perf_counter()
+            tell(f"  round {number + 1} of {rounds}: {name}")
+            yield {"what": name, "round": number, **measure(number)}
+            tell(f"    {time.perf_counter() - begun:,.0f} s")
 
 
 def ratios(rows: pd.DataFrame, column: str, numerator: str, denominator: str) -> pd.Series:

@@ -12,6 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ COLUMNS = {
 }
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Measure searches of several sizes, ours and Ray's default in turn; a row a search."""
-    rows = []
     for trials in FULL if full else SHORT:
         for number in range(ROUNDS if trials < 1000 else 1):
             for name in ("ours", "ray-default"):
@@ -60,8 +60,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
                         figures = _ours(Path(folder), trials, data_dir)
                     else:
                         figures = _ray_default(Path(folder), trials, BUDGET_SECONDS[full])
-                rows.append({"what": name, "round": number, "trials": trials, **figures})
-    return pd.DataFrame(rows)
+                yield {"what": name, "round": number, "trials": trials, **figures}
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:

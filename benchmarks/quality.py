@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,8 +34,8 @@ BUDGETS = (50, 100, 200, 400, 600)
 """Epochs trained by all workers together at which the search is asked for its choice."""
 SHORT_SEEDS, FULL_SEEDS, GP_SEEDS = 20, 30, 20
 """Searches of each way; Optuna's Gaussian process takes some 0.1 s a suggestion, TPE a tenth of that."""
-FIRST_SEED = 100
-"""Those below it served while the ways were listed, and would favour what looked good then."""
+FIRST_SEED = 300
+"""Those below it served for the choice of the defaults, and would favour them."""
 NO_STOPPING = {"grace_period": EPOCHS}
 
 
@@ -140,37 +141,25 @@ def _begin(curves: dict[str, tuple[surrogate.Surrogate, float]]) -> None:
     _curves.update(curves)
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Simulate all searches, in as many processes as there are cores; give a row a budget of each."""
     for table, maker in ((TABLE, "record"), (REPEATS, "repeats")):
         if not table.exists():
             console.print(f"  {table.name} is not there: python -m benchmarks.{maker} makes it")
-            return pd.DataFrame()
+            return
     planned = jobs(full)
     curves = {}
     for kind in sorted({job.kind for job in planned}):
         fitted = surrogate.load(kind)
         curves[kind] = fitted, fitted.best()
         console.print(f"surrogate {kind}: best known accuracy {curves[kind][1]:.4f}")
-    rows: list[dict[str, Any]] = []
-    interrupted = False
     one_thread = mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     context = multiprocessing.get_context("spawn")
     with one_thread, ProcessPoolExecutor(os.cpu_count(), context, _begin, (curves,)) as pool:
-        try:
-            for count, new in enumerate(pool.map(search, planned), start=1):
-                rows += new
-                if count % 100 == 0 or count == len(planned):
-                    console.print(f"  {count} of {len(planned)} searches")
-        except KeyboardInterrupt:
-            console.print("  ended by Ctrl-C: the figures are of the searches before it")
-            pool.shutdown(cancel_futures=True)
-            interrupted = True
-    by = ["surrogate", "workers", "variant", "seed", "epochs"]
-    frame = pd.DataFrame(rows)
-    frame = frame.sort_values(by, ignore_index=True) if rows else frame
-    frame.attrs["interrupted"] = interrupted
-    return frame
+        for count, rows in enumerate(pool.map(search, planned), start=1):
+            yield from rows
+            if count % 100 == 0 or count == len(planned):
+                console.print(f"  {count} of {len(planned)} searches")
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
@@ -183,7 +172,7 @@ def show(console: Console, rows: pd.DataFrame) -> None:
             "epochs trained, mean ± standard error; less ours: paired by seed, at the last budget of both"
         )
         table = Table("", "n", *(f"{epochs} epochs" for epochs in times.index), "less ours")
-        for variant in dict.fromkeys(variant.name for variant in (*WAYS, *GP_WAYS)):
+        for variant in dict.fromkeys([*(way.name for way in (*WAYS, *GP_WAYS)), *group["variant"]]):
             of_variant = group[group["variant"] == variant]
             if len(of_variant):
                 budgets = [of_variant[of_variant["epochs"] == epochs]["regret"] for epochs in times.index]

@@ -11,10 +11,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import optuna
@@ -52,9 +53,8 @@ SLEEP_SECONDS = 0.5
 """What a real trial sleeps before each report: 64 of them could send 128 reports a second, 256 send 512."""
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Measure each in a process of its own; give a row a figure."""
-    rows = []
     with (
         tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as scratch,  # Ray's sockets need a short path
         mock.patch.dict(os.environ, {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", scratch)}),
@@ -78,8 +78,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 figures = pool.submit(_measure, kind, given).result()
             common = {"what": kind, "trials": trials, "concurrent": at_a_time, "round": number}
-            rows += [{**common, "figure": name, "value": value} for name, value in figures.items()]
-    return pd.DataFrame(rows)
+            yield from ({**common, "figure": name, "value": value} for name, value in figures.items())
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ SHORT = Work(
 )
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Let each contestant search in turn, round by round, the seed being the round's number."""
     work = FULL if full else SHORT
     prepare("mnist", data_dir)

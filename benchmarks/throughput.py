@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ BASE = "blog, all cores"
 """One process on all cores, as the blog's script runs; the others are one process a core, side by side."""
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
+def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Measure every loop in turn, in processes of their own, round by round."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = ["--images", str(19_200 if full else 1920), "--val-images", str(5000 if full else 2000)]
@@ -39,8 +39,8 @@ def run(console: Console, *, full: bool, data_dir: Path) -> pd.DataFrame:
         for loop in ("ours", "matmul"):
             measured = partial(_measure, loop, precision, flags, threads=1, copies=cores)
             measures[f"{loop} {precision}"] = measured
-    rows = measure.interleaved(measures, 5 if full else 2, console.print)
-    return rows.assign(flop_per_image=flop_per_image())
+    flop = {"flop_per_image": flop_per_image()}
+    return (row | flop for row in measure.interleaved(measures, 5 if full else 2, console.print))
 
 
 def _precisions() -> list[str]:
@@ -110,5 +110,7 @@ def _per_core(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(
         training=training,
         validation=rows["validation_images_per_second"] / rows["threads"],
-        rate=rows["flops"].fillna(training * rows["flop_per_image"]),
+        rate=rows.get("flops", pd.Series(index=rows.index, dtype=float)).fillna(
+            training * rows["flop_per_image"]
+        ),
     )

@@ -164,7 +164,7 @@ def test_contestants_take_turns(mnist_dir: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(search, "SHORT", WORK)
     monkeypatch.setattr(search, "SYNE_TUNE", Path("/nowhere"))
     console = Console(file=StringIO(), width=200)
-    rows = search.run(console, full=False, data_dir=mnist_dir)
+    rows = pd.DataFrame(search.run(console, full=False, data_dir=mnist_dir))
     names = [name for name in search.CONTESTANTS if name != "synetune"]
     assert order == [(seed, name) for seed in (0, 1) for name in names]
     assert list(rows["what"]) == 2 * names

@@ -1,13 +1,20 @@
 """What the benchmarks share: turns, ratios, spreads, raw results. None of these tests times anything."""
 
+import importlib
+import io
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import measure
+from benchmarks.__main__ import main
 
 
 def test_measures_take_turns() -> None:
@@ -17,20 +24,38 @@ def test_measures_take_turns() -> None:
         calls.append((name, number))
         return {"seconds": {"a": 3.0, "b": 2.0}[name] * (number + 1)}
 
-    rows = measure.interleaved({"a": lambda n: note("a", n), "b": lambda n: note("b", n)}, 2, lambda _: None)
+    measures = {"a": lambda n: note("a", n), "b": lambda n: note("b", n)}
+    rows = pd.DataFrame(measure.interleaved(measures, 2, lambda _: None))
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert measure.ratios(rows, "seconds", "a", "b").tolist() == [1.5, 1.5]
 
 
-def test_ctrl_c_keeps_what_was_measured() -> None:
-    said: list[str] = []
+def test_ctrl_c_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = pd.read_parquet(max(measure.RESULTS.glob("search-*.parquet")))
 
-    def interrupt(number: int) -> dict[str, float]:
+    def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[Any, Any]]:
+        yield from whole.drop(columns=list(measure.machine())).to_dict("records")[:2]
         raise KeyboardInterrupt
 
-    rows = measure.interleaved({"a": lambda n: {"seconds": 3.0}, "b": interrupt}, 2, said.append)
-    assert rows[["what", "seconds"]].values.tolist() == [["a", 3.0]] and rows.attrs["interrupted"]
-    assert "Ctrl-C" in said[-1] and measure.ratios(rows, "seconds", "a", "b").empty
+    monkeypatch.setattr("benchmarks.search.run", run)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "search", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="130"):
+        main()
+    assert "ended by Ctrl-C" in capsys.readouterr().out
+    (written,) = tmp_path.iterdir()
+    assert pd.read_parquet(written)["wall_seconds"].tolist() == whole["wall_seconds"].tolist()[:2]
+
+
+@pytest.mark.parametrize("path", sorted(measure.RESULTS.glob("*.parquet")), ids=lambda path: path.stem)
+def test_the_beginning_of_a_measurement_can_be_shown(path: Path) -> None:
+    module = importlib.import_module(f"benchmarks.{path.stem.partition('-')[0]}")
+    whole = pd.read_parquet(path)
+    for length in (*range(1, min(len(whole), 12)), len(whole)):
+        out = io.StringIO()
+        module.show(Console(file=out, width=200), whole[:length])
+        assert str(whole["what" if "what" in whole else "variant"].iloc[0]) in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_both_searches_are_measured_and_shown(
     monkeypatch.setattr(overhead, "SHORT", (4,))
     monkeypatch.setattr(overhead, "ROUNDS", 1)
     console = Console(width=200)
-    rows = overhead.run(console, full=False, data_dir=mnist_dir)
+    rows = pd.DataFrame(overhead.run(console, full=False, data_dir=mnist_dir))
     done = {key: set(group["done"]) for key, group in rows.groupby(["what", "trials"])}
     assert done == {(what, 4): {4} for what in ("ours", "ray-default")}
     ours = rows[rows["what"] == "ours"]

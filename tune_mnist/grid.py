@@ -47,8 +47,7 @@ class LedgerAnalysis(ExperimentAnalysis):
     def get_best_trial(self, *args: Any, **kwargs: Any) -> Trial | None:
         """Do what Ray's does, by the maxima, minima and averages of what each trial has reported.
 
-        Ray keeps those up to date with each report. Here they are made when they are asked for: of 10,000
-        trials they take longer than all else.
+        Ray keeps those up to date with each report; here they are made when they are first asked for.
         """
         for trial in self.trials:
             if not trial.metric_analysis:
