@@ -107,10 +107,9 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 def _per_core(rows: pd.DataFrame) -> pd.DataFrame:
     """Add what is done a second and core: training and validation in images, rate in FLOP."""
     training = rows["images_per_second"] / rows["threads"]
+    flops = training * rows["flop_per_image"]
     return rows.assign(
         training=training,
         validation=rows["validation_images_per_second"] / rows["threads"],
-        rate=rows.get("flops", pd.Series(index=rows.index, dtype=float)).fillna(
-            training * rows["flop_per_image"]
-        ),
+        rate=rows.get("flops", flops).fillna(flops),  # the matrix product alone says it itself
     )
