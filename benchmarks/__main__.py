@@ -2,20 +2,24 @@
 
 python -m benchmarks                  # all short forms: what `make bench` runs, 15 minutes on 2 cores at most
 python -m benchmarks search --full    # one of them, in full
+python -m benchmarks search --full --only ours synetune    # these two searches alone
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks import measure
+from tune_mnist.data import DataError
 
 BENCHMARKS = {
     "throughput": "images a second of the bare training loop, and the share of the machine's ceiling",
@@ -36,12 +40,18 @@ def main() -> None:
     choices = ", ".join(f"{name}: {text}" for name, text in BENCHMARKS.items())
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all of them if none ({choices})")
     parser.add_argument("--full", action="store_true", help="the full form: up to hours")
+    parser.add_argument("--only", nargs="+", metavar="WHO", help="search: only these of the five tuners")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where MNIST is or goes")
     parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the raw results")
     args = parser.parse_args()
     for name in args.names:
         if name not in BENCHMARKS:
             parser.error(f"NAME is {name}, but must be one of {', '.join(BENCHMARKS)}")
+    options = {"full": args.full, "data_dir": args.data_dir}
+    if args.only:
+        _check_only(parser, args)
+        options["only"] = args.only
+    code = 0
     console = Console(highlight=False)
     console.width = max(console.width, 110)  # the tables need it, also in a file
     here = measure.machine()
@@ -50,21 +60,38 @@ def main() -> None:
         module = importlib.import_module(f"benchmarks.{name}")
         console.print(f"\n[bold]{name}[/]: {BENCHMARKS[name]}")
         started = time.perf_counter()
-        rows, interrupted = [], False
+        rows = []
         try:
-            for row in module.run(console, full=args.full, data_dir=args.data_dir):
+            for row in module.run(console, **options):
                 rows.append(row)
         except KeyboardInterrupt:  # a row may have taken an hour
-            console.print("  ended by Ctrl-C: the figures are of what was measured before it")
-            interrupted = True
+            console.print("  interrupted: the figures are of what was measured before")
+            code = 130
+        except DataError as error:
+            parser.exit(2, f"benchmarks: {error}\n")
+        except RuntimeError as error:  # the other benchmarks can still be run
+            console.print(f"  [red]failed[/]: {escape(str(error))}")
+            code = 1
         if rows:  # else it has said why
             table = pd.DataFrame(rows)
             module.show(console, table)
             path = measure.write(name + ("-full" if args.full else ""), table, args.results)
             console.print(f"{path} ({time.perf_counter() - started:.0f} s)")
-        if interrupted:
-            sys.exit(130)
+        if code == 130:
+            break
+    sys.exit(code)
+
+
+def _check_only(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    from benchmarks.search import CONTESTANTS
+
+    if args.names != ["search"]:
+        parser.error("--only goes with search alone: python -m benchmarks search --only ...")
+    for who in args.only:
+        if who not in CONTESTANTS:
+            parser.error(f"WHO is {who}, but must be one of {', '.join(CONTESTANTS)}")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else pools would go on without us
     main()

@@ -38,6 +38,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
     if not torch.cuda.is_available():
         console.print("  torch sees no GPU here: not measured")
         return
+    measure.prepare_mnist(data_dir)
     data = ["--data-dir", str(data_dir.absolute())]
     sizes = ["--images", "51200", "--val-images", "5000"]
     flags = ["--device", "cuda", *sizes, *data]

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from torchvision.datasets import MNIST
 
 from benchmarks import measure, process
-from tune_mnist.data import prepare
 
 ROOT = Path(__file__).parents[1]
 SYNE_TUNE = Path(sys.prefix) / "syne-tune"
@@ -72,13 +70,14 @@ SHORT = Work(
 )
 
 
-def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Let each contestant search in turn, round by round, the seed being the round's number."""
+def run(
+    console: Console, *, full: bool, data_dir: Path, only: Collection[str] = tuple(CONTESTANTS)
+) -> Iterator[dict[str, Any]]:
+    """Let each contestant (of ``only``) search in turn, round by round, the seed being the round's number."""
     work = FULL if full else SHORT
-    prepare("mnist", data_dir)
-    MNIST(str(data_dir), download=True)  # unpacks what is packed, which no contestant shall have to do
-    names = list(CONTESTANTS)
-    if not (SYNE_TUNE / "syne_tune").exists():
+    measure.prepare_mnist(data_dir)
+    names = [name for name in CONTESTANTS if name in only]
+    if "synetune" in names and not (SYNE_TUNE / "syne_tune").exists():
         names.remove("synetune")
         console.print(f"  Syne Tune is not in {SYNE_TUNE}, where `make bench` installs it: without it")
     measures: dict[str, Callable[[int], dict[str, Any]]] = {

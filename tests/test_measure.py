@@ -43,9 +43,56 @@ def test_ctrl_c_keeps_what_was_measured(
     monkeypatch.setattr(sys, "argv", ["benchmarks", "search", "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match="130"):
         main()
-    assert "ended by Ctrl-C" in capsys.readouterr().out
+    assert "interrupted" in capsys.readouterr().out
     (written,) = tmp_path.iterdir()
     assert pd.read_parquet(written)["wall_seconds"].tolist() == whole["wall_seconds"].tolist()[:2]
+
+
+def test_a_benchmark_that_fails_leaves_the_next_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = []
+
+    def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[Any, Any]]:
+        called.append(full)
+        raise RuntimeError("the loop has no [data]")
+
+    for name in ("throughput", "overhead"):
+        monkeypatch.setattr(f"benchmarks.{name}.run", run)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "throughput", "overhead", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert called == [False, False] and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count("failed: the loop has no [data]") == 2
+
+
+@pytest.mark.parametrize("name", ["throughput", "search"])
+def test_data_that_can_not_be_had_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").touch()
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, "--data-dir", str(tmp_path / "data")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert error.startswith("benchmarks: ") and str(tmp_path / "data") in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["serch"], "NAME is serch, but must be one of throughput, search"),
+        (["search", "--only", "our"], "WHO is our, but must be one of ours, blog"),
+        (["scale", "--only", "ours"], "--only goes with search alone"),
+    ],
+)
+def test_a_wrong_word_is_told(
+    flags: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(measure.RESULTS.glob("*.parquet")), ids=lambda path: path.stem)
