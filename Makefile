@@ -46,11 +46,11 @@ format: $(VENV)/.installed ## let ruff format the code and fix what it can
 
 clean: ## remove .venv and the caches, but neither data/ nor runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
-	find tune_mnist scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	find tune_mnist scripts tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Syne Tune, one of the tuners that `make bench` compares with, beside .venv's packages and not among them: only
-# its own program is to see it. Without what it requires and that program doesn't import, xgboost (with NCCL
-# 480 MB) and scikit-learn. Where it can't be had, the benchmark goes on without it.
+# its own program is to see it. Without what it requires and that program doesn't import, and without
+# xgboost's NCCL. Where it can't be had, the benchmark goes on without it.
 $(SYNE_TUNE)/.installed: $(VENV)/.installed benchmarks/contestants/syne-tune.txt
 	-@$(PIP_INSTALL) --no-deps --upgrade --target $(@D) --requirement benchmarks/contestants/syne-tune.txt \
 	    && touch $@

@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where MNIST is or goes")
     parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the raw results")
     args = parser.parse_args()
+    if args.results.exists() and not args.results.is_dir():
+        parser.error(f"--results is {args.results}, but must be a folder")
     for name in args.names:
         if name not in BENCHMARKS:
             parser.error(f"NAME is {name}, but must be one of {', '.join(BENCHMARKS)}")
@@ -69,8 +71,8 @@ def main() -> None:
             code = 130
         except DataError as error:
             parser.exit(2, f"benchmarks: {error}\n")
-        except RuntimeError as error:  # the other benchmarks can still be run
-            console.print(f"  [red]failed[/]: {escape(str(error))}")
+        except Exception as error:  # what is measured counts, and the other benchmarks can still be run
+            console.print(f"  [red]failed[/]: {escape(str(error) or repr(error))}")
             code = 1
         if rows:  # else it has said why
             table = pd.DataFrame(rows)

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import resource
 import shutil
 import statistics
 import time
@@ -24,20 +23,18 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
+import psutil
 import ray
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import distribution_to_json
 from ray.tune.execution import tune_controller
 
 from benchmarks.pretence import PretendedActors, made_up, sleeper
-from tests.made_runs import make_run
-from tune_mnist import cluster, results, tuner
+from tune_mnist import cluster, tuner
 from tune_mnist.folder import RunFolder
-from tune_mnist.insights import View
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.points import first_points
-from tune_mnist.report import make_report
 from tune_mnist.search import JOURNAL, SteadfastASHA, TruthfulOptunaSearch
-from tune_mnist.settings import ResumeRequest, Settings
+from tune_mnist.settings import Settings
 from tune_mnist.spaces import load_space
 
 MAX_EPOCHS = 9
@@ -109,12 +106,12 @@ def parts(load: Load) -> dict[str, float]:
     seconds = time.perf_counter() - begun
     searcher.close("finished")
     figures = {"reports a second": len(ledger.order) / digesting, "seconds a trial": seconds / load.trials}
-    return figures | _sizes(load.folder, ledger) | {"driver, MB": _megabytes()}
+    return figures | _sizes(load.folder, ledger) | {"driver, MB": peak_megabytes()}
 
 
 def search(load: Load, *, pretended: bool) -> dict[str, float]:
     """Run a whole search whose trials sleep: in processes of Ray's, or in none, where they answer at once."""
-    with _ray(load, pretended=pretended):
+    with started_ray(load, pretended=pretended):
         begun = time.perf_counter()
         spent = sum(os.times()[:2])
         with _clock(TruthfulOptunaSearch, "suggest") as moments:
@@ -132,80 +129,11 @@ def search(load: Load, *, pretended: bool) -> dict[str, float]:
     }
     if not pretended:  # processes take their time to start
         figures["reports a second, all at work"] = _steady_rate(load)
-    return figures | _sizes(load.folder, ledger) | {"driver, MB": _megabytes()}
-
-
-def known(load: Load) -> dict[str, float]:
-    """Measure what depends on the number of trials that a search has already, here of one made up."""
-    make_run(load.folder, load.trials, space=SPACE, max_epochs=MAX_EPOCHS, workers=load.concurrent)
-    folder = RunFolder(load.folder)
-    clocks: dict[str, float] = {}
-    with _timed(clocks, "ledger read, s"):
-        ledger = Ledger.open(load.folder / LEDGER)
-    with _timed(clocks, "scheduler made, s"):
-        scheduler = SteadfastASHA(load.settings, ledger)
-    space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
-    with _timed(clocks, "study made, s"):
-        searcher = TruthfulOptunaSearch(load.settings, space, ledger, folder)
-    names = [f"new{number}" for number in range(min(10, load.concurrent))]
-    taken, spent = [], time.process_time()
-    for name in names:
-        started = time.perf_counter()
-        searcher.suggest(name)
-        taken.append(time.perf_counter() - started)
-        scheduler.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)))
-    clocks["suggestion, ms"] = 1000 * statistics.median(taken)
-    clocks["suggestion, CPU ms"] = 1000 * (time.process_time() - spent) / len(names)
-    taken = []
-    for epoch, name in itertools.product((1, 2, 3), names):
-        started = time.perf_counter()
-        result = made_up(0, epoch)
-        scheduler.on_trial_result(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)), result)
-        searcher.on_trial_result(name, result)
-        taken.append(time.perf_counter() - started)
-    clocks["report, ms"] = 1000 * statistics.median(taken)
-    return clocks
-
-
-def resumed(load: Load) -> dict[str, float]:
-    """Resume a made-up search for one more trial, up to where that is to be suggested."""
-    make_run(load.folder, load.trials, space=SPACE, max_epochs=MAX_EPOCHS, workers=load.concurrent)
-    changes = {"num_samples": load.trials + 1, "data_dir": load.data_dir, "max_concurrent_trials": 1}
-    with _ray(load, pretended=True), mock.patch.object(TruthfulOptunaSearch, "suggest", _reached):
-        started, spent = time.perf_counter(), time.process_time()
-        try:
-            tuner.resume(ResumeRequest(run=str(load.folder), changes=changes))
-        except Reached:
-            seconds, cpu = time.perf_counter() - started, time.process_time() - spent
-            return {"resume, s": seconds, "resume, CPU s": cpu, "driver, MB": _megabytes()}
-    raise RuntimeError("the resumed search has suggested nothing")
-
-
-def read(load: Load) -> dict[str, float]:
-    """Read a made-up run as people do: its grid, its tables, its report."""
-    make_run(load.folder, load.trials, space=SPACE, max_epochs=MAX_EPOCHS, workers=load.concurrent)
-    clocks: dict[str, float] = {}
-    with _timed(clocks, "results.load, s"):
-        grid = results.load(load.folder)
-    with _timed(clocks, "trials_frame, s"):
-        results.trials_frame(grid)
-    with _timed(clocks, "epochs_frame, s"):
-        results.epochs_frame(grid)
-    with _timed(clocks, "page, s"):
-        page = make_report(View(tuner.look(str(load.folder))))
-    return clocks | {"page, MB": len(page) / 1e6, "process, MB": _megabytes()}
-
-
-class Reached(BaseException):
-    """A resumed search has come to its first suggestion; nothing on the way catches this."""
-
-
-def _reached(searcher: TruthfulOptunaSearch, trial_id: str) -> None:
-    raise Reached
+    return figures | _sizes(load.folder, ledger) | {"driver, MB": peak_megabytes()}
 
 
 @contextmanager
-def _ray(load: Load, *, pretended: bool) -> Iterator[None]:
+def started_ray(load: Load, *, pretended: bool) -> Iterator[None]:
     """Start Ray as large as the load says, with trials that sleep in place of ours."""
     with ExitStack() as stack:
         if pretended:
@@ -243,13 +171,6 @@ def _clock(owner: type, method: str) -> Iterator[list[float]]:
         yield seconds
 
 
-@contextmanager
-def _timed(clocks: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    clocks[name] = time.perf_counter() - started
-
-
 def _steady_rate(load: Load) -> float:
     """Count the reports a second from when as many trials as may run have reported, until the last begins."""
     lines = map(json.loads, (load.folder / LEDGER).read_bytes().splitlines())
@@ -280,8 +201,14 @@ def _sizes(folder: Path, ledger: Ledger) -> dict[str, float]:
     }
 
 
-def _megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_megabytes() -> float:
+    """Give the most memory that this process has had; off Linux what it has now."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float(psutil.Process().memory_info().rss / 1e6)
+    # Not `ru_maxrss`, which begins with what the parent had: all figures would be the parent's.
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024 / 1e6
 
 
 def clean(load: Load) -> None:

@@ -19,6 +19,11 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "ray", "optuna", "numpy", "pandas")
 
 
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """Describe where and when: processor, cores, GPU, versions, UTC time; columns of the results."""
     import torch
@@ -26,7 +31,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -78,7 +83,8 @@ def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3)
     if not len(series):
         return "–"
     values = (series.median(), series.min(), series.max())
-    texts = [f"{one:,.0f}" if abs(one) >= 1000 else f"{one:.{digits}g}" for one in values]
+    whole = 10 ** (digits - 1)  # with the digits asked for there are none after the point
+    texts = [f"{one:,.0f}" if round(abs(one)) >= whole else f"{one:.{digits}g}" for one in values]
     if len(series) == 1:
         return texts[0] + unit
     return f"{texts[0]} ({texts[1]} to {texts[2]}){unit}"

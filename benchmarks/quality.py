@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import surrogate
+from benchmarks.measure import cores
 from benchmarks.record import EPOCHS, TABLE
 from benchmarks.repeats import REPEATS
 from benchmarks.simulate import Variant, simulate
@@ -72,7 +73,7 @@ WAYS = (
         make_sampler=partial(tpe, multivariate=True),
     ),
 )
-"""All but the Gaussian process. "ours" is TPE + ASHA as we report it, with one thing changed."""
+"""All but the Gaussian process. "ours" is TPE + ASHA as we report it, with what is named changed."""
 GP_WAYS = (
     Variant(name="GP, no stopping", settings=NO_STOPPING, make_sampler=gp),
     Variant(name="GP + ASHA, as Ray reports it", make_sampler=gp, plain=True),
@@ -155,7 +156,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
         console.print(f"surrogate {kind}: best known accuracy {curves[kind][1]:.4f}")
     one_thread = mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     context = multiprocessing.get_context("spawn")
-    with one_thread, ProcessPoolExecutor(os.cpu_count(), context, _begin, (curves,)) as pool:
+    with one_thread, ProcessPoolExecutor(cores(), context, _begin, (curves,)) as pool:
         for count, rows in enumerate(pool.map(search, planned), start=1):
             yield from rows
             if count % 100 == 0 or count == len(planned):

@@ -24,23 +24,25 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import load, measure
+from benchmarks import load, made, measure
 
 KINDS: dict[str, tuple[str, Callable[[load.Load], dict[str, float]]]] = {
     "parts": ("our parts alone: searcher, ASHA, ledger, journal", load.parts),
     "loop": ("the whole driver, with actors that are pretended", partial(load.search, pretended=True)),
     "actors": ("the whole driver, with real actors that sleep", partial(load.search, pretended=False)),
-    "known": ("what grows with the trials that a search has", load.known),
-    "resumed": ("a resume, up to the first new suggestion", load.resumed),
-    "read": ("what analyse.py does with a run", load.read),
+    "known": ("what grows with the trials that a search has", made.known),
+    "resumed": ("a resume, up to the first new suggestion, Python and Ray being there", made.resumed),
+    "read": ("what analyse.py does with a run", made.read),
 }
+OF_MADE_RUNS = ("known", "resumed", "read")
+"""Kinds that begin with a search that is made up for them."""
 SHORT = [
     *(("known", trials, 64) for trials in (100, 1000)),
     *(("resumed", 1000, 64), ("read", 1000, 64), ("parts", 200, 64), ("loop", 150, 64)),
 ]
 """Kind, trials and trials at a time of each measurement."""
 FULL = [
-    *((kind, trials, 64) for trials in (100, 1000, 10_000) for kind in ("known", "resumed", "read")),
+    *((kind, trials, 64) for trials in (100, 1000, 10_000) for kind in OF_MADE_RUNS),
     *(("parts", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256), (3000, 256))),
     *(("loop", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256))),
     *(("actors", 320, 64), ("actors", 512, 256)),
@@ -55,6 +57,7 @@ SLEEP_SECONDS = 0.5
 
 def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Measure each in a process of its own; give a row a figure."""
+    measure.prepare_mnist(data_dir)
     with (
         tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as scratch,  # Ray's sockets need a short path
         mock.patch.dict(os.environ, {"RAY_TMPDIR": os.environ.get("RAY_TMPDIR", scratch)}),
@@ -75,10 +78,26 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
                 folder=Path(scratch) / f"{kind}-{count}",
                 data_dir=data_dir.absolute(),
             )
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                figures = pool.submit(_measure, kind, given).result()
+            figures = measured(kind, given)
             common = {"what": kind, "trials": trials, "concurrent": at_a_time, "round": number}
             yield from ({**common, "figure": name, "value": value} for name, value in figures.items())
+
+
+def measured(kind: str, given: load.Load) -> dict[str, float]:
+    """Measure in a process of its own, and make up the run, if it needs one, in another."""
+    try:
+        if kind in OF_MADE_RUNS:
+            _alone(made.make, given)
+        figures: dict[str, float] = _alone(KINDS[kind][1], given)
+        return figures
+    finally:
+        load.clean(given)
+
+
+def _alone(function: Callable[[load.Load], Any], given: load.Load) -> Any:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, optuna.logging.set_verbosity, (optuna.logging.WARNING,)) as pool:
+        return pool.submit(function, given).result()
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
@@ -119,12 +138,4 @@ def _limit(rows: pd.DataFrame) -> str:
 
 
 def _rounds(kind: str, trials: int, at_a_time: int, *, full: bool) -> int:
-    return ROUNDS if full and trials <= 1000 and kind in ("known", "resumed", "read") else 1
-
-
-def _measure(kind: str, given: load.Load) -> dict[str, float]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return KINDS[kind][1](given)
-    finally:
-        load.clean(given)
+    return ROUNDS if full and trials <= 1000 and kind in OF_MADE_RUNS else 1

@@ -28,7 +28,7 @@ CONTESTANTS = {
     "blog": "Optuna alone, one trial after the other, no pruning",
     "ray_default": "Ray Tune as documented: OptunaSearch, ASHA, DataLoader",
     "optuna_processes": "Optuna, a process a core, SuccessiveHalvingPruner",
-    "synetune": "Syne Tune, local backend, asynchronous BOHB (ASHA and TPE)",
+    "synetune": "Syne Tune, local backend, ASHA with its searcher CQR",
 }
 
 
@@ -88,7 +88,7 @@ def run(
 
 def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
     """Let one contestant search, and give a row of figures."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = measure.cores()
     # Ray's sockets lie under RAY_TMPDIR and need a short path, so that stays as it is.
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         folder = Path(made)

@@ -85,8 +85,8 @@ def optimum(model: Any, draws: int = 50_000, steps: int = 12, seed: int = 0) -> 
     return params, float(accuracy(last.max()))
 
 
-NEAR = 16
-"""Repeats of four configurations, of which a training takes one's deviation."""
+NEAR = 15
+"""Trainings of five configurations, of which a training takes one's deviation."""
 
 
 def fit(kind: str, table: pd.DataFrame, repeats: pd.DataFrame) -> Surrogate:

@@ -28,7 +28,7 @@ BASE = "blog, all cores"
 
 def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
     """Measure every loop in turn, in processes of their own, round by round."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = measure.cores()
     measure.prepare_mnist(data_dir)
     sizes = ["--images", str(19_200 if full else 1920), "--val-images", str(5000 if full else 2000)]
     flags = [*sizes, "--data-dir", str(data_dir.absolute())]

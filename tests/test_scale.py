@@ -218,6 +218,21 @@ def test_the_benchmark_drives_all_trials_to_their_ends(kind: str, tmp_path: Path
     assert rungs_reached[1] == 6 and rungs_reached[load.MAX_EPOCHS] < 6  # ASHA has stopped some
 
 
+@pytest.mark.parametrize(
+    ("kind", "figure"), [("known", "suggestion, ms"), ("resumed", "resume, s"), ("read", "page, MB")]
+)
+def test_the_benchmark_measures_what_a_made_up_search_costs(
+    kind: str, figure: str, tmp_path: Path, mnist_dir: Path
+) -> None:
+    given = load.Load(trials=6, concurrent=4, folder=tmp_path / "run", data_dir=mnist_dir)
+    with (
+        tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as short,
+        mock.patch.dict(os.environ, {"RAY_TMPDIR": short}),
+    ):
+        figures = scale.measured(kind, given)
+    assert figures[figure] > 0 and not given.folder.exists()
+
+
 def test_the_limit_of_a_suggestion_goes_by_the_largest_sizes() -> None:
     known = {"what": "known", "figure": "suggestion, CPU ms", "concurrent": 64, "round": 0}
     rows = pd.DataFrame([{**known, "trials": n, "value": ms} for n, ms in ((10, 90), (100, 10), (1000, 100))])

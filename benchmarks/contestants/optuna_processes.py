@@ -43,6 +43,7 @@ def work(args: argparse.Namespace, journal: Path, budget: Any, worker: int) -> N
         # Each process needs another seed, or they would draw the same. Constant liar, which keeps processes
         # apart, is Optuna 5's default.
         sampler=optuna.samplers.TPESampler(seed=1000 * args.seed + worker),
+        # Optuna's Hyperband, its other pruner of this kind, wants more trials than these for its brackets.
         # The first rung is one epoch. Its docs ask for min_resource where the last step varies, as it does
         # here (3 to 5 epochs); a reduction factor of 4 is its default.
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1),

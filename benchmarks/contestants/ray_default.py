@@ -49,6 +49,7 @@ def main() -> None:
             metric="accuracy",
             mode="max",
             num_samples=args.num_samples,
+            max_concurrent_trials=common.workers(args),  # else each suggestion is made a trial too early
             search_alg=OptunaSearch(seed=args.seed),
             # Its defaults are a grace period of 1 and a reduction factor of 4; max_t it must be told.
             scheduler=ASHAScheduler(max_t=args.max_epochs),

@@ -1,0 +1,106 @@
+"""The load on a driver of the trials that a search already has: what goes on with it, and what reads it.
+
+The searches are made up by `make`, in another process than the one that is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+from optuna.distributions import json_to_distribution
+
+from benchmarks.load import MAX_EPOCHS, SPACE, Load, peak_megabytes, started_ray
+from benchmarks.pretence import made_up
+from tests.made_runs import make_run
+from tune_mnist import results, tuner
+from tune_mnist.folder import RunFolder
+from tune_mnist.insights import View
+from tune_mnist.ledger import LEDGER, Ledger
+from tune_mnist.report import make_report
+from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch
+from tune_mnist.settings import ResumeRequest
+
+
+def make(load: Load) -> None:
+    """Make up the run of a search that has ended, with as many trials as the load says."""
+    make_run(load.folder, load.trials, space=SPACE, max_epochs=MAX_EPOCHS, workers=load.concurrent)
+
+
+def known(load: Load) -> dict[str, float]:
+    """Measure what depends on the number of trials that a search has already, here of one made up."""
+    folder = RunFolder(load.folder)
+    clocks: dict[str, float] = {}
+    with _timed(clocks, "ledger read, s"):
+        ledger = Ledger.open(load.folder / LEDGER)
+    with _timed(clocks, "scheduler made, s"):
+        scheduler = SteadfastASHA(load.settings, ledger)
+    space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
+    with _timed(clocks, "study made, s"):
+        searcher = TruthfulOptunaSearch(load.settings, space, ledger, folder)
+    names = [f"new{number}" for number in range(min(10, load.concurrent))]
+    taken, spent = [], time.process_time()
+    for name in names:
+        started = time.perf_counter()
+        searcher.suggest(name)
+        taken.append(time.perf_counter() - started)
+        scheduler.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)))
+    clocks["suggestion, ms"] = 1000 * statistics.median(taken)
+    clocks["suggestion, CPU ms"] = 1000 * (time.process_time() - spent) / len(names)
+    taken = []
+    for epoch, name in itertools.product((1, 2, 3), names):
+        started = time.perf_counter()
+        result = made_up(0, epoch)
+        scheduler.on_trial_result(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)), result)
+        searcher.on_trial_result(name, result)
+        taken.append(time.perf_counter() - started)
+    clocks["report, ms"] = 1000 * statistics.median(taken)
+    return clocks
+
+
+def resumed(load: Load) -> dict[str, float]:
+    """Resume a made-up search for one more trial, up to where that is to be suggested."""
+    changes = {"num_samples": load.trials + 1, "data_dir": load.data_dir, "max_concurrent_trials": 1}
+    with started_ray(load, pretended=True), mock.patch.object(TruthfulOptunaSearch, "suggest", _reached):
+        started, spent = time.perf_counter(), time.process_time()
+        try:
+            tuner.resume(ResumeRequest(run=str(load.folder), changes=changes))
+        except Reached:
+            seconds, cpu = time.perf_counter() - started, time.process_time() - spent
+            return {"resume, s": seconds, "resume, CPU s": cpu, "driver, MB": peak_megabytes()}
+    raise RuntimeError("the resumed search has suggested nothing")
+
+
+def read(load: Load) -> dict[str, float]:
+    """Read a made-up run as people do: its grid, its tables, its report."""
+    clocks: dict[str, float] = {}
+    with _timed(clocks, "results.load, s"):
+        grid = results.load(load.folder)
+    with _timed(clocks, "trials_frame, s"):
+        results.trials_frame(grid)
+    with _timed(clocks, "epochs_frame, s"):
+        results.epochs_frame(grid)
+    with _timed(clocks, "page, s"):
+        page = make_report(View(tuner.look(str(load.folder))))
+    return clocks | {"page, MB": len(page) / 1e6, "process, MB": peak_megabytes()}
+
+
+class Reached(BaseException):
+    """A resumed search has come to its first suggestion; nothing on the way catches this."""
+
+
+def _reached(searcher: TruthfulOptunaSearch, trial_id: str) -> None:
+    raise Reached
+
+
+@contextmanager
+def _timed(clocks: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    clocks[name] = time.perf_counter() - started
