@@ -3,8 +3,9 @@
 import importlib
 import io
 import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from benchmarks import measure
 from benchmarks.__main__ import main
+from tests.conftest import ROOT
 
 
 def test_measures_take_turns() -> None:
@@ -93,6 +95,30 @@ def test_a_wrong_word_is_told(
     with pytest.raises(SystemExit, match=r"^2$"):
         main()
     assert text in capsys.readouterr().err
+
+
+def written_commands() -> list[str]:
+    """Collect the flags that READMEs and docstrings give to the benchmarks."""
+    folder = measure.RESULTS.parent
+    texts = [path.read_text() for path in (ROOT / "README.md", folder / "README.md", *folder.glob("*.py"))]
+    pattern = r'^(?: *make bench ARGS="([^"]+)"|(?: {4})?python -m benchmarks ([a-z][^#\n]*))'
+    return [made or plain for text in texts for made, plain in re.findall(pattern, text, re.M)]
+
+
+@pytest.mark.parametrize("flags", written_commands())
+def test_a_command_that_is_written_down_is_understood(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def run(console: Console, *, full: bool, data_dir: Path, only: Sequence[str] = ()) -> list[Any]:
+        called.append(list(only))
+        return []
+
+    name, *rest = flags.split()
+    monkeypatch.setattr(f"benchmarks.{name}.run", run)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", name, *rest])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
+    assert called == [rest[rest.index("--only") + 1 :] if "--only" in rest else []]
 
 
 @pytest.mark.parametrize("path", sorted(measure.RESULTS.glob("*.parquet")), ids=lambda path: path.stem)
