@@ -72,7 +72,8 @@ def main() -> None:
         except DataError as error:
             parser.exit(2, f"benchmarks: {error}\n")
         except Exception as error:  # what is measured counts, and the other benchmarks can still be run
-            console.print(f"  [red]failed[/]: {escape(str(error) or repr(error))}")
+            text = str(error) if isinstance(error, RuntimeError) else repr(error)
+            console.print(f"  [red]failed[/]: {escape(text)}")
             code = 1
         if rows:  # else it has said why
             table = pd.DataFrame(rows)
