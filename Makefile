@@ -13,7 +13,8 @@ ARGS =
 VENV = .venv
 RUN = $(VENV)/bin/python
 SYNE_TUNE = $(VENV)/syne-tune
-PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# To compile all that is installed takes longer than to fetch it; Python compiles what is imported, once.
+PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt
 # Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from tune_mnist.data import prepare
+from tune_mnist.ledger import LEDGER
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "ray", "optuna", "numpy", "pandas")
@@ -44,6 +47,16 @@ def prepare_mnist(data_dir: Path) -> None:
 
     prepare("mnist", data_dir)
     MNIST(str(data_dir), download=True)
+
+
+def ledger_lines(run_dir: Path) -> defaultdict[str, list[dict[str, Any]]]:
+    """Give the lines of a run's ledger by event, none without a ledger; an epoch's time is its report's."""
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    path = run_dir / LEDGER
+    for text in path.read_text().splitlines() if path.exists() else ():
+        line = json.loads(text)
+        found[line["event"]].append(line)
+    return found
 
 
 def write(name: str, rows: pd.DataFrame, folder: Path = RESULTS) -> Path:

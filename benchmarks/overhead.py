@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import process
-from benchmarks.measure import cores, prepare_mnist, ratios, spread
-from tune_mnist.ledger import LEDGER
+from benchmarks.measure import cores, ledger_lines, prepare_mnist, ratios, spread
 
 ROOT = Path(__file__).parents[1]
 SLOTS = 2
@@ -122,7 +121,7 @@ def _ours(folder: Path, trials: int, data_dir: Path) -> dict[str, Any]:
     command += ["--max-concurrent-trials", str(SLOTS)] if cores() > SLOTS else []
     ran = _run([*command, "--storage-path", str(folder / "runs"), "--name", "small"], folder, 7200)
     run_dir = folder / "runs" / "small"
-    lines_of = _ledger(run_dir)
+    lines_of = ledger_lines(run_dir)
     reports, ends = ([line["time"] for line in lines_of[event]] for event in ("epoch", "end"))
     # The first trials, whose kernels are cold, are not in the seconds a trial either.
     training = statistics.mean(line["epoch_seconds"] for line in lines_of["epoch"][SLOTS:])
@@ -153,15 +152,6 @@ def _ray_default(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
         **_figures(ran),
         **_stored(folder / "runs", done),
     }
-
-
-def _ledger(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """Give the ledger's lines by event; an epoch's time in them is that of its report."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for text in (run_dir / LEDGER).read_text().splitlines():
-        line = json.loads(text)
-        found.setdefault(line["event"], []).append(line)
-    return found
 
 
 def _seconds_a_trial(reports: list[float]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +18,14 @@ import optuna
 import pandas as pd
 import torch
 
-from tune_mnist.data import load_train_val
+from benchmarks.measure import cores
+from tune_mnist.data import DataError, load_train_val, prepare
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.samplers import make_sampler
+from tune_mnist.settings import OneLineParser
 from tune_mnist.spaces import WIDE, to_config
 from tune_mnist.training import DivergedError, EpochResult, Training, fit
+from tune_mnist.words import first_line
 
 TABLE = Path(__file__).parent / "data" / "curves.parquet"
 EPOCHS = 9
@@ -30,6 +33,8 @@ EPOCHS = 9
 TRAIN_SIZE, VAL_SIZE, SEED = 10_000, 5_000, 0
 FIRST_REFINED = 1000
 """Number of the first configuration that was not drawn at random, but by benchmarks.refine."""
+MOST = {"processes": 1000, "rounds": 1000, "train_size": 60_000 - VAL_SIZE, "configurations": FIRST_REFINED}
+"""Largest values of the flags that are numbers."""
 SAVE_EVERY = 10
 """Configurations between two writes of the table."""
 
@@ -78,47 +83,91 @@ def curve(job: tuple[int, dict[str, Any]]) -> list[dict[str, Any]]:
 _splits: Any = None
 
 
-def begin(data_dir: str) -> None:
+def begin(data_dir: Path, train_size: int) -> None:
     """Load what the trainings of a process need."""
     global _splits
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _splits = load_train_val("mnist", Path(data_dir), val_size=VAL_SIZE, train_size=TRAIN_SIZE, seed=SEED)
+    _splits = load_train_val("mnist", data_dir, val_size=VAL_SIZE, train_size=train_size, seed=SEED)
 
 
-def record(points: dict[int, dict[str, Any]], data_dir: str, processes: int) -> None:
-    """Train those of the points, by number, that the table lacks, and write it again and again."""
-    known = pd.read_parquet(TABLE) if TABLE.exists() else pd.DataFrame({"configuration": []})
-    lacking = [job for job in points.items() if job[0] not in set(known["configuration"])]
-    rows: list[Any] = known.to_dict("records")
+def add(
+    table: Path,
+    jobs: Sequence[Any],
+    train_job: Callable[[Any], list[dict[str, Any]]],
+    args: argparse.Namespace,
+) -> None:
+    """Train the jobs side by side, and add their rows to a table, time and again."""
+    rows: list[Any] = pd.read_parquet(table).to_dict("records") if table.exists() else []
     context = multiprocessing.get_context("spawn")
+    given = args.data_dir, args.train_size
     # A multiprocessing.Pool would wait for ever for the curve of a process that was killed.
-    with ProcessPoolExecutor(processes, context, begin, (data_dir,)) as pool:
-        for count, new in enumerate(pool.map(curve, lacking), start=1):
+    with ProcessPoolExecutor(args.processes, context, begin, given) as pool:
+        for count, new in enumerate(pool.map(train_job, jobs), start=1):
             rows += new
-            last = new[-1]["accuracy"]
-            print(f"{count}/{len(lacking)} configuration {new[0]['configuration']}: {last:.4f}", flush=True)
-            if count % SAVE_EVERY == 0 or count == len(lacking):
-                _write(rows)
+            done = f"{count}/{len(jobs)} configuration {new[-1]['configuration']}"
+            print(f"{done}: {new[-1]['accuracy']:.4f}", flush=True)
+            if count % SAVE_EVERY == 0 or count == len(jobs):
+                write(table, pd.DataFrame(rows))
 
 
-def _write(rows: list[dict[str, Any]]) -> None:
-    TABLE.parent.mkdir(exist_ok=True)
-    fresh = TABLE.with_suffix(".new")
-    frame = pd.DataFrame(rows).sort_values(["configuration", "epoch"], ignore_index=True)
-    frame.to_parquet(fresh, index=False)
-    fresh.replace(TABLE)
+def write(table: Path, rows: pd.DataFrame) -> None:
+    """Sort the rows, and replace the table by them in one step."""
+    fresh = table.with_suffix(".new")
+    keys = [name for name in ("configuration", "seed", "epoch") if name in rows]
+    rows.sort_values(keys, ignore_index=True).to_parquet(fresh, index=False)
+    fresh.replace(table)
+
+
+def record(points: dict[int, dict[str, Any]], args: argparse.Namespace) -> None:
+    """Train those of the points, by number, that the table lacks."""
+    known = set(pd.read_parquet(args.table)["configuration"]) if args.table.exists() else set()
+    add(args.table, [job for job in points.items() if job[0] not in known], curve, args)
+
+
+def arguments(
+    doc: str | None, parser: argparse.ArgumentParser | None = None, *, recorded: bool = True
+) -> argparse.Namespace:
+    """Read the flags that record, repeats and refine share, and get MNIST; bad input is one line, code 2.
+
+    Args:
+        doc: what the program says of itself.
+        parser: with the flags that are its own.
+        recorded: whether there must be a table already.
+    """
+    parser = parser or OneLineParser(allow_abbrev=False)
+    parser.description, parser.formatter_class = doc, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where MNIST is or goes")
+    parser.add_argument("--table", type=Path, default=TABLE, help="the recorded curves, a parquet file")
+    parser.add_argument("--train-size", type=int, default=TRAIN_SIZE, help="training images")
+    parser.add_argument("--processes", type=int, default=cores(), help="trainings side by side")
+    args = parser.parse_args()
+    for name, most in MOST.items():
+        value = getattr(args, name, 1)
+        if not 1 <= value <= most:
+            parser.error(f"--{name.replace('_', '-')} is {value}, but must be 1 to {most:,}")
+    if args.train_size != TRAIN_SIZE and args.table == TABLE:
+        parser.error(f"--train-size is {args.train_size}, but must be {TRAIN_SIZE} for {TABLE.name}")
+    try:
+        if recorded or args.table.exists():
+            pd.read_parquet(args.table, columns=["configuration"])
+        args.table.parent.mkdir(parents=True, exist_ok=True)
+        prepare("mnist", args.data_dir)
+    except DataError as error:  # may be a line a source
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except FileNotFoundError:
+        parser.error(f"--table is {args.table}, but there is none: python -m benchmarks.record makes one")
+    except (OSError, ValueError) as error:
+        parser.error(f"--table is {args.table}, but must be recorded curves: {first_line(error)}")
+    return args
 
 
 def main() -> None:
     """Record the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configurations", type=int, default=300)
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args()
-    points = {number: draw(number) for number in range(args.configurations)}
-    record(points, args.data_dir, args.processes)
+    parser = OneLineParser(allow_abbrev=False)
+    parser.add_argument("--configurations", type=int, default=300, help="how many are drawn")
+    args = arguments(__doc__, parser, recorded=False)
+    record({number: draw(number) for number in range(args.configurations)}, args)
 
 
 if __name__ == "__main__":

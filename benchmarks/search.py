@@ -139,9 +139,8 @@ def read_log(path: Path) -> pd.DataFrame:
 
 def epochs_of_ours(folder: Path) -> pd.DataFrame:
     """Read the same from the run's ledger, whose lines have the time at which the driver heard of them."""
-    path = folder / "run" / "ledger.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [{**event, "trial": event["trial_id"]} for event in events if event["event"] == "epoch"]
+    epochs = measure.ledger_lines(folder / "run")["epoch"]
+    rows = [{**line, "trial": line["trial_id"]} for line in epochs]
     return pd.DataFrame(rows, columns=["trial", "epoch", "accuracy", "time"])
 
 

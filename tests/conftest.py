@@ -1,5 +1,6 @@
 """What several test files share: the real MNIST, runners of the real scripts, and one finished run."""
 
+import json
 import os
 import runpy
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from filelock import FileLock
 
 # Threads that wait for each other spin: with two on two busy cores the test set takes 13 s, with one 4.5 s.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,12 +22,12 @@ from tune_mnist.data import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
+FINISHED = ["--num-samples", "8", "--max-concurrent-trials", "2"]
 SMALL = ["--train-size", "512", "--val-size", "500", "--max-epochs", "3"]
 
 
-# With --dist loadfile a file is one worker's. One has these two minutes in test_run.py and comes to the next
-# users of its finished run, while the other one is at the hosts and the resumes, which take as long. (The
-# loadgroup of pytest-xdist 3.8 groups nothing under pytest 9.2, without a word: its issue 1386.)
+# With --dist loadfile a file is one worker's. (The loadgroup of pytest-xdist 3.8 groups nothing under pytest
+# 9.2, without a word: its issue 1386.)
 FIRST = (
     *("run", "hosts", "resume", "console", "readme", "warm_start", "finals", "report", "cluster"),
     *("autoscaling", "live", "analyse"),
@@ -96,7 +98,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterato
 class WarmRunner:
     """Runs a script as `python SCRIPT` does, but in this process, which has torch and Ray already.
 
-    For what ends before a trial is made: of the 4 s that a process takes to refuse its flags, 3 are imports.
+    Of the 4 s in which a process of its own refuses its flags, 3 are imports.
     """
 
     def __init__(
@@ -133,7 +135,21 @@ def warm_runner(
 
 
 @pytest.fixture(scope="session")
-def finished(runner: Runner) -> tuple[Path, str, str]:
-    code, out, err = runner.run("--num-samples", "8", "--name", "finished", *SMALL)
-    assert code == 0, out + err
-    return runner.folder / "runs" / "finished", out, err
+def finished(
+    runner: Runner, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, str, str]:
+    """One run, with what it printed; each of pytest-xdist's workers has a copy of its own."""
+    run_dir = runner.folder / "runs" / "finished"
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+    said = shared / "said.json"
+    with FileLock(shared.with_suffix(".lock")):
+        if not said.exists():
+            code, out, err = runner.run(*FINISHED, "--name", "finished", *SMALL)
+            assert code == 0, out + err
+            shutil.copytree(run_dir, shared / "finished")
+            said.write_text(json.dumps([out, err]))
+    if not run_dir.exists():
+        shutil.copytree(shared / "finished", run_dir)
+    out, err = json.loads(said.read_text())
+    return run_dir, out, err

@@ -28,7 +28,7 @@ from tune_mnist.data import load_train_val
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
 from tune_mnist.spaces import load_space
-from tune_mnist.training import EVALUATION_BATCH, evaluate
+from tune_mnist.training import evaluate
 
 WORK = search.Work(
     rounds=2,
@@ -103,8 +103,8 @@ def test_the_contestants_network_and_measure_are_ours(mnist_dir: Path) -> None:
                 own.copy_(other.view(128, 64, 12, 12).permute(0, 2, 3, 1).flatten(1))
             else:
                 own.copy_(other)
-    _, loader = common.loaders(loader_flags(mnist_dir, val_size=2 * EVALUATION_BATCH))
-    _, split = load_train_val("mnist", mnist_dir, val_size=2 * EVALUATION_BATCH, seed=3)
+    _, loader = common.loaders(loader_flags(mnist_dir, val_size=500))
+    _, split = load_train_val("mnist", mnist_dir, val_size=500, seed=3)
     images, _ = next(iter(loader))
     theirs.eval(), ours.eval()
     with torch.no_grad():

@@ -23,7 +23,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.conftest import SCRIPTS, SMALL, Runner
+from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tune_mnist import finalizer, finals_console, protocol
 from tune_mnist.card import write_card
 from tune_mnist.data import load_test, load_train_val
@@ -435,11 +435,10 @@ def test_what_cannot_be_finalized_is_refused_in_one_line(finalized: Finalized, t
     ],
 )
 def test_a_mistake_on_the_command_line_gets_one_line(
-    flags: list[str], complaint: str, runner: Runner, finalized: Finalized
+    flags: list[str], complaint: str, warm_runner: WarmRunner, finalized: Finalized
 ) -> None:
-    process = start(runner, *flags)
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (2, "")
+    code, out, err = warm_runner.run(*flags, script="finalize.py")
+    assert (code, out) == (2, "")
     assert re.match(rf"finalize.py: error: {complaint}", err) and err.count("\n") == 1
 
 

@@ -157,6 +157,18 @@ def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
     assert {"tune_mnist", "torch", "ray"} <= imported and not imported & HEAVY
 
 
+def test_a_search_starts_without_what_only_its_report_or_a_bucket_needs() -> None:
+    code = (
+        "import sys; from tune_mnist import console, summary, tuner; tuner.tensorboard()\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"tensorboardX", "optuna", "torch"} <= imported
+    assert not imported & {"boto3", "jinja2", "matplotlib", "scipy", "sklearn", "torchvision"}
+
+
 def test_every_file_opens_with_its_role() -> None:
     for file in [*PACKAGE.glob("*.py"), *(PACKAGE.parent / "scripts").glob("*.py")]:
         assert ast.get_docstring(ast.parse(file.read_text())), file.name

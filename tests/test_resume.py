@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tests.invariants import check, fingerprint
+from tests.test_run import assert_ends_in_order
 from tune_mnist import results
 from tune_mnist.folder import RunFolder
 
@@ -76,7 +77,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     for file in spoilt.glob("checkpoint_*/training.pt"):
         file.write_bytes(file.read_bytes()[:64] + bytes(4096) + file.read_bytes()[64 + 4096 :])
     shutil.rmtree(moved / "best")
-    assert "6 of 6 trials" in resume(runner, "elsewhere/moved")
+    assert "6 of 6 trials" in resume(warm_runner, "elsewhere/moved")
     second = json.loads((moved / "best" / "metrics.json").read_text())
     assert second["number"] != winner["number"] and second["accuracy"] <= winner["accuracy"]
     check(moved, 6)
@@ -96,9 +97,7 @@ def test_a_stopped_search_goes_on(runner: Runner, warm_runner: WarmRunner) -> No
     wait_for_epochs(3, run_dir / "ledger.jsonl", process)
     code, _, err = warm_runner.run("--resume", "runs/stopped")
     assert code == 2 and re.search(r"runs/stopped is being run by another process: end it first\n$", err)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "ended by SIGINT" in out
+    assert_ends_in_order(process, signal.SIGINT, runner, run_dir)
     assert json.loads((run_dir / "settings.json").read_text())["time_budget"] == 3600
     resume(runner, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
     assert check(run_dir, 10)["sessions"] == 2

@@ -14,7 +14,6 @@ from optuna.trial import TrialState
 from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger, trial_state
-from tune_mnist.samplers import make_sampler
 from tune_mnist.search import (
     HAND_SET,
     JOURNAL,
@@ -361,12 +360,3 @@ def test_a_verdict_stands_when_a_lost_trial_is_run_again() -> None:
     assert judge(scheduler, "b", 1, 0.4) == "STOP"
     assert judge(scheduler, "b", 1, 0.4) == "STOP"  # Ray's own says CONTINUE here
     assert judge(scheduler, "b", 2, 0.9) == "STOP"
-
-
-def test_neighbouring_trials_have_streams_of_their_own() -> None:
-    samplers = [make_sampler("random", seed, number) for seed in (0, 1) for number in range(50)]
-    draws = set()
-    for sampler in samplers:
-        study = optuna.create_study(sampler=sampler)
-        draws.add(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"])
-    assert len(draws) == 100

@@ -39,11 +39,14 @@ def learnable(n: int, seed: int = 0) -> Split:
 
 
 TRAIN, VALIDATION = learnable(640), learnable(200, seed=1)
+FEW = learnable(200)
 
 
-def train(hyperparameters: Hyperparameters, seed: int = 0) -> tuple[Training, list[EpochResult]]:
+def train(
+    hyperparameters: Hyperparameters, seed: int = 0, images: Split = TRAIN
+) -> tuple[Training, list[EpochResult]]:
     training = Training(hyperparameters, seed=seed, precision="fp32")
-    return training, list(fit(training, TRAIN, VALIDATION))
+    return training, list(fit(training, images, VALIDATION))
 
 
 def without_times(results: list[EpochResult]) -> list[tuple[float, ...]]:
@@ -103,14 +106,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(optimizer: s
     hyperparameters = Hyperparameters(
         lr=0.001, momentum=0.8, optimizer=optimizer, epochs=3, weight_decay=1e-4, lr_end_factor=0.2, shift=2
     )
-    whole, expected = train(hyperparameters)
+    whole, expected = train(hyperparameters, images=FEW)
     first = Training(hyperparameters, seed=0, precision="fp32")
-    next(fit(first, TRAIN, VALIDATION))
+    next(fit(first, FEW, VALIDATION))
     first.save(tmp_path / "training.pt")
     second = Training(hyperparameters, seed=0, precision="fp32")
     torch.rand(17)  # whatever happens in between
     second.restore(tmp_path / "training.pt")
-    assert without_times(list(fit(second, TRAIN, VALIDATION))) == without_times(expected)[1:]
+    assert without_times(list(fit(second, FEW, VALIDATION))) == without_times(expected)[1:]
     for name, weights in whole.model.state_dict().items():
         assert torch.equal(weights, second.model.state_dict()[name]), name
 
@@ -119,9 +122,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(optimizer: s
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_a_gpu_has_saved_goes_on_on_a_cpu(optimizer: str, lr_end_factor: float, tmp_path: Path) -> None:
     hyperparameters = Hyperparameters(lr=0.001, optimizer=optimizer, epochs=2, lr_end_factor=lr_end_factor)
-    _, expected = train(hyperparameters)
+    _, expected = train(hyperparameters, images=FEW)
     first = Training(hyperparameters, seed=0, precision="fp32")
-    next(fit(first, TRAIN, VALIDATION))
+    next(fit(first, FEW, VALIDATION))
     for group in first.optimizer.param_groups:  # as they are on a GPU
         if lr_end_factor != 1:
             group["lr"] = torch.tensor(group["lr"])
@@ -130,7 +133,7 @@ def test_what_a_gpu_has_saved_goes_on_on_a_cpu(optimizer: str, lr_end_factor: fl
     first.save(tmp_path / "training.pt")
     second = Training(hyperparameters, seed=0, precision="fp32")
     second.restore(tmp_path / "training.pt")
-    assert without_times(list(fit(second, TRAIN, VALIDATION))) == without_times(expected)[1:]
+    assert without_times(list(fit(second, FEW, VALIDATION))) == without_times(expected)[1:]
     assert all(type(group["lr"]) is float for group in second.optimizer.param_groups)
 
 

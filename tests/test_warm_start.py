@@ -16,7 +16,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from tests.conftest import Runner
+from tests.conftest import Runner, WarmRunner
 from tests.invariants import check, study_of
 from tests.test_live import fetch
 from tests.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
@@ -369,10 +369,11 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     ],
 )
 def test_what_it_cannot_begin_with_is_refused_before_anything_starts(
-    flags: list[str], complaint: str, runner: Runner, finished: tuple[Path, str, str]
+    flags: list[str], complaint: str, warm_runner: WarmRunner, finished: tuple[Path, str, str]
 ) -> None:
-    before = sorted((runner.folder / "runs").rglob("*"))
-    code, out, err = runner.run("--name", "refused", *flags)
+    runs = finished[0].parent
+    before = sorted(runs.rglob("*"))
+    code, out, err = warm_runner.run("--name", "refused", *flags)
     assert (code, out) == (2, "")
     assert re.search(complaint, err) and err.count("\n") == 1 and err.startswith("tune.py: error: ")
-    assert sorted((runner.folder / "runs").rglob("*")) == before
+    assert sorted(runs.rglob("*")) == before

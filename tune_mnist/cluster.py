@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import ray
-from ray._private import ray_constants, services, worker
+from ray._private import ray_constants, services, utils, worker
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.authentication import authentication_token_setup
 from ray._private.node import Node
@@ -122,7 +122,25 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
                 dashboard=context.dashboard_url or None,
             )
         finally:
-            ray.shutdown()
+            with _without_stderr():
+                ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop all that this process writes to stderr, for a block.
+
+    Ray writes there in C++ about tasks that end with it, for which it has no switch.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # there may be no stderr
+            before = os.dup(2)
+            stack.callback(os.close, before)
+            stack.callback(os.dup2, before, 2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+        yield
 
 
 def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
@@ -205,10 +223,15 @@ def _start(dashboard: bool, preload: str) -> Any:
         # Inherited by the workers. As a runtime environment it would make those useless that Ray starts now.
         inherited = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
         stack.enter_context(mock.patch.dict(os.environ, inherited))
+        # It would bring the workers' output to the driver, which has no use for it; Ray's log files keep it.
+        stack.enter_context(mock.patch.object(Node, "start_log_monitor", lambda self: None))
         if not dashboard:
             # Ray starts them nevertheless, an autoscaler and a server without a page, and waits 1.3 s.
             stack.enter_context(mock.patch.object(Node, "start_monitor", lambda self: None))
             stack.enter_context(mock.patch.object(Node, "start_api_server", lambda self, **options: None))
+            # Ray would import its packages for a second, to see whether the node's agent can have servers.
+            lacks = ImportError("no dashboard is wanted")
+            stack.enter_context(mock.patch.object(utils, "get_dashboard_dependency_error", lambda: lacks))
         # Room for the data set once; Ray's own choice is a third of the memory.
         return ray.init(
             address="local",

@@ -10,7 +10,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, json_to_distribution
-from optuna.importance import get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -126,6 +125,9 @@ class View:
             or len({trial.last[METRIC] for trial in self.finished}) == 1
         ):
             return {}
+        # Here, as it imports scikit-learn where there is one: a second and a half of a search's start.
+        from optuna.importance import get_param_importances
+
         return get_param_importances(self.study)
 
 

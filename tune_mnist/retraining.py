@@ -13,7 +13,6 @@ import torch
 from tune_mnist.data import Split
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.training import (
-    EVALUATION_BATCH,
     DivergedError,
     Training,
     device_memory_errors,
@@ -21,6 +20,9 @@ from tune_mnist.training import (
     fit,
     release_device_memory,
 )
+
+WATCHED = 250
+"""Images looked at after each epoch, to notice a training that has just diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,7 @@ def retrain(
     """
     started = time.perf_counter()
     images = Split.from_arrays(**train)
-    # fit() looks at some images after each epoch, which tells a training that has just diverged.
-    watched = Split(images=images.images[:EVALUATION_BATCH], labels=images.labels[:EVALUATION_BATCH])
+    watched = Split(images=images.images[:WATCHED], labels=images.labels[:WATCHED])
     epoch = 0
     try:
         with device_memory_errors(gpus):

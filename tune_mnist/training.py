@@ -23,8 +23,8 @@ from tune_mnist.steps import Steps, autocast, make_optimizer
 from tune_mnist.words import first_line
 
 PRECISIONS = ("auto", "fp32", "bf16")
-EVALUATION_BATCH = 250
-"""Images a step of evaluation: on a CPU 250 run 1.7 times as fast as 1000, which outgrow its caches."""
+EVALUATION_BATCH = {"cpu": 100, "cuda": 250}
+"""Images a step of evaluation: on a CPU 100 run 1.2 to 1.5 times as fast as 250, which outgrow its caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +169,12 @@ def evaluate(model: Network, split: Split, *, precision: str = "fp32") -> tuple[
     device = next(model.parameters()).device
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
+    batch = EVALUATION_BATCH[device.type]
     model.eval()
     with torch.inference_mode(), autocast(device, precision):
         for images, labels in zip(
-            torch.split(split.images, EVALUATION_BATCH),
-            torch.split(split.labels, EVALUATION_BATCH),
+            torch.split(split.images, batch),
+            torch.split(split.labels, batch),
             strict=True,
         ):
             labels = labels.to(device)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -311,9 +313,20 @@ def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
             ProgressCallback(
                 progress, ledger, session.listener, session.stop.check, partial(_waiting_for, folder)
             ),
-            TBXLoggerCallback(),  # type: ignore[no-untyped-call]
+            tensorboard(),
         ],
     )
+
+
+def tensorboard() -> TBXLoggerCallback:
+    """Make the callback without boto3, which tensorboardX would import for 0.8 s to write to S3 by itself."""
+    modules: dict[str, Any] = sys.modules  # mock.patch.dict would forget what is imported meanwhile
+    boto3 = modules.setdefault("boto3", None)
+    try:
+        return TBXLoggerCallback()  # type: ignore[no-untyped-call]
+    finally:
+        if boto3 is None:
+            del modules["boto3"]
 
 
 @contextmanager
