@@ -26,6 +26,7 @@ from unittest import mock
 import psutil
 import ray
 from optuna.distributions import distribution_to_json
+from ray._private import worker
 from ray.tune.execution import tune_controller
 
 from benchmarks.pretence import PretendedActors, made_up, sleeper
@@ -138,6 +139,8 @@ def started_ray(load: Load, *, pretended: bool) -> Iterator[None]:
     with ExitStack() as stack:
         if pretended:
             stack.enter_context(mock.patch.object(tune_controller, "RayActorManager", PretendedActors))
+        # Of many processes Ray prints coloured paragraphs, for which it has no switch.
+        stack.enter_context(mock.patch.object(worker, "print_to_stdstream", lambda *_, **__: None))
         # An agent a node would ask for the dashboard's packages; 150 MB of objects are plenty here.
         ray.init(
             address="local",

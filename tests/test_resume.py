@@ -64,7 +64,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     moved.parent.mkdir()
     run_dir.rename(moved)
 
-    out = resume(runner, "elsewhere/moved")
+    out = resume(warm_runner, "elsewhere/moved")
     assert "6 of 6 trials" in out
     assert check(moved, 6)["sessions"] == 2
     after = results.epochs_frame(results.load(moved))
@@ -86,7 +86,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     assert "has finished" in resume(warm_runner, "elsewhere/moved")
     assert fingerprint(moved) == left
 
-    out = resume(runner, "elsewhere/moved", "--num-samples", "8")
+    out = resume(warm_runner, "elsewhere/moved", "--num-samples", "8")
     assert "8 of 8 trials" in out and len(re.findall(r"^ +\d/8 trial ", out, re.MULTILINE)) == 2
     check(moved, 8)
 
@@ -99,7 +99,7 @@ def test_a_stopped_search_goes_on(runner: Runner, warm_runner: WarmRunner) -> No
     assert code == 2 and re.search(r"runs/stopped is being run by another process: end it first\n$", err)
     assert_ends_in_order(process, signal.SIGINT, runner, run_dir)
     assert json.loads((run_dir / "settings.json").read_text())["time_budget"] == 3600
-    resume(runner, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
+    resume(warm_runner, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
     assert check(run_dir, 10)["sessions"] == 2
     settings = json.loads((run_dir / "settings.json").read_text())
     assert (settings["time_budget"], settings["max_concurrent_trials"]) == (1800, 1)
