@@ -146,7 +146,7 @@ def arguments(
         value = getattr(args, name, 1)
         if not 1 <= value <= most:
             parser.error(f"--{name.replace('_', '-')} is {value}, but must be 1 to {most:,}")
-    if args.train_size != TRAIN_SIZE and args.table == TABLE:
+    if args.train_size != TRAIN_SIZE and args.table.resolve() == TABLE.resolve():
         parser.error(f"--train-size is {args.train_size}, but must be {TRAIN_SIZE} for {TABLE.name}")
     try:
         if recorded or args.table.exists():
