@@ -233,7 +233,9 @@ def test_sigterm_ends_the_search_in_order(runner: Runner) -> None:  # SIGINT: te
     assert process.stdout is not None
     first = next(line for line in process.stdout if "trial" in line)
     assert "1/500 trial" in first
-    (gcs,) = (line for line in runner.processes().values() if "gcs_server" in line.split()[0])
+    processes = runner.processes().values()
+    assert not [line for line in processes if "log_monitor" in line]  # nobody hears it
+    (gcs,) = (line for line in processes if "gcs_server" in line.split()[0])
     assert "--node-ip-address=127.0.0.1 " in gcs
     assert_ends_in_order(process, signal.SIGTERM, runner, runner.folder / "runs" / "sigterm")
 

@@ -1,13 +1,16 @@
 """The samplers: a stream of their own for each trial, and TPE beside Optuna's own."""
 
 import random
+from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tune_mnist import samplers
 from tune_mnist.samplers import make_sampler, stream
 from tune_mnist.spaces import WIDE
 
@@ -62,3 +65,17 @@ def test_tpe_draws_what_optunas_own_draws_also_from_one_sampler(count: int) -> N
                 if number % 3:  # the others stay RUNNING
                     study.tell(trial, trial.params["momentum"])
         assert drawn[:20] == drawn[20:]
+
+
+def test_tpe_splits_the_trials_once_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = []
+
+    def split(study: optuna.Study, trials: list[FrozenTrial], n_below: int) -> Any:
+        splits.append(len(trials))
+        return _split_trials(study, trials, n_below)
+
+    monkeypatch.setattr(samplers, "_split_trials", split)
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0, 30))
+    for number in range(30):
+        study.tell(study.ask(dict(WIDE)), number)
+    assert splits == list(range(10, 30))  # the first ten are Optuna's start-up trials
