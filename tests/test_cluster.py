@@ -244,6 +244,22 @@ def test_trials_run_in_workers_that_have_waited_with_what_they_import() -> None:
     assert not TRIAL_ENVIRONMENT.items() & os.environ.items()
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpus", "preloaded"), [(16, 1, True), (16, 0, True), (192, 0, True), (192, 8, False)]
+)
+def test_workers_of_a_gpu_machine_load_torch_too_unless_there_are_far_more_of_them_than_trials(
+    cores: int, gpus: int, preloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    manager = cluster.NvidiaGPUAcceleratorManager
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", lambda: gpus)
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: cores)
+    name = "RAY_preload_python_modules"
+    monkeypatch.setattr(ray, "init", lambda **_: found.append(os.environ[name]))
+    cluster._start(dashboard=False, preload="wave")
+    assert found == ["wave" if preloaded else ""]
+
+
 def is_loopback(host: str) -> bool:
     address = ipaddress.ip_address(host.removeprefix("::ffff:"))
     return address.is_loopback

@@ -37,6 +37,9 @@ UNCOUNTED_SLOTS = 8
 """Trials at a time where an autoscaler may start nodes whose number it does not tell: enough to ask for some,
 few enough for the sampler to learn from the first ones."""
 
+PRELOADED_CORES = 32
+"""Most cores of a machine with GPUs on which a worker for each core loads torch before there is a trial."""
+
 TRIAL_ENVIRONMENT = {
     # glibc gives freed memory back to the kernel and gets it again zeroed: 500 to 2,800 page faults a
     # training step, none with these two. Its top pad is left alone: with that too they come back.
@@ -211,8 +214,9 @@ def _refusal(
 def _start(dashboard: bool, preload: str) -> Any:
     if dashboard and get_dashboard_dependency_error():
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
-    if NvidiaGPUAcceleratorManager.get_current_node_num_accelerators():
-        preload = ""  # there are fewer trials at a time than cores
+    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    if gpus and (os.cpu_count() or 1) > PRELOADED_CORES:
+        preload = ""  # Ray starts a worker for each core, but trials are as few as fit on the GPUs
     # In a session of their own, Ray's processes outlive a SIGTERM to our group (of timeout, systemd, Slurm)
     # until the search has ended in order; of SIGINT Ray itself takes care.
     popen = partial(services.ConsolePopen, start_new_session=True)
