@@ -18,9 +18,9 @@ from benchmarks import measure
 from benchmarks.contestants.common import BATCH_SIZE
 from benchmarks.loop import side_by_side
 from tune_mnist.cluster import TRIAL_ENVIRONMENT
+from tune_mnist.device import resolve_precision
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.model import Network
-from tune_mnist.training import resolve_precision
 
 BASE = "blog, all cores"
 """One process on all cores, as the blog's script runs; the others are one process a core, side by side."""

@@ -24,7 +24,7 @@ from tune_mnist.pool import TrainingError
 from tune_mnist.protocol import FinalsSettings
 from tune_mnist.settings import OneLineParser, Settings, add_flags
 
-OF_THE_RUN = ("data_dir", "address", "gpus_per_trial", "cpus_per_trial")
+OF_THE_RUN = ("data_dir", "address", "gpus_per_trial", "cpus_per_trial", "cuda_graph")
 """Settings of the run that may be others on this machine."""
 
 

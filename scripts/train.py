@@ -15,9 +15,10 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 import torch
 
 from tune_mnist.data import DATASETS, load_test, load_train_val
+from tune_mnist.device import PRECISIONS
 from tune_mnist.hyperparameters import Hyperparameters
 from tune_mnist.settings import OneLineParser, add_flags
-from tune_mnist.training import PRECISIONS, DivergedError, Training, evaluate, fit
+from tune_mnist.training import DivergedError, GraphCaptureError, Training, evaluate, fit
 
 
 def main() -> int:
@@ -37,10 +38,11 @@ def main() -> int:
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--cuda-graph", choices=("on", "off"), default="on")
     flags = vars(parser.parse_args())
     dataset, data_dir, seed = flags.pop("dataset"), flags.pop("data_dir"), flags.pop("seed")
     sizes = {name: flags.pop(name) for name in ("train_size", "val_size")}
-    device, precision = flags.pop("device"), flags.pop("precision")
+    device, precision, cuda_graph = flags.pop("device"), flags.pop("precision"), flags.pop("cuda_graph")
     try:
         hyperparameters = Hyperparameters(**flags)
         training = Training(hyperparameters, seed=seed, device=device, precision=precision)
@@ -48,7 +50,7 @@ def main() -> int:
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     try:
-        for result in fit(training, train, validation):
+        for result in fit(training, train, validation, cuda_graph=cuda_graph == "on"):
             print(
                 f"epoch {result.epoch}: validation accuracy {result.accuracy:.2%}, "
                 f"validation loss {result.val_loss:.4f}; "
@@ -58,6 +60,9 @@ def main() -> int:
             )
     except DivergedError as error:
         print(f"train.py: error: {error}; a lower --lr may help", file=sys.stderr)
+        return 1
+    except GraphCaptureError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
         return 1
     accuracy, loss = evaluate(training.model, load_test(dataset, data_dir))
     print(f"test accuracy {accuracy:.2%}, loss {loss:.4f}")

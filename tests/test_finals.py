@@ -337,7 +337,7 @@ def retrained(hyperparameters: Hyperparameters, mnist_dir: Path, *, keep_model: 
             hyperparameters,
             train.arrays(),
             validation.arrays(),
-            **{"seed": 7, "device": "cpu", "precision": "fp32", "gpus": 0.0},  # type: ignore[arg-type]
+            **{"seed": 7, "device": "cpu", "precision": "fp32", "cuda_graph": "on", "gpus": 0.0},  # type: ignore[arg-type]
             keep_model=keep_model,
         )
     )

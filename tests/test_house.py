@@ -22,13 +22,15 @@ HOUSE = {
     "spaces": {"hyperparameters"},
     "model": {"hyperparameters"},
     "data": set(),
-    "steps": {"hyperparameters", "model", "data"},
-    "training": {"hyperparameters", "words", "model", "data", "steps"},
+    "device": set(),
+    "steps": {"hyperparameters", "words", "model", "data", "device"},
+    "training": {"hyperparameters", "words", "model", "data", "device", "steps"},
     "inherited": set(),
     "ledger": {"hyperparameters", "inherited"},
     "points": {"settings", "spaces", "ledger"},
     "folder": {"words", "ledger"},
-    "trainable": {"hyperparameters", "data", "training", "folder"},
+    "trainable": {"hyperparameters", "data", "device", "training", "folder"},
+    "preload": {"trainable"},
     "samplers": set(),
     "journal": set(),
     "rungs": set(),
@@ -47,7 +49,7 @@ HOUSE = {
     "stop": {"settings", "progress"},
     "winner": {"hyperparameters", "settings", "data", "training", "ledger", "folder", "grid"},
     "preflight": {
-        *("settings", "data", "training", "ledger", "folder", "cluster", "shared", "progress", "stop"),
+        *("settings", "data", "device", "ledger", "folder", "cluster", "shared", "progress", "stop"),
     },
     "warm_start": {
         *("hyperparameters", "words", "settings", "spaces", "inherited", "ledger", "folder", "preflight"),
@@ -80,12 +82,12 @@ HOUSE = {
     "scores": set(),
     "protocol": {"hyperparameters", "settings", "ledger", "scores"},
     "finals": {"hyperparameters", "folder", "protocol"},
-    "retraining": {"hyperparameters", "data", "training"},
+    "retraining": {"hyperparameters", "data", "device", "training"},
     "pool": {"words", "cluster", "protocol", "retraining"},
     "export": {"hyperparameters", "model"},
     "card": {"hyperparameters", "scores", "protocol"},
     "finalizer": {
-        *("hyperparameters", "settings", "data", "training", "folder", "cluster", "stop", "winner"),
+        *("hyperparameters", "settings", "data", "device", "folder", "cluster", "stop", "winner"),
         *("preflight", "tuner", "scores", "protocol", "finals", "retraining", "pool", "export", "card"),
     },
     "finals_console": {
@@ -95,13 +97,16 @@ HOUSE = {
     "images": set(),
 }
 WITHOUT_RAY = {
-    *("hyperparameters", "settings", "spaces", "model", "data", "steps", "training", "ledger", "folder"),
+    *("hyperparameters", "settings", "spaces", "model", "data", "device", "steps", "training", "ledger"),
+    "folder",
     *("inherited", "points", "samplers", "warm_start", "dashboard", "live"),
     *("words", "stop", "results", "preflight", "timeline", "scale", "insights", "panels", "curves", "plots"),
     *("pictures", "report", "summary", "console", "scores", "protocol", "finals", "retraining"),
     *("export", "card", "finalizer", "finals_console", "images"),
 }
-WITHOUT_TORCH = set(HOUSE) - {"model", "data", "steps", "training", "retraining", "export"}
+WITHOUT_TORCH = set(HOUSE) - {
+    *("model", "data", "device", "steps", "training", "preload", "retraining", "export"),
+}
 
 
 def imports(file: Path) -> tuple[set[str], set[str]]:

@@ -27,7 +27,14 @@ def model(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, validation = load_train_val("mnist", mnist_dir, train_size=4096, val_size=250)
     arrays = train.arrays(), validation.arrays()
     *_, last = retrain(
-        hyperparameters, *arrays, seed=0, device="cpu", precision="auto", gpus=0.0, keep_model=True
+        hyperparameters,
+        *arrays,
+        seed=0,
+        device="cpu",
+        precision="auto",
+        cuda_graph="on",
+        gpus=0.0,
+        keep_model=True,
     )
     assert last.model
     path = tmp_path_factory.mktemp("model") / "model.pt2"

@@ -182,18 +182,20 @@ def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(runner: Runner) -
         "--num-samples", "4", "--space", "half_diverges:SPACE", "--name", "half", *SMALL
     )
     assert (code, err) == (0, ""), out
-    trials = pd.read_parquet(runner.folder / "runs" / "half" / "trials.parquet")
+    run_dir = runner.folder / "runs" / "half"
+    trials = pd.read_parquet(run_dir / "trials.parquet")
     failed = trials["lr"] > 1
     assert 0 < failed.sum() < 4
     assert (trials["state"] == "FAIL").tolist() == failed.tolist()
-    assert [trial.state.name for trial in study_of(runner.folder / "runs" / "half").trials] == list(
-        trials["state"]
-    )
+    assert [trial.state.name for trial in study_of(run_dir).trials] == list(trials["state"])
     named = re.search(r"(\d) failed; the first error: (.*) \((\S+)\)", out)
     assert named and int(named[1]) == failed.sum()
     assert named[2] == "the loss is not finite at step 2 of epoch 1"
-    text = (runner.folder / named[3]).read_text()
-    assert named[2] in text and text.count("Failure # ") == 1  # its own error: it was not tried again
+    assert (runner.folder / named[3]).read_text() == f"{named[2]}\n"
+    assert [str(error) for error in results.load(run_dir).errors] == [named[2]] * failed.sum()
+    # It is a result: it was not tried again, and its process went on to the next trial.
+    assert (run_dir / "ledger.jsonl").read_text().count(named[2]) == failed.sum()
+    assert len({trial.last["pid"] for trial in begun_trials(run_dir)}) <= 2
 
 
 def test_a_search_in_which_every_trial_fails_exits_1(runner: Runner) -> None:

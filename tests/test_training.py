@@ -22,8 +22,6 @@ from tune_mnist.training import (
     Training,
     evaluate,
     fit,
-    resolve_precision,
-    use_threads,
 )
 
 
@@ -266,38 +264,6 @@ def test_weights_that_blow_up_at_the_last_step_are_no_result() -> None:
         list(fit(training, learnable(64), VALIDATION))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-def test_a_cuda_graph_trains_as_the_steps_one_by_one() -> None:
-    losses = []
-    for cuda_graph in (True, False):
-        hyperparameters = Hyperparameters(epochs=2, batch_size=96, dropout_conv=0.0, dropout_dense=0.0)
-        training = Training(hyperparameters, seed=0, device="cuda", precision="fp32")
-        losses.append([r.train_loss for r in fit(training, TRAIN, VALIDATION, cuda_graph=cuda_graph)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-@pytest.mark.parametrize("saved_on", ["cpu", "cuda"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_training_resumed_with_a_cuda_graph_keeps_its_falling_rate(
-    optimizer: str, saved_on: str, tmp_path: Path
-) -> None:
-    hyperparameters = Hyperparameters(
-        lr=0.001, optimizer=optimizer, epochs=3, lr_end_factor=0.1, dropout_conv=0.0, dropout_dense=0.0
-    )
-    first = Training(hyperparameters, seed=0, device=saved_on, precision="fp32")
-    next(fit(first, TRAIN, VALIDATION))
-    first.save(tmp_path / "training.pt")
-    losses = []
-    for cuda_graph in (True, False):
-        training = Training(hyperparameters, seed=0, device="cuda", precision="fp32")
-        training.restore(tmp_path / "training.pt")
-        losses.append([r.train_loss for r in fit(training, TRAIN, VALIDATION, cuda_graph=cuda_graph)])
-        (lr,) = {float(group["lr"]) for group in training.optimizer.param_groups}
-        assert lr == pytest.approx(0.001 * (1 - 0.9 * 29 / 30))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-
-
 def test_a_loss_that_is_not_finite_raises_at_its_step() -> None:
     training = Training(Hyperparameters(lr=1e30, epochs=5), seed=0, precision="fp32")
     with pytest.raises(DivergedError, match=r"the loss is not finite at step [23] of epoch 1"):
@@ -340,24 +306,3 @@ def test_a_gpu_that_is_not_there_is_an_error() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(RuntimeError, match="sees no CUDA device"):
         Training(Hyperparameters(), seed=0, device="cuda")
-
-
-def test_bf16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert resolve_precision("auto", "cpu") == "fp32"
-    with pytest.raises(ValueError, match="precision is bf16, but must be fp32 or auto here"):
-        resolve_precision("bf16", "cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert [resolve_precision(p, "cpu") for p in ("auto", "fp32", "bf16")] == ["bf16", "fp32", "bf16"]
-    with pytest.raises(ValueError, match="precision is int8, but must be one of auto, fp32, bf16"):
-        resolve_precision("int8", "cpu")
-
-
-@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1.0, 1), (2.5, 2)])
-def test_a_trial_uses_a_thread_for_each_of_its_cores(cpus: float, threads: int) -> None:
-    before = torch.get_num_threads()
-    try:
-        use_threads(cpus)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)

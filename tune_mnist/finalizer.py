@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from tune_mnist import cluster, data
 from tune_mnist.card import write_card
 from tune_mnist.data import Split
+from tune_mnist.device import resolve_precision
 from tune_mnist.export import export_model
 from tune_mnist.finals import FINALS, FinalsFile, JobResult
 from tune_mnist.folder import RunFolder
@@ -33,7 +34,6 @@ from tune_mnist.retraining import Step, join
 from tune_mnist.scores import difference, scores_of
 from tune_mnist.settings import Settings
 from tune_mnist.stop import StopRequest
-from tune_mnist.training import resolve_precision
 from tune_mnist.tuner import input_errors
 from tune_mnist.winner import BEST, CARD, EXPORTED, HYPERPARAMETERS, MODEL
 
@@ -197,6 +197,7 @@ def _train(
         train.arrays(),
         scored.arrays(),
         resources=session.resources,
+        cuda_graph=session.settings.cuda_graph,
         max_failures=session.settings.max_failures,
         keep_model=keep_model,
     ):

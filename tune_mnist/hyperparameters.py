@@ -15,6 +15,9 @@ MODE = "max"
 TIME_ATTR = "epoch"
 """Name of the reported value that counts a trial's progress: epochs trained, from 1."""
 
+FAILURE = "failure"
+"""Key of a trial's last report where training failed: why, in one line. Its METRIC is NaN."""
+
 OPTUNA_NUMBER = "optuna_trial_number"
 """Key in the config of a Ray trial, beside the hyper-parameters: its number, from 0, in the run."""
 

@@ -23,6 +23,11 @@ PIXEL_MEAN, PIXEL_STD = 0.1307 * 255, 0.3081 * 255
 """Mean and standard deviation of MNIST's training pixels, in grey levels 0..255."""
 
 
+def normalise(images: Tensor) -> Tensor:
+    """Bring uint8 grey levels of any shape to mean 0 and standard deviation 1 over MNIST, float32."""
+    return images.float().sub_(PIXEL_MEAN).div_(PIXEL_STD)
+
+
 class Dropout(nn.Dropout):
     """Dropout whose mask on a CPU costs one random byte a feature instead of one Bernoulli draw.
 
@@ -60,8 +65,12 @@ class Network(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify ``images``, uint8 [n, 28, 28], into log-probabilities, float32 [n, 10]."""
-        x = images.unsqueeze(1).float().sub_(PIXEL_MEAN).div_(PIXEL_STD)
+        """Classify ``images`` into log-probabilities, float32 [n, 10].
+
+        Args:
+            images: [n, 28, 28], uint8 grey levels, or floating point as `normalise` gives them.
+        """
+        x = (images if images.is_floating_point() else normalise(images)).unsqueeze(1)
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.activation(self.conv1(x))
         # The pool comes before the activation: the same for every monotone one, on a quarter of the features.

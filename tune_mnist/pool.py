@@ -29,6 +29,7 @@ def run_jobs(
     scored: Mapping[str, Any],
     *,
     resources: Resources,
+    cuda_graph: str,
     max_failures: int,
     keep_model: Job | None = None,
 ) -> Iterator[tuple[Job, Step]]:
@@ -42,6 +43,7 @@ def run_jobs(
         train: arrays of the images to train on.
         scored: arrays of the images to score on.
         resources: a training's share, and how many run at a time.
+        cuda_graph: on or off: whether a GPU replays the steps from CUDA graphs.
         max_failures: how often a lost one is tried again.
         keep_model: the one whose last step shall bring the weights.
 
@@ -67,6 +69,7 @@ def run_jobs(
                 seed=job.seed,
                 device="cuda" if resources.gpus else "cpu",
                 precision=job.precision,
+                cuda_graph=cuda_graph,
                 gpus=resources.gpus,
                 keep_model=job == keep_model,
             )

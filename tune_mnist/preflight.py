@@ -8,19 +8,19 @@ from datetime import datetime
 from pathlib import Path
 
 from tune_mnist import cluster, data
+from tune_mnist.device import resolve_precision
 from tune_mnist.folder import FolderError, RunFolder
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.progress import Listener
 from tune_mnist.settings import Settings
 from tune_mnist.shared import check_shared
 from tune_mnist.stop import StopRequest
-from tune_mnist.training import resolve_precision
 
 SETTINGS = "settings.json"
 """Name of the file in the run folder that has the settings."""
 
-TRAINABLE = "tune_mnist.trainable"
-"""Name of the module whose import takes a worker 3 s: it brings torch and Ray Tune."""
+PRELOAD = "tune_mnist.preload"
+"""Name of the module that a worker imports before its first trial."""
 
 
 def name_run(settings: Settings) -> tuple[Settings, RunFolder]:
@@ -95,8 +95,8 @@ def fit_to_cluster(
         ValueError: for a precision that this machine has not.
     """
     # Where trials fill the machine, each has a worker; else most workers would load torch for nothing.
-    few = settings.max_concurrent_trials or settings.gpus_per_trial or settings.cpus_per_trial > 1
-    preload = "" if few else TRAINABLE
+    few = settings.max_concurrent_trials or settings.cpus_per_trial > 1
+    preload = "" if few else PRELOAD
     with stop.deferred():
         connection = stack.enter_context(
             cluster.connected(settings.address, dashboard=settings.dashboard, preload=preload)

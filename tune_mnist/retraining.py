@@ -11,15 +11,9 @@ from typing import Any
 import torch
 
 from tune_mnist.data import Split
+from tune_mnist.device import device_memory_errors, full_fp32, limit_memory, release_memory
 from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.training import (
-    DivergedError,
-    Training,
-    device_memory_errors,
-    evaluate,
-    fit,
-    release_device_memory,
-)
+from tune_mnist.training import DivergedError, Training, evaluate, fit
 
 WATCHED = 250
 """Images looked at after each epoch, to notice a training that has just diverged."""
@@ -50,10 +44,11 @@ def retrain(
     seed: int,
     device: str,
     precision: str,
+    cuda_graph: str,
     gpus: float,
     keep_model: bool,
 ) -> Iterator[Step]:
-    """Train all epochs, then score once, in fp32 on the CPU, as the model that is written will run.
+    """Train all epochs, then score once, in fp32 without TF32, as the model that is written will run.
 
     Args:
         hyperparameters: the configuration.
@@ -62,11 +57,13 @@ def retrain(
         seed: of weights, dropout and the order of the images.
         device: cpu or cuda.
         precision: auto, fp32 or bf16.
-        gpus: the training's share of a GPU, for the sentence that says it is too small.
+        cuda_graph: on or off: whether a GPU replays the steps from CUDA graphs.
+        gpus: GPUs of the training; a fraction is a limit of its memory.
         keep_model: whether the last step brings the weights.
 
     Raises:
-        DeviceMemoryError: if the GPU's memory does not do; the text names the share to ask for.
+        DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
+        GraphCaptureError: if the GPU cannot record a step as a CUDA graph.
         RuntimeError: if ``device`` is cuda and there is none.
     """
     started = time.perf_counter()
@@ -76,18 +73,19 @@ def retrain(
     try:
         with device_memory_errors(gpus):
             training = Training(hyperparameters, seed=seed, device=device, precision=precision)
-            for result in fit(training, images, watched):
+            limit_memory(gpus)
+            for result in fit(training, images, watched, cuda_graph=cuda_graph == "on"):
                 epoch = result.epoch
                 yield Step(epoch=epoch)
+            with full_fp32():
+                accuracy, _ = evaluate(training.model, Split.from_arrays(**scored))
     except DivergedError as error:
         yield Step(epoch=epoch, ended=True, error=str(error), seconds=time.perf_counter() - started)
         return
     finally:
-        release_device_memory()
-    model = training.model.cpu()
-    accuracy, _ = evaluate(model, Split.from_arrays(**scored))
+        release_memory()
     weights = io.BytesIO()
-    torch.save(model.state_dict(), weights)
+    torch.save(training.model.cpu().state_dict(), weights)
     yield Step(
         epoch=epoch,
         ended=True,

@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_mnist.folder import RunFolder, sync
-from tune_mnist.hyperparameters import METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
+from tune_mnist.hyperparameters import FAILURE, METRIC, MODE, OPTUNA_NUMBER, TIME_ATTR
 from tune_mnist.inherited import InheritedTrial
 from tune_mnist.journal import JOURNAL as JOURNAL
 from tune_mnist.journal import Journal, notes
@@ -111,7 +111,7 @@ class TruthfulOptunaSearch(OptunaSearch):
         return {**config, OPTUNA_NUMBER: number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report the value of an epoch to the study."""
+        """Report the value of an epoch to the study; a failure comes with the trial's end only."""
         if trial_id not in self._completed_trials:
             self._report(trial_id, result)
 
@@ -121,9 +121,10 @@ class TruthfulOptunaSearch(OptunaSearch):
         """Tell the study how a trial ended; a call about a trial that has already ended changes nothing."""
         if trial_id in self._completed_trials:
             return
-        if result and TIME_ATTR in result:
+        diverged = result is not None and FAILURE in result
+        if result and TIME_ATTR in result and not diverged:
             self._report(trial_id, result)
-        state = self._ledger.ended(trial_id, failed=error)
+        state = self._ledger.ended(trial_id, failed=error or diverged)
         self._tell(trial_id, state)
 
     def close(self, reason: str) -> None:
@@ -188,13 +189,18 @@ class SteadfastASHA(ASHAScheduler):
             self.on_trial_result(cast(Any, None), cast(Any, SimpleNamespace(trial_id=trial_id)), result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Judge a report: CONTINUE or STOP."""
-        if result[TIME_ATTR] >= self.stopped.get(trial.trial_id, math.inf):
+        """Judge a report: CONTINUE or STOP. One of a failure says that the trial is over, and is no value."""
+        if FAILURE in result or result[TIME_ATTR] >= self.stopped.get(trial.trial_id, math.inf):
             return str(TrialScheduler.STOP)
         action = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP:
             self.stopped[trial.trial_id] = result[TIME_ATTR]
         return str(action)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take a trial's last value into its rung, where there is one."""
+        if FAILURE not in result:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 def rungs(settings: Settings) -> tuple[int, ...]:

@@ -82,6 +82,9 @@ class Settings:
     val_size: int = setting(5000, "data", "images cut from the training set for validation")
 
     precision: str = setting("auto", "training", "fp32, bf16, or auto: bf16 where the hardware has it")
+    cuda_graph: str = setting(
+        "on", "training", "on or off: whether a GPU replays the training steps from CUDA graphs"
+    )
     checkpoint_seconds: float = setting(30.0, "training", "longest time without a checkpoint, at epoch ends")
 
     name: str | None = setting(None, "run", "name of the run (default: data set, date and time)")
@@ -117,6 +120,7 @@ class Settings:
         self._one_of("sampler", ("tpe", "random", "qmc"))
         self._one_of("dataset", ("mnist", "fashion-mnist", "kmnist"))
         self._one_of("precision", ("auto", "fp32", "bf16"))
+        self._one_of("cuda_graph", ("on", "off"))
         self._require(
             "name",
             self.name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
@@ -177,12 +181,14 @@ class Settings:
             raise ValueError(f"these are no settings of a run: {error}") from error
 
 
-SINCE_THEN: dict[str, Any] = {"warm_start": (), "points": None, "open_dashboard": False}
+SINCE_THEN: dict[str, Any] = {
+    **{"warm_start": (), "points": None, "open_dashboard": False, "cuda_graph": "on"},
+}
 """What the settings of older runs lack."""
 
 RESUMABLE = (
     *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
-    *("max_failures", "address", "dashboard", "data_dir", "open_dashboard"),
+    *("max_failures", "address", "dashboard", "data_dir", "open_dashboard", "cuda_graph"),
 )
 """What a resume may change: how far to go, and what depends on the machines that it goes on."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import tempfile
 import time
 from collections.abc import Collection, Mapping
@@ -14,9 +15,10 @@ from typing import Any
 from ray import tune
 
 from tune_mnist.data import Split
+from tune_mnist.device import device_memory_errors, limit_memory, release_memory, use_threads
 from tune_mnist.folder import CHECKPOINT, REPORTS
-from tune_mnist.hyperparameters import METRIC, OPTUNA_NUMBER, Hyperparameters
-from tune_mnist.training import Training, device_memory_errors, fit, release_device_memory, use_threads
+from tune_mnist.hyperparameters import FAILURE, METRIC, OPTUNA_NUMBER, TIME_ATTR, Hyperparameters
+from tune_mnist.training import DivergedError, Training, fit
 
 
 def train_trial(
@@ -30,10 +32,13 @@ def train_trial(
     rungs: Collection[int],
     checkpoint_seconds: float,
     target_accuracy: float | None,
+    cuda_graph: str = "on",
     cpus: float = 1.0,
     gpus: float = 0.0,
 ) -> None:
     """Train one configuration, reporting the fields of an `EpochResult` after each epoch.
+
+    Divergence is a result too: the last report then has FAILURE, and the process is there for the next trial.
 
     Args:
         config: the keywords of `Hyperparameters`, and the number of the trial in the study.
@@ -45,12 +50,13 @@ def train_trial(
         rungs: epochs that are written as a checkpoint because ASHA may stop there.
         checkpoint_seconds: longest time without a checkpoint, looked at when an epoch ends.
         target_accuracy: the accuracy that ends the search; an epoch that reaches it is written too.
-        cpus: the trial's share of the CPU cores: so many threads it uses.
-        gpus: the trial's share of a GPU, for the sentence that says it is too small.
+        cuda_graph: on or off: whether a GPU replays the steps from CUDA graphs.
+        cpus: CPU cores of the trial: the number of threads it uses.
+        gpus: GPUs of the trial; a fraction is a limit of its memory.
 
     Raises:
-        DeviceMemoryError: if the GPU's memory does not do; the text names the share to ask for.
-        DivergedError: if the loss is not finite.
+        DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
+        GraphCaptureError: if the GPU cannot record a step as a CUDA graph.
         RuntimeError: if ``device`` is cuda and there is none.
     """
     if not gc.get_freeze_count():
@@ -61,10 +67,12 @@ def train_trial(
     use_threads(cpus)
     with device_memory_errors(gpus):
         training = Training(hyperparameters, seed=seed + number, device=device, precision=precision)
+        limit_memory(gpus)
         reports = _restore(training)
         saved_at = time.monotonic()
         try:
-            for result in fit(training, Split.from_arrays(**train), Split.from_arrays(**validation)):
+            splits = Split.from_arrays(**train), Split.from_arrays(**validation)
+            for result in fit(training, *splits, cuda_graph=cuda_graph == "on"):
                 metrics = dataclasses.asdict(result)
                 reports.append({**metrics, "timestamp": time.time()})
                 due = (
@@ -81,11 +89,13 @@ def train_trial(
                         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
                 else:
                     tune.report(metrics)
+        except DivergedError as error:
+            tune.report({FAILURE: str(error), METRIC: math.nan, TIME_ATTR: training.epoch + 1})
         finally:
             # The next trial may run in this process: leave it no memory of this one.
             del training
             gc.collect()
-            release_device_memory()
+            release_memory()
 
 
 def _restore(training: Training) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import SearchGenerator
 
 from tune_mnist.folder import CHECKPOINT, REPORTS, RunFolder, SavedCheckpoint
-from tune_mnist.hyperparameters import METRIC, MODE, TIME_ATTR
+from tune_mnist.hyperparameters import FAILURE, METRIC, MODE, TIME_ATTR
 from tune_mnist.ledger import CHECKPOINT_NAME, Ledger, TrialRecord, ray_config
 from tune_mnist.search import TruthfulOptunaSearch
 
@@ -174,12 +175,22 @@ class RecordCallback(JsonLoggerCallback):
 
     def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
         """Take a report down; of an epoch that is known already, nothing is written."""
+        if failure := result.get(FAILURE):
+            self._ledger.raised(trial.trial_id, failure)
+            self._write_error(trial, failure)
+            return
         self._ledger.reported(trial.trial_id, result)
         self._write_new(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Copy what has been written into the bucket, where there is one and it is time."""
         self._folder.push()
+
+    def _write_error(self, trial: Trial, failure: str) -> None:
+        """Write the files that Ray writes where a trial raises: its ResultGrid reads them."""
+        folder = Path(trial.local_path or "")
+        (folder / EXPR_ERROR_FILE).write_text(f"{failure}\n")
+        (folder / EXPR_ERROR_PICKLE_FILE).write_bytes(pickle.dumps(RuntimeError(failure)))
 
     def _write_new(self, trial: Trial) -> None:
         epochs, file = self._ledger.trials[trial.trial_id].epochs, self._trial_files[trial]

@@ -286,6 +286,7 @@ def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
         rungs=rungs(settings),
         checkpoint_seconds=settings.checkpoint_seconds,
         target_accuracy=settings.target_accuracy,
+        cuda_graph=settings.cuda_graph,
         cpus=settings.cpus_per_trial,
         gpus=settings.gpus_per_trial or 0.0,
     )
