@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.utils import get_dashboard_dependency_error
 from ray.tune.execution import class_cache
 
@@ -251,9 +252,9 @@ def test_workers_of_a_gpu_machine_load_torch_too_unless_there_are_far_more_of_th
     cores: int, gpus: int, preloaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []
-    manager = cluster.NvidiaGPUAcceleratorManager
+    manager = NvidiaGPUAcceleratorManager
     monkeypatch.setattr(manager, "get_current_node_num_accelerators", lambda: gpus)
-    monkeypatch.setattr(cluster.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
     name = "RAY_preload_python_modules"
     monkeypatch.setattr(ray, "init", lambda **_: found.append(os.environ[name]))
     cluster._start(dashboard=False, preload="wave")
