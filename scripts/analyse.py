@@ -68,6 +68,8 @@ def main() -> int:
     except (OSError, FolderError) as error:
         print(f"analyse.py: error: {error}; --out names another folder", file=sys.stderr)
         return 1
+    for failure in (failure for view in views for failure in view.failures):
+        print(f"analyse.py: {failure}", file=sys.stderr)
     console.print(f"\nIn {place.name}: {', '.join(written)}", markup=False)
     return 0
 
@@ -99,11 +101,11 @@ class Place:
 def _write(
     views: list[View], put: Callable[[str, bytes], None], page: str, *, csv: bool, png: bool
 ) -> list[str]:
-    """Write what was asked for; list the names."""
+    """Write what was asked for, the tables first; list the names."""
     written = []
     if len(views) == 1:
-        put(page, make_report(views[0]).encode())
         written += write_tables(views[0].outcome.grid, put, csv=csv)
+        put(page, make_report(views[0]).encode())
     else:
         put(page, make_comparison(views).encode())
     if png:

@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pandas as pd
 import pytest
@@ -61,6 +62,29 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     epochs = results.epochs_frame(results.load(run))
     pd.testing.assert_frame_equal(pd.read_parquet(run / "epochs.parquet"), epochs)
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_plot_that_fails_costs_nothing_else(
+    analyse: Analyse, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> NoReturn:
+        raise AttributeError("Figure has no attribute of this version")
+
+    for path in (table := run / "trials.parquet", run / "report.html"):
+        path.unlink(missing_ok=True)
+    monkeypatch.setattr("tune_mnist.plots.contours", fail)
+    monkeypatch.setattr("tune_mnist.pictures._timeline", fail)
+    monkeypatch.setattr("optuna.importance.get_param_importances", fail)
+    code, out, err = analyse("runs/blog", "--png")
+    assert code == 0 and "Best 10 trials" in out
+    why = "failed: AttributeError: Figure has no attribute of this version"
+    assert err.splitlines() == [
+        f"analyse.py: {what} {why}" for what in ("the importance", "the plot contour", "the picture timeline")
+    ]
+    assert len(pd.read_parquet(table)) == 20
+    page = (run / "report.html").read_text()
+    assert page.count("It could not be drawn.") == 1 and 'data-plot="curves"' in page
+    assert "curves.png" in {path.name for path in (run / "plots").iterdir()}
 
 
 def test_tables_as_csv_and_plots_as_png_elsewhere(analyse: Analyse, run: Path, tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, json_to_distribution
@@ -21,7 +21,9 @@ from tune_mnist.scale import nines
 from tune_mnist.spaces import to_config
 from tune_mnist.timeline import stretches
 from tune_mnist.tuner import FINISHED, Outcome
-from tune_mnist.words import ahead, count, duration, share, short_value
+from tune_mnist.words import ahead, count, duration, first_line, share, short_value
+
+T = TypeVar("T")
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", UNENDED)
 """States of trials, in the order in which they are listed."""
@@ -66,6 +68,16 @@ class View:
         self.ledger: Ledger = ledger_of(outcome.grid)
         self.trials: list[TrialRecord] = records(outcome.grid)
         "In the order of the study."
+        self.failures: list[str] = []
+        "What could not be computed or drawn, a line each."
+
+    def tried(self, what: str, make: Callable[[], T], otherwise: T) -> T:
+        """Let one part of a report fail alone: note it in ``failures``, and give something else."""
+        try:
+            return make()
+        except Exception as error:  # of Optuna or a drawing library, which differ from version to version
+            self.failures.append(f"{what} failed: {type(error).__name__}: {first_line(error)}")
+            return otherwise
 
     @cached_property
     def space(self) -> dict[str, BaseDistribution]:
@@ -128,7 +140,7 @@ class View:
         # Here, as it imports scikit-learn where there is one: a second and a half of a search's start.
         from optuna.importance import get_param_importances
 
-        return get_param_importances(self.study)
+        return self.tried("the importance", lambda: get_param_importances(self.study), {})
 
 
 class _StudyToLookAt(Study):

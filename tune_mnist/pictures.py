@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 
 import matplotlib
@@ -27,12 +28,17 @@ from tune_mnist.search import rungs
 from tune_mnist.timeline import best_so_far, stretches
 
 DPI = 200
+Maker = tuple[bool, Callable[[View], Figure]]
+"""Whether there is something to draw, and what draws it."""
 
 
 def all_pictures(view: View) -> dict[str, bytes]:
-    """Draw each plot of a run that there is something to draw of; PNG files by name."""
+    """Draw each plot of a run that there is something to draw of; PNG files by name.
+
+    One that fails is left out, and noted in the view's failures.
+    """
     finished, trained = len(view.finished), any(trial.epochs for trial in view.trials)
-    makers: dict[str, tuple[bool, Callable[[View], Figure]]] = {
+    makers: dict[str, Maker] = {
         "history": (finished > 0, _history),
         "curves": (trained, _curves),
         "importance": (bool(view.importances), _importance),
@@ -41,11 +47,15 @@ def all_pictures(view: View) -> dict[str, bytes]:
         "timeline": (trained, _timeline),
         "epochs": (bool(view.trials), _epochs),
     }
+    for name in view.space:
+        makers[f"slice-{name}"] = finished > 0, partial(_slice, name=name)
     with _quiet():
-        pictures = {name: _png(make(view)) for name, (possible, make) in makers.items() if possible}
-        if finished:
-            pictures |= {f"slice-{name}": _png(_slice(view, name)) for name in view.space}
-        return pictures
+        pictures = {
+            name: view.tried(f"the picture {name}", partial(_drawn, make, view), b"")
+            for name, (possible, make) in makers.items()
+            if possible
+        }
+    return {name: content for name, content in pictures.items() if content}
 
 
 def comparison_pictures(views: Sequence[View]) -> dict[str, bytes]:
@@ -63,6 +73,10 @@ def comparison_pictures(views: Sequence[View]) -> dict[str, bytes]:
         _mark_accuracies(axes[0], [nines(value) for frame in frames for value in frame[METRIC]])
         axes[0].legend()
         return {"comparison": _png(figure)}
+
+
+def _drawn(make: Callable[[View], Figure], view: View) -> bytes:
+    return _png(make(view))
 
 
 def _history(view: View) -> Figure:

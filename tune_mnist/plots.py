@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from itertools import combinations
 
 import optuna.visualization as optuna_plots
@@ -40,18 +41,26 @@ CONTOUR_PARAMETERS = 4
 
 
 def all_plots(view: View) -> list[Plot]:
-    """Make every plot of a run's report."""
+    """Make every plot of a run's report; one that fails is empty, and noted in the view's failures."""
+    makers = {
+        "history": history,
+        "curves": learning_curves,
+        "importance": importance,
+        "parallel": parallel_coordinates,
+        "slices": slices,
+        "contour": contours,
+        "timeline": timeline,
+        "epochs": epochs_per_trial,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return [
-            history(view),
-            learning_curves(view),
-            importance(view),
-            parallel_coordinates(view),
-            slices(view),
-            contours(view),
-            timeline(view),
-            epochs_per_trial(view),
+            view.tried(
+                f"the plot {name}",
+                partial(make, view),
+                Plot(name=name, title=name.capitalize(), caption="It could not be drawn."),
+            )
+            for name, make in makers.items()
         ]
 
 

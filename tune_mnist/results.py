@@ -38,6 +38,7 @@ EPOCH_DTYPES = {
     "train_loss": "float64",
     "epoch_seconds": "float64",
     "images_per_second": "float64",
+    "cuda_graph": "boolean",
     "timestamp": "datetime64[ms]",
 }
 """Columns of `epochs_frame`, in the pandas types they have."""
