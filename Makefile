@@ -18,7 +18,7 @@ PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
 # Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help tune test stress bench setup format clean
+.PHONY: help tune test stress bench gpu setup format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, L
 
 bench: $(VENV)/.installed $(SYNE_TUNE)/.installed ## measure it beside other tuners, short form; ARGS="search --full" for one in full
 	@$(RUN) -m benchmarks $(ARGS)
+
+gpu: $(VENV)/.installed ## confirm or refute the GPU path in under eight minutes; ARGS="--device cpu" rehearses it
+	@$(RUN) -m benchmarks.gpu $(ARGS)
 
 setup: $(VENV)/.installed ## make .venv with all that the other commands need
 

@@ -27,7 +27,6 @@ BENCHMARKS = {
     "overhead": "seconds a trial beyond the training",
     "scale": "the driver under the load of a cluster",
     "quality": "regret against epochs of compute, on recorded learning curves",
-    "gpu": "one GPU: eager, CUDA graph, shares",
 }
 """Modules with ``run(console, full=, data_dir=)``, which yields raw rows, and ``show(console, frame)``."""
 

@@ -28,17 +28,18 @@ HYPERPARAMETERS = {"lr": 0.001, "momentum": 0.5, "optimizer": "sgd"}
 def _flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("loop", choices=LOOPS)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false")
     parser.add_argument("--images", type=int, default=2560, help="training images of an epoch")
     parser.add_argument("--val-images", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=1, help="measured after one of warm-up")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     return parser
 
 
 def main() -> None:
-    """Warm up, wait for a line on the standard input, measure one epoch."""
+    """Warm up, wait for a line on the standard input, measure the epochs."""
     args = _flags().parse_args()
     if args.loop == "matmul":
         begin = _matmul(args)
@@ -61,20 +62,21 @@ def _ours(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
 
     sizes = {"val_size": args.val_images, "train_size": args.images}
     train, validation = load_train_val("mnist", args.data_dir, **sizes)
-    hyperparameters = Hyperparameters(epochs=2)
+    hyperparameters = Hyperparameters(epochs=1 + args.epochs)
     training = Training(hyperparameters, seed=0, device=args.device, precision=args.precision)
     epochs = fit(training, train, validation, cuda_graph=args.cuda_graph)
     next(epochs)  # the warm-up
 
-    def epoch() -> dict[str, float]:
-        result = next(epochs)
-        validated = result.epoch_seconds - args.images / result.images_per_second
+    def measure() -> dict[str, float]:
+        results = list(epochs)
+        trained = sum(args.images / result.images_per_second for result in results)
+        validated = sum(result.epoch_seconds for result in results) - trained
         return {
-            "images_per_second": result.images_per_second,
-            "validation_images_per_second": args.val_images / validated,
+            "images_per_second": len(results) * args.images / trained,
+            "validation_images_per_second": len(results) * args.val_images / validated,
         }
 
-    return epoch
+    return measure
 
 
 def _blog(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
@@ -86,20 +88,24 @@ def _blog(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
     model = common.Net().to(args.device)
     optimizer = common.make_optimizer(model, HYPERPARAMETERS)
 
-    def epoch() -> dict[str, float]:
+    def epoch() -> tuple[float, float]:
         started = time.perf_counter()
         common.train_epoch(model, optimizer, train_loader, args.device)
         if args.device == "cuda":
             torch.cuda.synchronize()
         trained = time.perf_counter()
         common.accuracy(model, validation_loader, args.device)
+        return trained - started, time.perf_counter() - trained
+
+    def measure() -> dict[str, float]:
+        trained, validated = map(sum, zip(*(epoch() for _ in range(args.epochs)), strict=True))
         return {
-            "images_per_second": args.images / (trained - started),
-            "validation_images_per_second": args.val_images / (time.perf_counter() - trained),
+            "images_per_second": args.epochs * args.images / trained,
+            "validation_images_per_second": args.epochs * args.val_images / validated,
         }
 
     epoch()  # the warm-up
-    return epoch
+    return measure
 
 
 def _matmul(args: argparse.Namespace) -> Callable[[], dict[str, float]]:

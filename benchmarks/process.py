@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ LOOK_SECONDS = 0.5
 """Between two looks at the processes' CPU seconds; what one spends after its last look is not counted."""
 PATIENCE_SECONDS = 20.0
 """For a program that was asked to end; then it is killed."""
+MARK = "BENCHMARK_PROCESS"
+"""Environment variable that marks the processes that a program started, whatever their parent is now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,15 @@ class Ran:
 
 
 def run(
-    command: Sequence[str], log: Path, *, folder: Path, environment: Mapping[str, str], limit_seconds: float
+    command: Sequence[str],
+    log: Path,
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    limit_seconds: float,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> Ran:
-    """Run a program to its end, its output in a file.
+    """Run a program to its end, its output in a file; kill what it has left running.
 
     Args:
         command: what to run.
@@ -47,39 +56,39 @@ def run(
         folder: where it runs.
         environment: its variables.
         limit_seconds: after which it is ended, which counts as a failure.
+        patience_seconds: between the interrupt and SIGKILL, and then for the processes to be gone.
     """
     started, begun = time.time(), time.perf_counter()
     # In a session of its own, so that a Ctrl-C meant for us reaches it by us alone.
+    mark = uuid.uuid4().hex
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=dict(environment),
+            env={**environment, MARK: f"{environment.get(MARK, '')} {mark}"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    tree = _Tree(process.pid)
+    tree = _Tree(process.pid, mark)
     timed_out = False
     try:
-        while True:
+        while not timed_out:
             tree.look()
-            try:
-                code = process.wait(LOOK_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
                 break
-            except subprocess.TimeoutExpired:
-                timed_out = time.perf_counter() - begun > limit_seconds
-                if timed_out:
-                    code = tree.end(process)
-                    break
-        wall_seconds = time.perf_counter() - begun
+            timed_out = time.perf_counter() - begun > limit_seconds
     finally:
-        tree.end(process)
+        wall_seconds = time.perf_counter() - begun
+        code = tree.end(process, patience_seconds)
     error = ""
     if timed_out:
         error = f"not done after {limit_seconds:.0f} s"
-    elif code < 0:
+        if code is None:
+            error += f", and still there {patience_seconds:.0f} s after SIGKILL"
+    elif code and code < 0:
         error = f"killed by {signal.Signals(-code).name}"
     elif code:
         lines = log.read_text(errors="replace").strip().splitlines()
@@ -95,15 +104,16 @@ def run(
 
 
 class _Tree:
-    """A process and all that it ever started, as far as looks have caught them.
+    """A process and all that it ever started, as far as looks have caught them or their environment tells.
 
     `os.wait4` does not do: Ray's raylet lets the kernel reap its workers, whose CPU seconds are lost then.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, mark: str) -> None:
         self.root: psutil.Process | None = None
         with suppress(psutil.NoSuchProcess):
             self.root = psutil.Process(pid)
+        self.mark = mark
         self.seconds: dict[psutil.Process, float] = {}
         self.peak_megabytes = 0.0
 
@@ -120,17 +130,31 @@ class _Tree:
                 times = process.cpu_times()
                 self.seconds[process] = times.user + times.system
 
-    def end(self, process: subprocess.Popen[bytes]) -> int:
-        """Ask the program to end if it still runs, as Ctrl-C does; kill what is left of it in the end."""
+    def end(self, process: subprocess.Popen[bytes], patience_seconds: float) -> int | None:
+        """Ask the program to end if it still runs, as Ctrl-C does; kill what is left of it in the end.
+
+        Returns:
+            Its exit code; None if it outlives SIGKILL, as one that hangs in a driver can.
+        """
         if process.poll() is None:
             self.look()
             os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE_SECONDS)
+                process.wait(patience_seconds)
         self.look()
-        for one in self.seconds:
+        for one in (*self.seconds, *self._marked()):
             with suppress(psutil.Error):  # psutil never kills another process that got the number since
                 one.kill()
-        code = process.wait()
-        psutil.wait_procs(self.seconds, timeout=PATIENCE_SECONDS)
-        return code
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience_seconds)
+        psutil.wait_procs(self.seconds, timeout=patience_seconds)
+        return process.poll()
+
+    def _marked(self) -> list[psutil.Process]:
+        """Find the processes that no look has caught, such as a daemon's after its parent's end."""
+        marked = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if self.mark in process.environ().get(MARK, "").split():
+                    marked.append(process)
+        return marked

@@ -1,0 +1,134 @@
+"""Confirms or refutes the whole GPU path in under eight minutes: steps under one deadline, a row each.
+
+python -m benchmarks.gpu                            # on a machine with a GPU
+python -m benchmarks.gpu --only loop search-0.5     # two steps again; rows are added
+python -m benchmarks.gpu --device cpu               # the same in miniature: 4 minutes at most on 2 cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+
+from benchmarks.gpu.output import Output, OutputError
+from benchmarks.gpu.plan import PLAN, plan
+from benchmarks.gpu.runner import Step, run_steps, step_environment
+from benchmarks.gpu.table import show_rows, verdict
+from tune_mnist.settings import OneLineParser
+
+ROOT = Path(__file__).parents[2]
+RESERVED_SECONDS = 12.0
+"""Of the deadline, for the end of the last step, the table and the parquet."""
+CUDA_SECONDS = 60.0
+"""Longest wait for torch to say whether there is a GPU."""
+RESULTS_SECONDS = 60.0
+"""Longest wait for the parquet."""
+
+
+def main() -> int:
+    """Check the flags, run the steps; return the exit code."""
+    begun = time.monotonic() - (time.time() - psutil.Process().create_time())  # the imports count too
+    args = _parse()
+    output = Output(args.out)
+    steps = plan(args.only or list(PLAN), device=args.device, data_dir=args.data_dir, out=args.out)
+    return run(steps, output, device=args.device, deadline=begun + args.seconds - RESERVED_SECONDS)
+
+
+def run(steps: list[Step], output: Output, *, device: str, deadline: float) -> int:
+    """Run steps, print and write what they brought; return 0 if all passed, else 1, or 130 on Ctrl-C."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)  # the table needs it, also in a file
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt_once)
+    environment = step_environment(ROOT, device)
+    code = 0
+    try:
+        rows = run_steps(
+            steps, output, device=device, folder=ROOT, environment=environment, deadline=deadline
+        )
+        for row in rows:
+            text = row["error"] or row["skipped"]
+            console.print(
+                f"{row['what']:12} {verdict(row):8} {row['seconds']:5.0f} s  {escape(text)}", soft_wrap=True
+            )
+            code = code if row["ok"] else 1
+    except KeyboardInterrupt:
+        code = 130
+    show_rows(console, output.rows())
+    with output.table_file.open("w") as file:
+        show_rows(Console(file=file, width=160), output.rows(), separator="\n")
+    _write_parquet(console, output, environment)
+    if code == 130:
+        console.print("interrupted: the steps after the last row were not run")
+    return code
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    """Stop the running step; what follows takes seconds and is not to be interrupted again."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _parse() -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(PLAN)
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"only these steps ({names}); keeps earlier rows"
+    )
+    parser.add_argument("--seconds", type=float, default=470.0, help="deadline of the whole (default: 470)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where MNIST is or goes")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu-out"), help="folder of rows, table, profile, logs"
+    )
+    args = parser.parse_args()
+    for name in args.only or ():
+        if name not in PLAN:
+            parser.error(f"NAME is {name}, but must be one of {names}")
+    if not 0 < args.seconds < float("inf"):
+        parser.error(f"--seconds is {args.seconds:g}, but must be above 0")
+    if args.device == "cuda" and not _has_cuda():
+        parser.error("--device is cuda, but torch sees no GPU: --device cpu rehearses without one")
+    try:
+        Output(args.out).prepare(list(PLAN), keep=bool(args.only))
+    except OutputError as error:
+        parser.error(str(error))
+    return args
+
+
+def _has_cuda() -> bool:
+    """Ask torch in a process of its own: a driver that hangs must not take this one with it."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    try:
+        return subprocess.run([sys.executable, "-c", code], timeout=CUDA_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _write_parquet(console: Console, output: Output, environment: dict[str, str]) -> None:
+    """Write the parquet in a process of its own, as its columns ask torch for the GPU's name."""
+    command = [sys.executable, "-m", "benchmarks.gpu.results", str(output.folder.absolute())]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RESULTS_SECONDS
+        )
+        text = done.stdout if done.returncode == 0 else done.stderr
+    except subprocess.TimeoutExpired:
+        text = f"not done after {RESULTS_SECONDS:.0f} s"
+    last_line = (text.strip().splitlines() or ["nothing was written"])[-1]
+    console.print(f"parquet: {escape(last_line)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
