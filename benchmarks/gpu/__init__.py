@@ -7,7 +7,7 @@ output.py     the folder of rows, logs and profile
 table.py      the rows as a table
 results.py    the rows as parquet
 step.py       the process of a step: prints its figures as JSON lines
-pack.sh       packs what a machine without a network lacks
+pack.sh       packs what a machine without a network needs
 
 The other modules are the steps.
 """

@@ -8,19 +8,21 @@ python -m benchmarks.gpu --device cpu               # the same in miniature: 4 m
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 
+from benchmarks import process
 from benchmarks.gpu.output import Output, OutputError
 from benchmarks.gpu.plan import PLAN, plan
-from benchmarks.gpu.runner import Step, run_steps, step_environment
+from benchmarks.gpu.runner import PATIENCE_SECONDS, Step, run_steps, step_environment
 from benchmarks.gpu.table import show_rows, verdict
 from tune_mnist.settings import OneLineParser
 
@@ -35,7 +37,7 @@ RESULTS_SECONDS = 60.0
 
 def main() -> int:
     """Check the flags, run the steps; return the exit code."""
-    begun = time.monotonic() - (time.time() - psutil.Process().create_time())  # the imports count too
+    begun = time.monotonic()
     args = _parse()
     output = Output(args.out)
     steps = plan(args.only or list(PLAN), device=args.device, data_dir=args.data_dir, out=args.out)
@@ -110,24 +112,29 @@ def _parse() -> argparse.Namespace:
 def _has_cuda() -> bool:
     """Ask torch in a process of its own: a driver that hangs must not take this one with it."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    try:
-        return subprocess.run([sys.executable, "-c", code], timeout=CUDA_SECONDS).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+    return not _run([sys.executable, "-c", code], os.environ, CUDA_SECONDS)[0]
 
 
-def _write_parquet(console: Console, output: Output, environment: dict[str, str]) -> None:
+def _write_parquet(console: Console, output: Output, environment: Mapping[str, str]) -> None:
     """Write the parquet in a process of its own, as its columns ask torch for the GPU's name."""
     command = [sys.executable, "-m", "benchmarks.gpu.results", str(output.folder.absolute())]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RESULTS_SECONDS
+    error, text = _run(command, environment, RESULTS_SECONDS)
+    console.print(f"parquet: {escape(error or text)}", soft_wrap=True)
+
+
+def _run(command: list[str], environment: Mapping[str, str], limit_seconds: float) -> tuple[str, str]:
+    """Run a program that may hang; return its error, if any, and its output."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "output.txt"
+        ran = process.run(
+            command,
+            log,
+            folder=ROOT,
+            environment=environment,
+            limit_seconds=limit_seconds,
+            patience_seconds=PATIENCE_SECONDS,
         )
-        text = done.stdout if done.returncode == 0 else done.stderr
-    except subprocess.TimeoutExpired:
-        text = f"not done after {RESULTS_SECONDS:.0f} s"
-    last_line = (text.strip().splitlines() or ["nothing was written"])[-1]
-    console.print(f"parquet: {escape(last_line)}", soft_wrap=True)
+        return ran.error, log.read_text(errors="replace").strip()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -124,9 +125,10 @@ def _figures(name: str, variant: Variant, results: list[EpochResult]) -> dict[st
 
 
 def largest_difference(results: list[EpochResult], others: list[EpochResult]) -> float:
-    """Give the largest relative difference of two trainings' losses, of all epochs."""
+    """Give the largest relative difference of two trainings' losses, of all epochs; NaN if one is NaN."""
     losses = [(one.train_loss, other.train_loss) for one, other in zip(results, others, strict=True)]
-    return max(abs(one - other) / one for one, other in losses)
+    differences = [abs(one - other) / one for one, other in losses]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
 def _context_memory() -> dict[str, Any]:

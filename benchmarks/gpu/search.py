@@ -28,6 +28,8 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Search, and yield when what happened, what was trained, and how long the GPU stood idle.
 
+    Of a search that is interrupted, as at the step's limit, it yields what the ledger has up to then.
+
     Raises:
         StepError: if the search failed, or a trial is missing.
     """
@@ -79,7 +81,7 @@ def run(
 
 
 def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Run the search, its output in a file and at last in the step's log; return the exit code."""
+    """Run the search, its output in a file and then in our log; return its exit code, 130 on Ctrl-C."""
     try:
         with log.open("w") as output:
             return subprocess.run(
@@ -90,6 +92,8 @@ def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> i
                 stdout=output,
                 stderr=subprocess.STDOUT,
             ).returncode
+    except KeyboardInterrupt:
+        return 130
     finally:
         print(log.read_text(errors="replace"))
 
