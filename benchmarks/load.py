@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -31,12 +31,14 @@ from ray.tune.execution import tune_controller
 
 from benchmarks.pretence import PretendedActors, made_up, sleeper
 from tune_mnist import cluster, tuner
+from tune_mnist.asha import ASHA
 from tune_mnist.folder import RunFolder
+from tune_mnist.journal import JOURNAL
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.points import first_points
-from tune_mnist.search import JOURNAL, SteadfastASHA, TruthfulOptunaSearch
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import load_space
+from tune_mnist.study import TrialStudy
 
 MAX_EPOCHS = 9
 SPACE = "wide"
@@ -79,9 +81,8 @@ def parts(load: Load) -> dict[str, float]:
     ledger = Ledger.open(load.folder / LEDGER)
     ledger.begin({name: distribution_to_json(one) for name, one in space.items()})
     ledger.plan(first_points(settings, space))
-    searcher = TruthfulOptunaSearch(settings, space, ledger, folder)
-    scheduler = SteadfastASHA(settings, ledger)
-    controller: Any = None
+    study = TrialStudy(settings, space, ledger, folder)
+    asha = ASHA(settings, ledger)
     running: deque[tuple[str, int]] = deque()
     digesting = 0.0
     begun = time.perf_counter()
@@ -89,23 +90,20 @@ def parts(load: Load) -> dict[str, float]:
         while running and (len(running) >= load.concurrent or number >= load.trials):
             started = time.perf_counter()
             name, epoch = running.popleft()
-            trial = cast(Any, SimpleNamespace(trial_id=name))
             result = made_up(int(name), epoch)
-            if scheduler.on_trial_result(controller, trial, result) == "STOP":
-                scheduler.on_trial_complete(controller, trial, result)
-                searcher.on_trial_complete(name, result)
+            study.report(name, result)
+            if asha.stops(name, epoch, result["accuracy"]):
+                study.end(name)
             else:
-                searcher.on_trial_result(name, result)
                 running.append((name, epoch + 1))
             digesting += time.perf_counter() - started
         if number >= load.trials:
             break
         name = f"{number:08d}"
-        searcher.suggest(name)
-        scheduler.on_trial_add(controller, cast(Any, SimpleNamespace(trial_id=name)))
+        study.draw(name)
         running.append((name, 1))
     seconds = time.perf_counter() - begun
-    searcher.close("finished")
+    study.close("finished")
     figures = {"reports a second": len(ledger.order) / digesting, "seconds a trial": seconds / load.trials}
     return figures | _sizes(load.folder, ledger) | {"driver, MB": peak_megabytes()}
 
@@ -115,7 +113,7 @@ def search(load: Load, *, pretended: bool) -> dict[str, float]:
     with started_ray(load, pretended=pretended):
         begun = time.perf_counter()
         spent = sum(os.times()[:2])
-        with _clock(TruthfulOptunaSearch, "suggest") as moments:
+        with _clock(TrialStudy, "draw") as moments:
             tuner.run(load.settings)
         seconds, cpu = time.perf_counter() - begun, sum(os.times()[:2]) - spent
     ledger = RunFolder(load.folder).ledger()

@@ -10,8 +10,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any, cast
 from unittest import mock
 
 from optuna.distributions import json_to_distribution
@@ -20,12 +18,13 @@ from benchmarks.load import MAX_EPOCHS, SPACE, Load, peak_megabytes, started_ray
 from benchmarks.pretence import made_up
 from tests.made_runs import make_run
 from tune_mnist import results, tuner
+from tune_mnist.asha import ASHA
 from tune_mnist.folder import RunFolder
 from tune_mnist.insights import View
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.report import make_report
-from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch
 from tune_mnist.settings import ResumeRequest
+from tune_mnist.study import TrialStudy
 
 
 def make(load: Load) -> None:
@@ -40,25 +39,24 @@ def known(load: Load) -> dict[str, float]:
     with _timed(clocks, "ledger read, s"):
         ledger = Ledger.open(load.folder / LEDGER)
     with _timed(clocks, "scheduler made, s"):
-        scheduler = SteadfastASHA(load.settings, ledger)
+        asha = ASHA(load.settings, ledger)
     space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
     with _timed(clocks, "study made, s"):
-        searcher = TruthfulOptunaSearch(load.settings, space, ledger, folder)
+        study = TrialStudy(load.settings, space, ledger, folder)
     names = [f"new{number}" for number in range(min(10, load.concurrent))]
     taken, spent = [], time.process_time()
     for name in names:
         started = time.perf_counter()
-        searcher.suggest(name)
+        study.draw(name)
         taken.append(time.perf_counter() - started)
-        scheduler.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)))
     clocks["suggestion, ms"] = 1000 * statistics.median(taken)
     clocks["suggestion, CPU ms"] = 1000 * (time.process_time() - spent) / len(names)
     taken = []
     for epoch, name in itertools.product((1, 2, 3), names):
         started = time.perf_counter()
         result = made_up(0, epoch)
-        scheduler.on_trial_result(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)), result)
-        searcher.on_trial_result(name, result)
+        asha.stops(name, epoch, result["accuracy"])
+        study.report(name, result)
         taken.append(time.perf_counter() - started)
     clocks["report, ms"] = 1000 * statistics.median(taken)
     return clocks
@@ -67,7 +65,7 @@ def known(load: Load) -> dict[str, float]:
 def resumed(load: Load) -> dict[str, float]:
     """Resume a made-up search for one more trial, up to where that is to be suggested."""
     changes = {"num_samples": load.trials + 1, "data_dir": load.data_dir, "max_concurrent_trials": 1}
-    with started_ray(load, pretended=True), mock.patch.object(TruthfulOptunaSearch, "suggest", _reached):
+    with started_ray(load, pretended=True), mock.patch.object(TrialStudy, "draw", _reached):
         started, spent = time.perf_counter(), time.process_time()
         try:
             tuner.resume(ResumeRequest(run=str(load.folder), changes=changes))
@@ -95,7 +93,7 @@ class Reached(BaseException):
     """A resumed search has come to its first suggestion; nothing on the way catches this."""
 
 
-def _reached(searcher: TruthfulOptunaSearch, trial_id: str) -> None:
+def _reached(study: TrialStudy, trial_id: str) -> None:
     raise Reached
 
 

@@ -40,12 +40,12 @@ FIRST_SEED = 300
 NO_STOPPING = {"grace_period": EPOCHS}
 
 
-def tpe(name: str, seed: int, number: int, **options: Any) -> BaseSampler:
+def tpe(name: str, seed: int, number: int, space: object, **options: Any) -> BaseSampler:
     """Make a TPE sampler as the project does, with other options."""
     return TPESampler(seed=stream(seed, number), **{"multivariate": False, **options})
 
 
-def gp(name: str, seed: int, number: int) -> BaseSampler:
+def gp(name: str, seed: int, number: int, space: object) -> BaseSampler:
     """Make Optuna's Gaussian process. It counts COMPLETE trials only: of pruned ones it learns nothing."""
     return GPSampler(seed=stream(seed, number))
 

@@ -14,19 +14,20 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 from optuna.samplers import BaseSampler
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_mnist import search
+from tune_mnist import study
+from tune_mnist.asha import ASHA
 from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import METRIC, MODE, TIME_ATTR
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.points import first_points
 from tune_mnist.samplers import make_sampler
-from tune_mnist.search import SteadfastASHA, TruthfulOptunaSearch
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import load_space
+from tune_mnist.study import TrialStudy
 
 Ask = Callable[[str], Mapping[str, Any]]
 """Gives the parameters drawn for a new trial, by its id."""
@@ -90,7 +91,7 @@ def simulate(
     )
     with (
         tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as folder,
-        mock.patch.object(search, "make_sampler", variant.make_sampler),  # no setting names each of them
+        mock.patch.object(study, "make_sampler", variant.make_sampler),  # no setting names each of them
     ):
         ask, searcher, scheduler = (_plain if variant.plain else _ours)(settings, Path(folder), variant)
         yield from _steps(ask, searcher, scheduler, curves, settings, budget)
@@ -163,13 +164,40 @@ def _ours(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Sear
     ledger = Ledger.open(folder / LEDGER)
     ledger.begin({})
     space = load_space(settings.space, settings.max_epochs)
-    searcher = TruthfulOptunaSearch(settings, space, ledger, RunFolder(folder))
+    trials = TrialStudy(settings, space, ledger, RunFolder(folder))
+    return lambda trial_id: trials.draw(trial_id).params, _Teller(trials), _Judge(ASHA(settings, Ledger()))
 
-    def ask(trial_id: str) -> Mapping[str, Any]:
-        searcher.suggest(trial_id)
-        return ledger.trials[trial_id].params
 
-    return ask, searcher, SteadfastASHA(settings, Ledger())
+class _Teller(Searcher):
+    """The project's study, told of trials as Ray tells a searcher."""
+
+    def __init__(self, trials: TrialStudy) -> None:
+        super().__init__()
+        self.trials = trials
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.trials.report(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self.trials.report(trial_id, result or {})
+        self.trials.end(trial_id)
+
+
+class _Judge(FIFOScheduler):
+    """The project's ASHA, asked as Ray asks a scheduler."""
+
+    def __init__(self, asha: ASHA) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.asha = asha
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        pass
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        stops = self.asha.stops(trial.trial_id, result[TIME_ATTR], result[METRIC])
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
 
 def _plain(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Searcher, TrialScheduler]:
@@ -179,7 +207,7 @@ def _plain(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Sea
         space,
         metric=METRIC,
         mode=MODE,
-        sampler=variant.make_sampler(settings.sampler, settings.seed, 0),
+        sampler=variant.make_sampler(settings.sampler, settings.seed, 0, space),
         points_to_evaluate=[dict(point.params) for point in first_points(settings, space)],
     )
     scheduler = ASHAScheduler(

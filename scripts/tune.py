@@ -14,6 +14,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from tune_mnist import tuner
+from tune_mnist.cluster import ClusterError
 from tune_mnist.console import SearchConsole
 from tune_mnist.folder import FolderError
 from tune_mnist.settings import ResumeRequest, parse_settings
@@ -34,7 +35,7 @@ def main() -> int:
             console.live.stop()
             print(f"tune.py: error: {error}", file=sys.stderr)
             return 2
-        except FolderError as error:
+        except (FolderError, ClusterError) as error:
             console.live.stop()
             print(f"tune.py: error: {error}", file=sys.stderr)
             return 1

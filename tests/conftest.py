@@ -56,7 +56,9 @@ class Runner:
             f"/tmp/tm{os.getpid()}-{time.monotonic_ns() % 10**9}"
         )  # sockets need a short path
         self.ray_temp.mkdir()
-        self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": str(folder)}
+        # With the package of this checkout, wherever an editable installation of it points.
+        path = os.pathsep.join([str(folder), str(ROOT)])
+        self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": path}
         self.environment.pop("RAY_ADDRESS", None)
 
     def start(self, *flags: str) -> subprocess.Popen[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 
+from tune_mnist.asha import rungs
 from tune_mnist.ledger import LEDGER, trial_state
 from tune_mnist.preflight import SETTINGS
-from tune_mnist.search import rungs
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import load_space, to_config
 

@@ -1,6 +1,7 @@
 """Which cluster is used, what fits on it, what its nodes see, and addresses where there is none."""
 
 import contextlib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -15,8 +16,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
-from ray._private.utils import get_dashboard_dependency_error
 from ray.tune.execution import class_cache
 
 from tests.lab import isolated
@@ -146,7 +145,7 @@ def test_an_address_that_is_none(address: str) -> None:
 
 
 def test_a_dashboard_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "get_dashboard_dependency_error", lambda: ImportError("aiohttp"))
+    monkeypatch.setattr(cluster, "DASHBOARD_PACKAGES", ("ray", "no_such_package"))
     message = r"^the dashboard is not installed: pip install 'ray\[default\]'$"
     with pytest.raises(ClusterError, match=message), connected("local", dashboard=True):
         pass
@@ -201,7 +200,7 @@ def crash(name: str) -> None:
 DASHBOARD = pytest.param(
     True,
     marks=pytest.mark.skipif(
-        get_dashboard_dependency_error() is not None, reason="needs ray[default], for the dashboard"
+        importlib.util.find_spec("aiohttp_cors") is None, reason="needs ray[default], for the dashboard"
     ),
 )
 
@@ -252,8 +251,7 @@ def test_workers_of_a_gpu_machine_load_torch_too_unless_there_are_far_more_of_th
     cores: int, gpus: int, preloaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []
-    manager = NvidiaGPUAcceleratorManager
-    monkeypatch.setattr(manager, "get_current_node_num_accelerators", lambda: gpus)
+    monkeypatch.setattr(cluster, "_has_gpus", lambda: gpus > 0)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     name = "RAY_preload_python_modules"
     monkeypatch.setattr(ray, "init", lambda **_: found.append(os.environ[name]))

@@ -4,7 +4,6 @@ import io
 import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tune_mnist import results
 from tune_mnist.console import SearchConsole
 from tune_mnist.folder import RunFolder
 from tune_mnist.ledger import Ledger
-from tune_mnist.progress import EndedTrial, Progress, ProgressCallback
+from tune_mnist.progress import EndedTrial, Progress, ProgressKeeper
 from tune_mnist.settings import Settings
 from tune_mnist.summary import exit_code
 from tune_mnist.tuner import FINISHED, Outcome, _waiting_for
@@ -65,20 +64,18 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
     words = ""
     progress, out = Progress(num_samples=3), io.StringIO()
     console = SearchConsole(Console(file=out))
-    callback = ProgressCallback(progress, Ledger(), console, lambda progress: None, lambda: words)
-    pending: Any = SimpleNamespace(status="PENDING")
-    running: Any = SimpleNamespace(status="RUNNING")
+    keeper = ProgressKeeper(progress, Ledger(), console, lambda: words)
     said = []
-    for seconds, trials, coming in [
-        (1, [pending], ""),  # Ray is starting a process
-        (5, [pending], "waiting for 2 nodes of type gpu, 1 node of type cpu"),
-        (5, [pending, running], ""),
-        (25, [pending], ""),
-        (5, [pending, running], ""),
+    for seconds, running, coming in [
+        (1, 0, ""),  # Ray is starting a process
+        (5, 0, "waiting for 2 nodes of type gpu, 1 node of type cpu"),
+        (5, 1, ""),
+        (25, 0, ""),
+        (5, 1, ""),
     ]:
         now += seconds
         words = coming
-        callback.on_step_end(0, trials)
+        keeper.stepped(running=running, pending=1)
         said.append(progress.waiting)
     assert said == [
         *("", "waiting for 2 nodes of type gpu, 1 node of type cpu", ""),

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow.fs
 import pytest
 import torch
+from ray.tune import ResultGrid
 
-from tune_mnist import trials
+from tune_mnist import checkpoints
 from tune_mnist.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
 from tune_mnist.grid import load_grid, saved_epochs
 from tune_mnist.ledger import LEDGER, Ledger
@@ -150,7 +151,7 @@ def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(
 ) -> None:
     folder, ledger, trial = run
     save(trial, 1, epochs=4)
-    trials.take_in_checkpoints(folder, ledger)
+    checkpoints.take_in_checkpoints(folder, ledger)
     epochs = ledger.trials["a"].epochs
     assert [(one["epoch"], one["accuracy"]) for one in epochs] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
     assert [one.get("checkpoint_dir_name") for one in epochs] == [
@@ -171,7 +172,7 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
         (newest / CHECKPOINT).write_bytes(content[:64] + bytes(64) + content[128:])
     else:
         (newest / torn).write_bytes((newest / torn).read_bytes()[:-30])
-    trials.take_in_checkpoints(folder, ledger)
+    checkpoints.take_in_checkpoints(folder, ledger)
     assert ledger.trials["a"].epoch == 2 and not newest.exists()
     found = folder.checkpoints()[trial.name]
     assert [(one.name, one.whole) for one in found] == [("checkpoint_000000", True)]
@@ -187,6 +188,7 @@ def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Pa
     assert [one[1].index for one in saved_epochs(grid)] == [0, 1, 2, 3]
     assert grid[0].checkpoint is not None and grid[0].checkpoint.path.endswith("checkpoint_000003")
     assert grid[0].metrics is not None and grid[0].metrics["epoch"] == 5
+    assert isinstance(grid, ResultGrid) and (len(grid), grid.num_errors, grid.num_terminated) == (1, 0, 0)
     assert grid[0].metrics_dataframe is not None
     assert grid[0].metrics_dataframe["accuracy"].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert not (folder.local / ".validate_storage_marker").exists()
@@ -201,7 +203,7 @@ def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: tuple[RunFolder, 
         reports = json.loads((checkpoint / REPORTS).read_text())
         stamped = [{**report, "timestamp": time} for report, time in zip(reports, times, strict=True)]
         (checkpoint / REPORTS).write_text(json.dumps(stamped))
-    trials.take_in_checkpoints(folder, ledger)
+    checkpoints.take_in_checkpoints(folder, ledger)
     assert ledger.order[2:] == [("b", 1), ("a", 3), ("b", 2), ("b", 3), ("a", 4)]
 
 

@@ -29,37 +29,43 @@ HOUSE = {
     "ledger": {"hyperparameters", "inherited"},
     "points": {"settings", "spaces", "ledger"},
     "folder": {"words", "ledger"},
-    "trainable": {"hyperparameters", "data", "device", "training", "folder"},
+    "checkpoints": {"hyperparameters", "ledger", "folder"},
+    "trainable": {"hyperparameters", "data", "device", "training", "checkpoints"},
     "preload": {"trainable"},
     "samplers": set(),
     "journal": set(),
-    "rungs": set(),
-    "search": {
+    "study": {
         *("hyperparameters", "settings", "spaces", "inherited", "ledger", "points", "folder", "samplers"),
-        *("journal", "rungs"),
+        "journal",
     },
-    "trials": {"hyperparameters", "ledger", "folder", "search"},
-    "grid": {"hyperparameters", "inherited", "ledger", "folder", "trials"},
+    "asha": {"hyperparameters", "settings", "ledger"},
+    "curves_log": {"hyperparameters", "ledger", "folder"},
+    "grid": {"hyperparameters", "ledger", "folder", "checkpoints"},
     "results": {"hyperparameters", "ledger", "grid"},
-    "controller": {"trials"},
-    "autoscaler": set(),
-    "cluster": {"words", "autoscaler"},
+    "ray_private": set(),
+    "autoscaler": {"ray_private"},
+    "cluster": {"words", "ray_private", "autoscaler"},
     "shared": {"autoscaler", "cluster"},
     "progress": {"hyperparameters", "ledger"},
     "stop": {"settings", "progress"},
+    "attempts": {
+        *("hyperparameters", "words", "settings", "ledger", "folder", "checkpoints", "trainable", "study"),
+        *("asha", "curves_log", "progress", "stop"),
+    },
     "winner": {"hyperparameters", "settings", "data", "training", "ledger", "folder", "grid"},
     "preflight": {
-        *("settings", "data", "device", "ledger", "folder", "cluster", "shared", "progress", "stop"),
+        *("settings", "data", "device", "ledger", "folder", "ray_private", "cluster", "shared", "progress"),
+        "stop",
     },
     "warm_start": {
         *("hyperparameters", "words", "settings", "spaces", "inherited", "ledger", "folder", "preflight"),
     },
     "dashboard": set(),
-    "live": {"words", "folder", "search"},
+    "live": {"words", "folder", "journal"},
     "tuner": {
-        *("hyperparameters", "settings", "spaces", "data", "ledger", "points", "folder", "trainable"),
-        *("search", "trials", "grid", "results", "controller", "cluster", "progress", "stop", "winner"),
-        *("preflight", "warm_start", "dashboard", "live"),
+        *("hyperparameters", "words", "settings", "spaces", "data", "ledger", "points", "folder"),
+        *("checkpoints", "trainable", "journal", "study", "asha", "grid", "results", "cluster", "progress"),
+        *("stop", "attempts", "winner", "preflight", "warm_start", "dashboard", "live"),
     },
     "timeline": {"hyperparameters", "ledger"},
     "scale": set(),
@@ -67,10 +73,10 @@ HOUSE = {
         *("hyperparameters", "words", "spaces", "inherited", "ledger", "grid", "timeline", "tuner", "scale"),
     },
     "panels": {"hyperparameters", "ledger", "scale"},
-    "curves": {"hyperparameters", "ledger", "search", "timeline", "scale", "insights", "panels"},
+    "curves": {"hyperparameters", "ledger", "asha", "timeline", "scale", "insights", "panels"},
     "plots": {"hyperparameters", "words", "scale", "insights", "panels", "curves"},
     "pictures": {
-        *("hyperparameters", "search", "timeline", "scale", "insights", "panels", "curves", "plots"),
+        *("hyperparameters", "asha", "timeline", "scale", "insights", "panels", "curves", "plots"),
     },
     "report": {
         *("hyperparameters", "words", "ledger", "results", "insights", "panels", "curves", "plots"),
@@ -99,7 +105,8 @@ HOUSE = {
 WITHOUT_RAY = {
     *("hyperparameters", "settings", "spaces", "model", "data", "device", "steps", "training", "ledger"),
     "folder",
-    *("inherited", "points", "samplers", "warm_start", "dashboard", "live"),
+    *("inherited", "points", "checkpoints", "samplers", "journal", "study", "asha", "curves_log"),
+    *("progress", "warm_start", "dashboard", "live"),
     *("words", "stop", "results", "preflight", "timeline", "scale", "insights", "panels", "curves", "plots"),
     *("pictures", "report", "summary", "console", "scores", "protocol", "finals", "retraining"),
     *("export", "card", "finalizer", "finals_console", "images"),
@@ -164,13 +171,13 @@ def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
 
 def test_a_search_starts_without_what_only_its_report_or_a_bucket_needs() -> None:
     code = (
-        "import sys; from tune_mnist import console, summary, tuner; tuner.tensorboard()\n"
+        "import sys; from tune_mnist import console, summary, tuner\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())
-    assert {"tensorboardX", "optuna", "torch"} <= imported
+    assert {"optuna", "torch"} <= imported
     assert not imported & {"boto3", "jinja2", "matplotlib", "scipy", "sklearn", "torchvision"}
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Runner
-from tests.test_search import interrupted, read_study, result, searcher, suggest
+from tests.test_search import complete, interrupted, read_study, result, searcher, suggest
 from tune_mnist import dashboard
 from tune_mnist.folder import RunFolder
+from tune_mnist.journal import JOURNAL
 from tune_mnist.live import ways_to_watch
-from tune_mnist.search import JOURNAL
 
 
 def fetch(url: str, body: object = None, method: str | None = None) -> str:
@@ -104,8 +104,8 @@ def test_the_dashboard_serves_a_study_that_is_written_to_and_its_notes_outlive_a
         for number in range(4, 8):
             suggest(search, str(number))
             fetch(f"{url}/api/studies/0/{number - 4}/note", {"body": f"see {number}", "version": 1}, "PUT")
-            search.on_trial_result(str(number), result(1, 0.5))
-            search.on_trial_complete(str(number), result(2, 0.5))
+            search.report(str(number), result(1, 0.5))
+            complete(search, str(number), result(2, 0.5))
         assert time.monotonic() - started < 10  # nobody waited for a lock
         study = json.loads(fetch(f"{url}/api/studies/0"))
         assert [trial["state"] for trial in study["trials"]][4:] == ["Pruned"] * 4

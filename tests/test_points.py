@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tests.test_search import result, searcher, suggest
+from tests.test_search import complete, result, searcher, suggest
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, FirstPoint, Ledger
 from tune_mnist.points import first_points, read_points
@@ -139,7 +139,7 @@ def test_each_point_gets_its_trial_in_whatever_session(sampler: str, tmp_path: P
                 search = searcher(tmp_path / name, sampler=sampler)
             config = suggest(search, str(i))
             drawn.setdefault(name, []).append(config)
-            search.on_trial_complete(str(i), result(config["epochs"], config["momentum"]))
+            complete(search, str(i), result(config["epochs"], config["momentum"]))
     assert drawn["whole"] == drawn["broken"]
     for config, point in zip(drawn["whole"], [BLOG_POINT, *POINTS], strict=False):
         assert point.items() <= config.items()

@@ -20,9 +20,9 @@ from benchmarks.quality import OURS, RANDOM, RANDOM_ASHA, TPE_RAY, beside_ours, 
 from benchmarks.record import EPOCHS, VAL_SIZE
 from benchmarks.simulate import Step, Variant
 from benchmarks.surrogate import Surrogate
+from tune_mnist.asha import ASHA
 from tune_mnist.ledger import Ledger
 from tune_mnist.samplers import stream
-from tune_mnist.search import SteadfastASHA
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import WIDE, blog_point
 
@@ -90,17 +90,13 @@ def test_random_search_without_stopping_is_a_plain_loop() -> None:
 def test_trials_are_stopped_by_the_projects_asha(workers: int, reduction_factor: int) -> None:
     changes: dict[str, Any] = {"sampler": "random", "reduction_factor": reduction_factor}
     settings = Settings(max_epochs=EPOCHS, reduction_factor=reduction_factor)
-    scheduler: Any = SteadfastASHA(settings, Ledger())
+    asha = ASHA(settings, Ledger())
     rungs: dict[int, list[float]] = {int(reduction_factor**k): [] for k in range(4)}
     epochs: dict[int, int] = {}
     stops = 0
     for step in simulate(Variant(name="", settings=changes), workers, budget=150):
         epoch = epochs[step.trial] = epochs.get(step.trial, 0) + 1
-        trial = type("Trial", (), {"trial_id": str(step.trial)})
-        if epoch == 1:
-            scheduler.on_trial_add(None, trial)
-        verdict = scheduler.on_trial_result(None, trial, {"epoch": epoch, "accuracy": step.accuracy})
-        assert step.stopped == (verdict == "STOP")
+        assert step.stopped == asha.stops(str(step.trial), epoch, step.accuracy)
         # And as the paper has it: below the best 1 / reduction_factor of those before it.
         before = rungs.get(epoch, [])
         cut = bool(before) and step.accuracy < float(np.quantile(before, 1 - 1 / reduction_factor))

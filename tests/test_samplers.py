@@ -1,22 +1,24 @@
-"""The samplers: a stream of their own for each trial, and TPE beside Optuna's own."""
+"""The samplers: a stream of their own for each trial, and points that fill the space."""
 
-import random
-from typing import Any
+import math
+from collections import Counter
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.samplers import RandomSampler, TPESampler
-from optuna.samplers._tpe.sampler import _split_trials
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import create_trial
 
-from tune_mnist import samplers
-from tune_mnist.samplers import make_sampler, stream
+from tune_mnist.samplers import make_sampler
 from tune_mnist.spaces import WIDE
 
 
 def test_neighbouring_trials_have_streams_of_their_own() -> None:
-    samplers = [make_sampler("random", seed, number) for seed in (0, 1) for number in range(50)]
+    samplers = [make_sampler("random", seed, number, WIDE) for seed in (0, 1) for number in range(50)]
     draws = set()
     for sampler in samplers:
         study = optuna.create_study(sampler=sampler)
@@ -24,58 +26,46 @@ def test_neighbouring_trials_have_streams_of_their_own() -> None:
     assert len(draws) == 100
 
 
-def some_trials(count: int, seed: int) -> list[FrozenTrial]:
-    """Trials in every state, with parameters at random, of which some lack one."""
-    chance = random.Random(seed)
-    drawn = optuna.create_study(sampler=RandomSampler(seed=seed))
-    trials = []
-    for _ in range(count):
-        state = chance.choice(list(TrialState))
-        values = {epoch: chance.random() for epoch in range(1, chance.randint(1, 10))}
-        params = drawn.ask(dict(WIDE)).params
-        if chance.random() < 0.2:
-            del params[chance.choice(list(WIDE))]
-        trials.append(
-            create_trial(
-                state=state,
-                params=params,
-                distributions={name: WIDE[name] for name in params},
-                value=chance.random() if state == TrialState.COMPLETE else None,
-                intermediate_values=values,
+@pytest.mark.parametrize("number", [0, 1, 50])
+def test_a_sobol_point_depends_on_seed_and_number_alone(number: int) -> None:
+    def draw(seed: int, known: int) -> dict[str, object]:
+        study = optuna.create_study(sampler=make_sampler("qmc", seed, number, WIDE))
+        for _ in range(known):
+            study.add_trial(
+                create_trial(value=0, params={"x": 1.0}, distributions={"x": FloatDistribution(0, 1)})
             )
+        return study.ask(dict(WIDE)).params
+
+    assert draw(0, 0) == draw(0, 3) != draw(1, 0)
+
+
+def test_sobol_points_fill_each_range_evenly() -> None:
+    """Of 64 points, each eighth of a parameter's range has 8; steps and choices have their fraction."""
+    space: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(2.0, 4.0),
+        "log": FloatDistribution(1e-4, 1.0, log=True),
+        "step": FloatDistribution(0.0, 0.75, step=0.25),
+        "whole": IntDistribution(1, 4),
+        "big": IntDistribution(1, 1000, log=True),
+        "kind": CategoricalDistribution(("a", "b")),
+    }
+    study = optuna.create_study()
+    points = []
+    for number in range(64):
+        study.sampler = make_sampler("qmc", 3, number, space)
+        points.append(study.ask(space).params)
+    for place in range(8):
+        assert sum(place <= (point["x"] - 2) * 4 < place + 1 for point in points) == 8
+        assert (
+            sum(place <= math.log(point["log"] / 1e-4) / math.log(1e4) * 8 < place + 1 for point in points)
+            == 8
         )
-    return trials
+    assert Counter(point["step"] for point in points) == dict.fromkeys((0.0, 0.25, 0.5, 0.75), 16)
+    assert Counter(point["whole"] for point in points) == dict.fromkeys((1, 2, 3, 4), 16)
+    assert Counter(point["kind"] for point in points) == {"a": 32, "b": 32}
+    assert {1, 1000} & {point["big"] for point in points} and sum(point["big"] < 32 for point in points) > 24
 
 
-@pytest.mark.parametrize("count", [0, 9, 25, 100])
-def test_tpe_draws_what_optunas_own_draws_also_from_one_sampler(count: int) -> None:
-    for seed in range(5):
-        drawn = []
-        for sampler in (
-            make_sampler("tpe", seed, count),
-            TPESampler(seed=stream(seed, count), multivariate=False),
-        ):
-            study = optuna.create_study(direction="maximize", sampler=sampler)
-            study.add_trials(some_trials(count, seed))
-            study.enqueue_trial({"momentum": 0.7})
-            for number in range(20):
-                trial = study.ask(dict(WIDE))
-                drawn.append(trial.params)
-                trial.report(trial.params["momentum"], 99)
-                if number % 3:  # the others stay RUNNING
-                    study.tell(trial, trial.params["momentum"])
-        assert drawn[:20] == drawn[20:]
-
-
-def test_tpe_splits_the_trials_once_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = []
-
-    def split(study: optuna.Study, trials: list[FrozenTrial], n_below: int) -> Any:
-        splits.append(len(trials))
-        return _split_trials(study, trials, n_below)
-
-    monkeypatch.setattr(samplers, "_split_trials", split)
-    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0, 30))
-    for number in range(30):
-        study.tell(study.ask(dict(WIDE)), number)
-    assert splits == list(range(10, 30))  # the first ten are Optuna's start-up trials
+def test_an_unknown_sampler_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^sampler is cma, but must be one of tpe, random, qmc$"):
+        make_sampler("cma", 0, 0, WIDE)

@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import multiprocessing
 import os
-import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
-import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune import TuneError
-from ray.tune.search import Searcher
 from rich.console import Console
 
 from benchmarks import load, made, scale
 from tests.made_runs import make_run
-from tests.test_search import read_study, result, searcher, suggest
+from tests.test_search import complete, read_study, result, searcher, suggest
 from tune_mnist import results, tuner
-from tune_mnist.folder import RunFolder
-from tune_mnist.grid import StoredRun, records
+from tune_mnist.grid import records
 from tune_mnist.insights import View
 from tune_mnist.journal import JOURNAL, Journal
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.report import make_report
-from tune_mnist.rungs import OrderedBracket, Rung
-from tune_mnist.trials import TrialSource
 
 
 @pytest.fixture
@@ -68,7 +59,7 @@ def test_a_report_syncs_no_disk_and_looks_at_no_other_trial(tmp_path: Path, call
     calls.clear()
     for epoch in (1, 2, 3):
         for name in names:
-            search.on_trial_result(name, result(epoch, epoch / 10))
+            search.report(name, result(epoch, epoch / 10))
     assert not calls
     assert all(trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3} for trial in read_study(tmp_path).trials)
 
@@ -82,7 +73,7 @@ def test_a_trial_syncs_its_suggestion_before_it_starts_and_its_end(
         suggest(search, str(number))
         assert calls["sync"] == 1
         assert str(number) in Ledger.parse((tmp_path / LEDGER).read_bytes()).trials
-        search.on_trial_complete(str(number), result(5, 0.5))
+        complete(search, str(number), result(5, 0.5))
         assert calls["sync"] == 2
 
 
@@ -93,7 +84,7 @@ def test_a_resume_syncs_as_often_with_many_trials_as_with_few(
     search = searcher(tmp_path)
     for number in range(trials):
         suggest(search, str(number))
-        search.on_trial_complete(str(number), result(5, 0.5))
+        complete(search, str(number), result(5, 0.5))
     calls.clear()
     searcher(tmp_path)
     assert calls["sync"] == 2  # the session's line in the ledger, and the journal
@@ -105,7 +96,7 @@ def test_the_journal_has_each_operation_as_soon_as_it_is_done(tmp_path: Path) ->
     for number in range(3):
         suggest(search, str(number))
         assert read_study(tmp_path).trials[number].state == TrialState.RUNNING
-        search.on_trial_result(str(number), result(1, 0.5))
+        search.report(str(number), result(1, 0.5))
         assert read_study(tmp_path).trials[number].intermediate_values == {1: 0.5}
     assert not list(tmp_path.glob("*.lock")) and not list(tmp_path.glob(".*"))
 
@@ -121,22 +112,6 @@ def test_a_journal_in_the_making_is_not_in_the_file(tmp_path: Path) -> None:
     assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()] == [0, 4]
     study.add_trial(optuna.create_trial(value=2.0))
     assert [trial.value for trial in study.trials] == [1.0, 2.0]
-
-
-@pytest.mark.filterwarnings("ignore:All-NaN slice")
-@pytest.mark.parametrize("reduction_factor", [2, 2.5, 10 / 3, 3, 4, 7])
-def test_the_cutoff_is_numpys_percentile_to_the_last_bit(reduction_factor: float) -> None:
-    bracket = OrderedBracket(1, 27, reduction_factor, 0, stop_last_trials=True)
-    dice = random.Random(0)
-    for _ in range(20):
-        rung = Rung()
-        assert bracket.cutoff(rung) is None
-        for number in range(dice.randrange(1, 100)):
-            value = dice.choice([dice.random(), round(dice.random(), 1), math.nan])
-            rung[str(number)] = value
-            expected = np.nanpercentile(list(rung.values()), (1 - 1 / reduction_factor) * 100)
-            found = bracket.cutoff(rung)
-            assert found is not None and np.array_equal(found, expected, equal_nan=True)
 
 
 def test_a_run_is_read_without_a_table_for_each_trial(
@@ -181,22 +156,6 @@ def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(FrozenTrial, "__deepcopy__", None, raising=False)  # copying raises
     assert view.study.trials[0] is first
     assert "<!DOCTYPE html>" in make_report(view)
-
-
-def test_ray_looks_up_no_trainable_for_trials_that_have_ended(tmp_path: Path) -> None:
-    folder = RunFolder(make_run(tmp_path / "run", 12, running=True))
-    ledger = folder.ledger()
-    ended = {trial.trial_id for trial in ledger.trials.values() if trial.state}
-    source = TrialSource(cast(Any, Searcher()), folder, ledger, 12)
-    names = ("run", "checkpoint_config", "trial_dirname_creator", "max_failures")
-    spec = dict.fromkeys(names) | {"run": "unknown to Ray", "max_failures": 0}
-    source._experiment = cast(Any, SimpleNamespace(spec=spec | {"storage": StoredRun(folder, "")}))
-    for _ in ended:
-        trial: Any = source.next_trial()
-        assert trial.trial_id in ended and trial.is_finished()
-        trial.create_placement_group_factory()
-    with pytest.raises(TuneError, match="Unknown trainable"):
-        source.next_trial()  # it has to run
 
 
 @pytest.mark.parametrize("kind", ["parts", "loop"])

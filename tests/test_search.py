@@ -3,44 +3,43 @@
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from ray.tune.schedulers import ASHAScheduler
 
+from tune_mnist.asha import ASHA, rungs
 from tune_mnist.folder import RunFolder
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.ledger import LEDGER, Ledger, trial_state
-from tune_mnist.search import (
-    HAND_SET,
-    JOURNAL,
-    RAY_TRIAL_ID,
-    STOPPED_BY,
-    SteadfastASHA,
-    TruthfulOptunaSearch,
-    rungs,
-)
+from tune_mnist.journal import JOURNAL
+from tune_mnist.ledger import LEDGER, Ledger, ray_config, trial_state
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import load_space
+from tune_mnist.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStudy
 
 
-def searcher(run_dir: Path, **changes: Any) -> TruthfulOptunaSearch:
+def searcher(run_dir: Path, **changes: Any) -> TrialStudy:
     """A new session of the run in ``run_dir``: it begins with what the ledger there has."""
     settings = Settings(**{"max_concurrent_trials": 100, **changes})
     ledger = Ledger.open(run_dir / LEDGER)
     ledger.begin({})
-    return TruthfulOptunaSearch(
-        settings, load_space(settings.space, settings.max_epochs), ledger, RunFolder(run_dir)
-    )
+    return TrialStudy(settings, load_space(settings.space, settings.max_epochs), ledger, RunFolder(run_dir))
 
 
-def suggest(search: TruthfulOptunaSearch, name: str) -> dict[str, Any]:
-    config = search.suggest(name)
-    assert config is not None
-    return config
+def suggest(search: TrialStudy, name: str) -> dict[str, Any]:
+    return ray_config(search.draw(name))
+
+
+def complete(search: TrialStudy, name: str, last: dict[str, Any] | None = None) -> None:
+    """End a trial as Ray does that is stopped at a report, or without one."""
+    if last:
+        search.report(name, last)
+    search.end(name)
 
 
 def read_study(run_dir: Path) -> optuna.Study:
@@ -84,16 +83,44 @@ def test_the_journal_takes_lines_of_another_process_between_its_own(tmp_path: Pa
 
 
 def test_asha_decides_as_the_paper_says() -> None:
-    scheduler = SteadfastASHA(Settings(reduction_factor=2), Ledger())
-    controller: Any = None
-    trials = {name: cast(Any, SimpleNamespace(trial_id=name)) for name, *_ in ASHA_TABLE}
-    for trial in trials.values():
-        scheduler.on_trial_add(controller, trial)
+    asha = ASHA(Settings(reduction_factor=2), Ledger())
     decisions = []
     for name, epoch, accuracy, _ in ASHA_TABLE:
-        decision = scheduler.on_trial_result(controller, trials[name], result(epoch, accuracy))
-        decisions.append((name, epoch, accuracy, decision == "CONTINUE"))
+        decisions.append((name, epoch, accuracy, not asha.stops(name, epoch, accuracy)))
     assert decisions == ASHA_TABLE
+
+
+def test_the_verdicts_are_those_of_rays_asha() -> None:
+    """Random values with ties and NaN, over grace periods and reduction factors."""
+    verdicts = 0
+    for seed in range(30):
+        dice = np.random.default_rng(seed)
+        settings = Settings(
+            reduction_factor=(2, 3, 2.5, 4)[seed % 4],
+            grace_period=1 + seed % 2,
+            max_epochs=(5, 16, 27)[seed % 3],
+        )
+        ours = ASHA(settings, Ledger())
+        rays = ASHAScheduler(
+            time_attr="epoch",
+            metric="accuracy",
+            mode="max",
+            max_t=settings.max_epochs,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+        )
+        nobody: Any = None
+        for name in map(str, range(40)):
+            trial: Any = SimpleNamespace(trial_id=name)
+            rays.on_trial_add(nobody, trial)
+            for epoch in range(1, settings.max_epochs + 1):
+                value = float("nan") if dice.random() < 0.03 else round(dice.normal(), seed % 5)
+                verdict = rays.on_trial_result(nobody, trial, result(epoch, value))
+                assert ours.stops(name, epoch, value) == (verdict == "STOP")
+                verdicts += 1
+                if verdict == "STOP":
+                    break
+    assert verdicts > 2000
 
 
 @pytest.mark.parametrize(
@@ -109,13 +136,11 @@ def test_asha_decides_as_the_paper_says() -> None:
         (64, 3, 2, (3, 6, 12, 24, 48)),
     ],
 )
-def test_rungs_are_those_of_rays_asha(
+def test_the_rungs_of_a_search(
     max_epochs: int, grace_period: int, reduction_factor: float, expected: tuple[int, ...]
 ) -> None:
     settings = Settings(max_epochs=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
     assert rungs(settings) == expected
-    milestones = [milestone for milestone, _ in SteadfastASHA(settings, Ledger())._brackets[0]._rungs]
-    assert [-(-milestone // 1) for milestone in sorted(milestones)] == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -134,44 +159,43 @@ def test_state_of_a_trial_that_has_ended(trained: int, planned: int, failed: boo
 
 def test_the_study_says_the_truth(tmp_path: Path) -> None:
     search = searcher(tmp_path)
-    configs = {name: suggest(search, name) for name in ("complete", "pruned", "failed", "unborn", "late")}
-    epochs = configs["complete"]["epochs"]
+    configs = {name: suggest(search, name) for name in ("whole", "pruned", "failed", "unborn", "late")}
+    epochs = configs["whole"]["epochs"]
     for epoch in range(1, epochs):
-        search.on_trial_result("complete", result(epoch, epoch / 10))
-    # Ray sends the result at which a trial stops with its completion only.
-    search.on_trial_complete("complete", result(epochs, 0.9))
-    search.on_trial_result("pruned", result(1, 0.3))
-    search.on_trial_complete("pruned", result(2, 0.2))
-    search.on_trial_result("failed", result(1, 0.4))
-    search.on_trial_complete("failed", error=True)
-    search.on_trial_complete("unborn", None)
-    search.on_trial_complete("late", result(1, 0.1))
+        search.report("whole", result(epoch, epoch / 10))
+    complete(search, "whole", result(epochs, 0.9))
+    search.report("pruned", result(1, 0.3))
+    complete(search, "pruned", result(2, 0.2))
+    search.report("failed", result(1, 0.4))
+    search.end("failed", failed=True)
+    complete(search, "unborn", None)
+    complete(search, "late", result(1, 0.1))
 
-    complete, pruned, failed, unborn, late = read_study(tmp_path).trials
-    assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.9)
-    assert complete.intermediate_values == {**{e: e / 10 for e in range(1, epochs)}, epochs: 0.9}
+    whole, pruned, failed, unborn, late = read_study(tmp_path).trials
+    assert (whole.state, whole.value) == (TrialState.COMPLETE, 0.9)
+    assert whole.intermediate_values == {**{e: e / 10 for e in range(1, epochs)}, epochs: 0.9}
     assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {1: 0.3, 2: 0.2})
     assert (failed.state, failed.value, failed.intermediate_values) == (TrialState.FAIL, None, {1: 0.4})
     assert (unborn.state, unborn.intermediate_values) == (TrialState.FAIL, {})
     assert (late.state, late.intermediate_values) == (TrialState.PRUNED, {1: 0.1})
 
 
-def test_the_study_hears_of_a_stopping_report_whose_end_was_lost(tmp_path: Path) -> None:
+def test_the_study_hears_of_epochs_that_a_checkpoint_brought(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     suggest(search, "a")
-    search._ledger.reported("a", result(1, 0.1) | {"done": True})  # by RecordCallback; then its process died
-    search.on_trial_complete("a", result(2, 0.2))
+    search.ledger.reported("a", result(1, 0.1))
+    complete(search, "a", result(2, 0.2))
     assert read_study(tmp_path).trials[0].intermediate_values == {1: 0.1, 2: 0.2}
 
 
 def test_a_call_about_a_finished_trial_changes_nothing(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     suggest(search, "a")
-    search.on_trial_complete("a", result(2, 0.5))
+    complete(search, "a", result(2, 0.5))
     before = (tmp_path / JOURNAL).read_bytes()
-    search.on_trial_result("a", result(3, 0.9))
-    search.on_trial_complete("a", result(3, 0.9))
-    search.on_trial_complete("a", error=True)
+    search.report("a", result(3, 0.9))
+    complete(search, "a", result(3, 0.9))
+    search.end("a", failed=True)
     search.close("SIGINT")
     assert (tmp_path / JOURNAL).read_bytes() == before
 
@@ -180,8 +204,8 @@ def test_what_the_end_of_the_search_cuts_is_not_left_running(tmp_path: Path) -> 
     search = searcher(tmp_path)
     suggest(search, "with a value")
     suggest(search, "without one")
-    search.on_trial_result("with a value", result(1, 0.5))
-    search.on_trial_result("with a value", result(2, 0.6))
+    search.report("with a value", result(1, 0.5))
+    search.report("with a value", result(2, 0.6))
     search.close("time budget")
     first, second = read_study(tmp_path).trials
     assert (first.state, first.value) == (TrialState.PRUNED, 0.6)
@@ -214,7 +238,7 @@ def test_the_seed_decides_what_is_drawn(sampler: str, tmp_path: Path) -> None:
             warnings.simplefilter("error")
             for i in range(14):  # past TPE's ten start-up trials
                 configs.append(suggest(search, str(i)))
-                search.on_trial_complete(str(i), result(configs[-1]["epochs"], configs[-1]["momentum"]))
+                complete(search, str(i), result(configs[-1]["epochs"], configs[-1]["momentum"]))
         return configs
 
     assert draw("one", 0) == draw("same", 0)
@@ -227,7 +251,7 @@ def test_the_best_values_draw_tpe_to_them(tmp_path: Path) -> None:
     for i in range(60):
         config = suggest(search, str(i))
         momenta.append(config["momentum"])
-        search.on_trial_complete(str(i), result(config["epochs"], 1 - abs(config["momentum"] - 0.8)))
+        complete(search, str(i), result(config["epochs"], 1 - abs(config["momentum"] - 0.8)))
     late = momenta[40:]
     assert sum(abs(m - 0.8) for m in late) / len(late) < 0.08  # 0.17 where they are drawn at random
 
@@ -240,33 +264,24 @@ def test_pruned_trials_count_as_the_worse_ones_for_tpe(tmp_path: Path) -> None:
         config = suggest(search, str(i))
         momenta.append(config["momentum"])
         if config["momentum"] < 0.7:
-            search.on_trial_complete(str(i), result(1, 0.6))
+            complete(search, str(i), result(1, 0.6))
         else:
-            search.on_trial_complete(str(i), result(config["epochs"], 0.95))
+            complete(search, str(i), result(config["epochs"], 0.95))
     assert sum(m >= 0.7 for m in momenta[30:]) >= 25
-
-
-def test_no_more_trials_are_proposed_than_may_run(tmp_path: Path) -> None:
-    search = searcher(tmp_path, max_concurrent_trials=2)
-    assert search.suggest("a") and search.suggest("b")
-    assert search.suggest("c") is None
-    search.on_trial_complete("a", result(1, 0.5))
-    assert search.suggest("c")
-    assert search.suggest("d") is None
 
 
 # What happens to a search before its driver dies, and what the next session finds.
 STORY = [("complete", 5), ("pruned", 2), ("running", 3), ("waiting", 0)]
 
 
-def interrupted(run_dir: Path, **settings: Any) -> TruthfulOptunaSearch:
+def interrupted(run_dir: Path, **settings: Any) -> TrialStudy:
     search = searcher(run_dir, **settings)
     for name, epochs in STORY:
         suggest(search, name)
         for epoch in range(1, epochs + 1):
-            search.on_trial_result(name, result(epoch, epoch / 10 + len(name) / 1000))
+            search.report(name, result(epoch, epoch / 10 + len(name) / 1000))
         if name in ("complete", "pruned"):
-            search.on_trial_complete(name, result(epochs, epochs / 10 + len(name) / 1000))
+            complete(search, name, result(epochs, epochs / 10 + len(name) / 1000))
     return search
 
 
@@ -285,9 +300,9 @@ def test_a_new_session_knows_what_has_ended_and_what_has_not(tmp_path: Path) -> 
         )
         assert (old.intermediate_values, old.user_attrs) == (new.intermediate_values, new.user_attrs)
         assert old.distributions == new.distributions
-    search.on_trial_result("running", result(3, 0.9))  # told already: the first value stays
-    search.on_trial_complete("running", result(4, 0.4))
-    search.on_trial_complete("complete", error=True)  # has ended: nothing changes
+    search.report("running", result(3, 0.9))  # told already: the first value stays
+    complete(search, "running", result(4, 0.4))
+    search.end("complete", failed=True)  # has ended: nothing changes
     last = read_study(tmp_path).trials
     assert [trial.state.name for trial in last] == ["COMPLETE", "PRUNED", "PRUNED", "RUNNING"]
     assert last[2].intermediate_values == pytest.approx({1: 0.107, 2: 0.207, 3: 0.307, 4: 0.4})
@@ -304,7 +319,7 @@ def test_a_resumed_search_draws_what_it_would_have_drawn(sampler: str, tmp_path:
                 search = searcher(tmp_path / name, sampler=sampler)
             config = suggest(search, str(i))
             drawn.setdefault(name, []).append(config)
-            search.on_trial_complete(str(i), result(config["epochs"], config["momentum"]))
+            complete(search, str(i), result(config["epochs"], config["momentum"]))
     assert drawn["whole"] == drawn["broken"]
     assert len({config["momentum"] for config in drawn["whole"]}) == 16
 
@@ -329,10 +344,6 @@ def test_a_torn_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) 
     assert len(read_study(tmp_path).trials) == 5
 
 
-def judge(scheduler: SteadfastASHA, name: str, epoch: int, accuracy: float) -> str:
-    return scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result(epoch, accuracy))
-
-
 def test_asha_goes_on_with_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
     """Driven through the same table, broken off after each of its lines, it decides the same."""
     for broken_after in range(len(ASHA_TABLE)):
@@ -342,21 +353,15 @@ def test_asha_goes_on_with_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
             ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
         for name, epoch, accuracy, _ in ASHA_TABLE[:broken_after]:
             ledger.reported(name, result(epoch, accuracy))
-        scheduler = SteadfastASHA(Settings(reduction_factor=2), ledger)
+        asha = ASHA(Settings(reduction_factor=2), ledger)
         for name, epoch, accuracy, goes_on in ASHA_TABLE[broken_after:]:
-            verdict = judge(scheduler, name, epoch, accuracy)
-            assert (verdict == "CONTINUE") == goes_on, (broken_after, name, epoch)
+            assert asha.stops(name, epoch, accuracy) != goes_on, (broken_after, name, epoch)
 
 
 def test_a_verdict_stands_when_a_lost_trial_is_run_again() -> None:
-    ledger = Ledger()
-    ledger.begin({})
-    for number, name in enumerate("ab"):
-        ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
-    scheduler = SteadfastASHA(Settings(reduction_factor=2), ledger)
-    for name in "ab":
-        scheduler.on_trial_add(cast(Any, None), cast(Any, SimpleNamespace(trial_id=name)))
-    assert judge(scheduler, "a", 1, 0.5) == "CONTINUE"
-    assert judge(scheduler, "b", 1, 0.4) == "STOP"
-    assert judge(scheduler, "b", 1, 0.4) == "STOP"  # Ray's own says CONTINUE here
-    assert judge(scheduler, "b", 2, 0.9) == "STOP"
+    asha = ASHA(Settings(reduction_factor=2), Ledger())
+    assert not asha.stops("a", 1, 0.5)
+    assert asha.stops("b", 1, 0.4)
+    assert asha.stops("b", 1, 0.4)  # Ray's own says CONTINUE here
+    assert asha.stops("b", 2, 0.9)
+    assert not asha.stops("a", 1, 0.1)  # a report that was judged is not judged again

@@ -115,7 +115,7 @@ def test_the_names_are_those_that_the_code_knows() -> None:
     with pytest.raises(ValueError, match="sampler is other") as here:
         Settings(sampler="other")
     with pytest.raises(ValueError, match="sampler is other") as there:
-        make_sampler("other", seed=0, number=0)
+        make_sampler("other", seed=0, number=0, space={})
     assert str(here.value) == str(there.value)
 
 
@@ -125,7 +125,13 @@ def test_settings_come_back_from_json() -> None:
     )
     assert Settings.from_json(settings.to_json()) == settings
     values = json.loads(settings.to_json())
-    for name in ("warm_start", "points", "open_dashboard"):  # which older runs lack
+    for name in (
+        "warm_start",
+        "points",
+        "open_dashboard",
+        "stall_seconds",
+        "keep_checkpoints",
+    ):  # which older runs lack
         assert Settings.from_json(json.dumps({k: v for k, v in values.items() if k != name})) == settings
     spoilt = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{**values, "no_such": 1}, {}, []]
     for text in ("{", "", *map(json.dumps, spoilt), json.dumps({"data_dir": "d", "seed": 1})):

@@ -13,43 +13,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray import tune
+from pyarrow.fs import LocalFileSystem
 
 from tests.test_training import TRAIN, VALIDATION
 from tune_mnist import trainable
 from tune_mnist.device import DeviceMemoryError
 from tune_mnist.folder import CHECKPOINT, REPORTS
-from tune_mnist.hyperparameters import FAILURE, METRIC, OPTUNA_NUMBER, TIME_ATTR, Hyperparameters
+from tune_mnist.hyperparameters import (
+    ATTEMPT,
+    FAILURE,
+    METRIC,
+    OPTUNA_NUMBER,
+    TIME_ATTR,
+    Hyperparameters,
+)
+from tune_mnist.trainable import TRACEBACK
 from tune_mnist.training import EpochResult
 
 CONFIG = {"lr": 0.005, "momentum": 0.9, "optimizer": "sgd", "epochs": 3, OPTUNA_NUMBER: 7}
 
 
-class Stopped(Exception):
-    """Raised out of a report, as if the scheduler had stopped the trial."""
-
-
 class FakeTune:
-    """Keeps what a trial reports and copies its checkpoints; hands one of them back to the next trial."""
+    """Keeps what a trial reports, and ends its thread after an epoch, as Ray does with a stopped trial."""
 
-    def __init__(self, folder: Path, stop_after: int | None = None, resume_from: Path | None = None) -> None:
+    def __init__(self, folder: Path, stop_after: int | None = None, resume_from: str | None = None) -> None:
         self.folder, self.stop_after, self.resume_from = folder, stop_after, resume_from
         self.reports: list[dict[str, Any]] = []
-        self.checkpoints: dict[int, Path] = {}
 
-    Checkpoint = tune.Checkpoint
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """Those that were reported, by epoch."""
+        return {r["epoch"]: self.folder / "trial" / r["saved"] for r in self.reports if "saved" in r}
 
-    def get_checkpoint(self) -> Any:
-        return self.Checkpoint.from_directory(self.resume_from) if self.resume_from else None
-
-    def report(self, metrics: dict[str, Any], checkpoint: Any = None) -> None:
+    def report(self, metrics: dict[str, Any]) -> None:
         self.reports.append(metrics)
-        if checkpoint is not None:
-            copy = self.folder / str(metrics["epoch"])
-            shutil.copytree(checkpoint.path, copy)
-            self.checkpoints[metrics["epoch"]] = copy
         if metrics["epoch"] == self.stop_after:
-            raise Stopped
+            raise SystemExit
 
 
 def read_only(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -60,10 +59,13 @@ def read_only(arrays: dict[str, Any]) -> dict[str, Any]:
 
 def run(fake: FakeTune, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> FakeTune:
     monkeypatch.setattr(trainable, "tune", fake)
-    config = {**CONFIG, **changes.pop("config", {})}
+    attempt = {"number": 1, "directory": "trial", "resume_from": fake.resume_from}
+    config = {**CONFIG, ATTEMPT: attempt, **changes.pop("config", {})}
     arguments: dict[str, Any] = {
         "train": read_only({name: array.copy() for name, array in TRAIN.arrays().items()}),
         "validation": read_only({name: array.copy() for name, array in VALIDATION.arrays().items()}),
+        "fs": LocalFileSystem(),
+        "run": str(fake.folder),
         "seed": 0,
         "device": "cpu",
         "precision": "fp32",
@@ -82,7 +84,7 @@ def outcomes(fake: FakeTune) -> list[tuple[float, ...]]:
 def test_every_epoch_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = run(FakeTune(tmp_path), monkeypatch)
     assert [r["epoch"] for r in fake.reports] == [1, 2, 3]
-    assert set(fake.reports[0]) == {field.name for field in dataclasses.fields(EpochResult)}
+    assert set(fake.reports[0]) == {field.name for field in dataclasses.fields(EpochResult)} | {"saved"}
 
 
 @pytest.mark.parametrize(
@@ -106,9 +108,10 @@ def test_a_trial_that_was_killed_goes_on_as_if_it_had_not_been(
 ) -> None:
     whole = run(FakeTune(tmp_path / "whole"), monkeypatch)
     killed = FakeTune(tmp_path / "killed", stop_after=2)
-    with pytest.raises(Stopped):
+    with pytest.raises(SystemExit):
         run(killed, monkeypatch)
-    resumed = run(FakeTune(tmp_path / "resumed", resume_from=killed.checkpoints[1]), monkeypatch)
+    shutil.rmtree(killed.checkpoints[2])
+    resumed = run(FakeTune(killed.folder, resume_from=killed.checkpoints[1].name), monkeypatch)
     assert outcomes(resumed) == outcomes(whole)[1:]
     for epoch, checkpoint in resumed.checkpoints.items():  # each tells all that was reported up to it
         reports = json.loads((checkpoint / REPORTS).read_text())
@@ -142,8 +145,20 @@ def test_trials_of_one_search_have_different_seeds(tmp_path: Path, monkeypatch: 
 
 
 def test_a_stray_key_of_a_space_fails_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TypeError, match="learning_rate"):
-        run(FakeTune(tmp_path), monkeypatch, config={"learning_rate": 0.1})
+    (report,) = run(FakeTune(tmp_path), monkeypatch, config={"learning_rate": 0.1}).reports
+    assert "unexpected keyword argument 'learning_rate'" in report[FAILURE]
+    assert report["epoch"] == 1 and math.isnan(report["accuracy"])
+    assert "Traceback" in report[TRACEBACK]
+
+
+def test_storage_that_is_away_is_no_fault_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trial").write_text("in the way")
+    fake = FakeTune(tmp_path)
+    with pytest.raises(OSError):
+        run(fake, monkeypatch)
+    assert fake.reports == []
 
 
 def test_a_gpu_trial_without_a_gpu_fails_and_never_trains(

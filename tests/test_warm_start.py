@@ -20,16 +20,17 @@ from tests.conftest import Runner, WarmRunner
 from tests.invariants import check, study_of
 from tests.test_live import fetch
 from tests.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
-from tests.test_search import judge, read_study, result, suggest
+from tests.test_search import complete, read_study, result, suggest
 from tune_mnist import results
+from tune_mnist.asha import ASHA
 from tune_mnist.folder import FolderError, RunFolder
 from tune_mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.points import first_points
 from tune_mnist.samplers import make_sampler
-from tune_mnist.search import HAND_SET, SteadfastASHA, TruthfulOptunaSearch
 from tune_mnist.settings import Settings
 from tune_mnist.spaces import BLOG, WIDE, Space, blog_point, is_within, load_space, to_config
+from tune_mnist.study import HAND_SET, TrialStudy
 from tune_mnist.warm_start import Inheritance, known_again, read_earlier_runs
 
 BLOG_POINT = blog_point(BLOG, 5) or {}
@@ -65,7 +66,7 @@ def inherit(*runs: Path, space: Space = BLOG, **changes: Any) -> Inheritance:
     return read_earlier_runs(settings, space)
 
 
-def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: Any) -> TruthfulOptunaSearch:
+def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: Any) -> TrialStudy:
     """A first session that inherits, or a later one, which reads all that from the ledger."""
     settings = Settings(**{"max_concurrent_trials": 100, **changes})
     run_dir.mkdir(exist_ok=True)
@@ -74,7 +75,7 @@ def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: A
     if inheritance:
         ledger.inherit(inheritance.trials)
         ledger.plan(first_points(settings, BLOG, (), [one.params for one in inheritance.trials]))
-    return TruthfulOptunaSearch(settings, dict(BLOG), ledger, RunFolder(run_dir))
+    return TrialStudy(settings, dict(BLOG), ledger, RunFolder(run_dir))
 
 
 def test_finished_and_pruned_trials_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -105,9 +106,9 @@ def test_they_are_in_ledger_and_study_and_everything_else_counts_from_0(tmp_path
         config = suggest(search, name)
         assert config[OPTUNA_NUMBER] == number
         for epoch in range(1, 3):
-            search.on_trial_result(name, result(epoch, epoch / 10))
-    search.on_trial_complete("complete", result(config["epochs"], 0.4))
-    search.on_trial_complete("pruned", result(2, 0.2))
+            search.report(name, result(epoch, epoch / 10))
+    complete(search, "complete", result(config["epochs"], 0.4))
+    complete(search, "pruned", result(2, 0.2))
     for _ in range(2):  # as the first session leaves the study, and as a resume makes it anew
         study = read_study(tmp_path / "second")
         assert [trial.number for trial in study.trials] == list(range(15))
@@ -126,18 +127,10 @@ def test_they_are_in_ledger_and_study_and_everything_else_counts_from_0(tmp_path
         assert len(ledger.order) == sum(len(trial.epochs) for trial in ledger.trials.values())
         search = searcher(tmp_path / "second")
     assert suggest(search, "next")[OPTUNA_NUMBER] == 3
-    search.on_trial_result("running", result(3, 0.3))
+    search.report("running", result(3, 0.3))
     assert study_of(tmp_path / "second")[2].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
     best = max(trial.value for trial in taken.trials)
     assert known_again(ledger) == [f"12 trials of first are known (8 COMPLETE, 4 PRUNED; best {best:.2%})"]
-
-
-def test_the_number_of_trials_at_a_time_is_of_the_own_ones(tmp_path: Path) -> None:
-    earlier_run(tmp_path / "first")
-    search = searcher(tmp_path / "second", inherit(tmp_path / "first"), max_concurrent_trials=2)
-    assert search.suggest("a") and search.suggest("b") and search.suggest("c") is None
-    search.on_trial_complete("a", result(1, 0.5))
-    assert search.suggest("c") and search.suggest("d") is None
 
 
 def test_the_first_draws_are_what_a_search_draws_that_knows_20_trials(tmp_path: Path) -> None:
@@ -150,11 +143,11 @@ def test_the_first_draws_are_what_a_search_draws_that_knows_20_trials(tmp_path: 
     for i in range(8):
         config = suggest(search, str(i))
         momenta.append(config["momentum"])
-        random_draw = optuna.create_study(sampler=make_sampler("random", 0, i)).ask(dict(BLOG)).params
+        random_draw = optuna.create_study(sampler=make_sampler("random", 0, i, BLOG)).ask(dict(BLOG)).params
         assert config["lr"] != random_draw["lr"]
         if i:
             assert suggest(fresh, str(i))["lr"] == random_draw["lr"]  # TPE begins as the random sampler does
-        search.on_trial_complete(str(i), result(config["epochs"], accuracy(config)))
+        complete(search, str(i), result(config["epochs"], accuracy(config)))
     assert sum(abs(momentum - 0.8) for momentum in momenta) / 8 < 0.09  # at random it is 0.17
 
 
@@ -170,7 +163,7 @@ def test_a_resumed_warm_started_search_draws_what_it_would_have_drawn(sampler: s
                 search = searcher(tmp_path / name, sampler=sampler)
             config = suggest(search, str(i))
             drawn.setdefault(name, []).append(config)
-            search.on_trial_complete(str(i), result(config["epochs"], accuracy(config)))
+            complete(search, str(i), result(config["epochs"], accuracy(config)))
     assert drawn["whole"] == drawn["broken"]
     if sampler != "tpe":  # which alone looks at what is known
         search = searcher(tmp_path / "fresh", Inheritance(), sampler=sampler)
@@ -193,8 +186,8 @@ def test_ashas_rungs_are_of_the_own_trials(tmp_path: Path) -> None:
     earlier_run(tmp_path / "first")  # whose accuracies are far above those here
     search = searcher(tmp_path / "second", inherit(tmp_path / "first"))
     suggest(search, "a")
-    scheduler = SteadfastASHA(Settings(), search._ledger)
-    assert judge(scheduler, "a", 1, 0.1) == "CONTINUE"
+    asha = ASHA(Settings(), search.ledger)
+    assert not asha.stops("a", 1, 0.1)
 
 
 def test_several_runs_are_taken_in_their_order_but_not_what_they_had_inherited(tmp_path: Path) -> None:
@@ -354,7 +347,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     assert trials["number"].tolist() == list(range(5))
     assert trials["momentum"][0] == 0.77  # and the blog's point, which is known, was not tried
     for number in (1, 2, 3, 4):
-        study = optuna.create_study(sampler=make_sampler("random", 0, number))
+        study = optuna.create_study(sampler=make_sampler("random", 0, number, space))
         assert trials["lr"][number] != study.ask(space).params["lr"]
 
 

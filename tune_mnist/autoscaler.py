@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray._private import worker
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
-    AutoscalingState,
-    GetClusterStatusReply,
-)
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune_mnist.ray_private import AutoscalerState
 
 RPC_SECONDS = 2.0
 """Longest wait for an answer of the cluster's head in what is called again and again."""
@@ -102,10 +96,10 @@ def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
                 state = _state()
             except RayError:  # a busy head; it has until the deadline
                 continue
-            if any(group.id.hex() in gang.details for gang in state.infeasible_gang_resource_requests):
+            if any(group.id.hex() in details for details in state.infeasible_groups):
                 return False
-            asked_at = asked_at or state.autoscaler_state_version
-            if asked_at and state.autoscaler_state_version >= asked_at + 2:
+            asked_at = asked_at or state.version
+            if asked_at and state.version >= asked_at + 2:
                 return True
         return False
     finally:
@@ -118,18 +112,10 @@ def pending_nodes() -> dict[str, int]:
     {} where the cluster does not autoscale, or where its head does not answer within 2 s. One or two calls
     of a millisecond.
     """
-    pending: Counter[str] = Counter()
     try:
-        state = _state()
-        report = {} if state.autoscaler_state_version else _v1_report()
+        return dict(_state().pending)
     except RayError:
         return {}
-    for request in state.pending_instance_requests:
-        pending[request.ray_node_type_name] += request.count
-    pending.update(instance.ray_node_type_name for instance in state.pending_instances)
-    pending.update(report.get("pending_launches") or {})
-    pending.update(node_type for _, node_type, _ in report.get("pending_nodes") or ())
-    return dict(pending)
 
 
 def _read_monitor(gcs_address: str) -> dict[str, Any] | None:
@@ -185,31 +171,14 @@ def _from_config(config: dict[str, Any], workers: int) -> Autoscaler:
 def _runs_elsewhere() -> bool:
     """Whether an autoscaler outside the head's processes serves this cluster: on Kubernetes, its sidecar."""
     try:
-        reply = _status()
-        if reply.autoscaling_state.autoscaler_state_version:
-            return any(node.ray_node_type_name for node in reply.cluster_resource_state.node_states)
-        names = (_v1_report().get("node_type_mapping") or {}).values()
+        state = _state()
     except RayError:
         return False
+    if state.version:
+        return any(state.node_types)
     # A monitor that only reads calls each node a type of its own, node_<its id>.
-    return any(not name.startswith("node_") for name in names)
+    return any(not name.startswith("node_") for name in state.v1_node_types)
 
 
-def _state() -> AutoscalingState:
-    return _status().autoscaling_state
-
-
-def _status() -> GetClusterStatusReply:
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(_gcs().get_cluster_status(timeout_s=RPC_SECONDS))
-    return reply
-
-
-def _v1_report() -> dict[str, Any]:
-    status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), timeout=RPC_SECONDS)
-    report: dict[str, Any] = (json.loads(status) if status else {}).get("autoscaler_report") or {}
-    return report
-
-
-def _gcs() -> Any:
-    return worker.global_worker.gcs_client  # type: ignore[attr-defined]
+def _state() -> AutoscalerState:
+    return AutoscalerState(RPC_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -9,24 +10,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import ray
-from ray._private import ray_constants, services, utils, worker
-from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
-from ray._private.authentication import authentication_token_setup
-from ray._private.node import Node
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.services import find_bootstrap_address
-from ray._private.utils import get_dashboard_dependency_error
-from ray.tune.execution import class_cache
 
-from tune_mnist import autoscaler
+from tune_mnist import autoscaler, ray_private
 from tune_mnist.autoscaler import pending_nodes as pending_nodes
 from tune_mnist.words import first_line
 
@@ -50,6 +42,8 @@ TRIAL_ENVIRONMENT = {
 }
 
 
+DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "opencensus", "opentelemetry")
+"""Some of those that Ray's dashboard needs."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -71,6 +65,9 @@ class Connection:
     "HOST:PORT of its head."
     dashboard: str | None
     "HOST:PORT of its dashboard."
+    reconnect: Callable[[], None]
+    """Leaves it and joins it again; one of our own is ended, and another one started. It does nothing where
+    Ray was running in this process before. Raises `ClusterError`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +99,12 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
             dashboard is not installed.
     """
     if ray.is_initialized():
-        yield Connection(embedded=False, address=ray.get_runtime_context().gcs_address, dashboard=None)
+        yield Connection(
+            embedded=False,
+            address=ray.get_runtime_context().gcs_address,
+            dashboard=None,
+            reconnect=lambda: None,
+        )
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
@@ -112,17 +114,27 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
     elif address != "local":
         address = _find(address)
         _check_answers(address)
-    context = _start(dashboard, preload) if address == "local" else _join(address)
+    head = address
+
+    def connect() -> Any:
+        return _start(dashboard, preload) if head == "local" else _join(head)
+
+    def reconnect() -> None:
+        with _without_stderr():
+            ray.shutdown()
+        connect()
+
+    context = connect()
     with ExitStack() as stack:
-        # Of a worker's death Ray prints a coloured paragraph, for which it has no switch.
-        stack.enter_context(mock.patch.object(worker, "print_to_stdstream", _log_message))
-        if address == "local":  # or Tune's one variable would ask for workers other than those that wait
-            stack.enter_context(mock.patch.dict(class_cache.DEFAULT_ENV_VARS, clear=True))
+        stack.enter_context(ray_private.quiet_errors())
+        if head == "local":
+            stack.enter_context(ray_private.waiting_workers())
         try:
             yield Connection(
-                embedded=address == "local",
+                embedded=head == "local",
                 address=context.address_info["gcs_address"],
                 dashboard=context.dashboard_url or None,
+                reconnect=reconnect,
             )
         finally:
             with _without_stderr():
@@ -212,30 +224,13 @@ def _refusal(
 
 
 def _start(dashboard: bool, preload: str) -> Any:
-    if dashboard and get_dashboard_dependency_error():
+    if dashboard and not all(map(importlib.util.find_spec, DASHBOARD_PACKAGES)):
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
-    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-    if gpus and (os.cpu_count() or 1) > PRELOADED_CORES:
+    if (os.cpu_count() or 1) > PRELOADED_CORES and _has_gpus():
         preload = ""  # Ray starts a worker for each core, but trials are as few as fit on the GPUs
-    # In a session of their own, Ray's processes outlive a SIGTERM to our group (of timeout, systemd, Slurm)
-    # until the search has ended in order; of SIGINT Ray itself takes care.
-    popen = partial(services.ConsolePopen, start_new_session=True)
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
-        # Loopback only, which Ray does by itself on macOS and Windows; its _node_ip_address would not.
-        stack.enter_context(mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False))
-        # Inherited by the workers. As a runtime environment it would make those useless that Ray starts now.
-        inherited = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
-        stack.enter_context(mock.patch.dict(os.environ, inherited))
-        # It would bring the workers' output to the driver, which has no use for it; Ray's log files keep it.
-        stack.enter_context(mock.patch.object(Node, "start_log_monitor", lambda self: None))
-        if not dashboard:
-            # Ray starts them nevertheless, an autoscaler and a server without a page, and waits 1.3 s.
-            stack.enter_context(mock.patch.object(Node, "start_monitor", lambda self: None))
-            stack.enter_context(mock.patch.object(Node, "start_api_server", lambda self, **options: None))
-            # Ray would import its packages for a second, to see whether the node's agent can have servers.
-            lacks = ImportError("no dashboard is wanted")
-            stack.enter_context(mock.patch.object(utils, "get_dashboard_dependency_error", lambda: lacks))
+    # Inherited by the workers.
+    variables = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
+    with _environment(variables), ray_private.own_session(), ray_private.loopback_only():
         # Room for the data set once; Ray's own choice is a third of the memory.
         return ray.init(
             address="local",
@@ -244,6 +239,24 @@ def _start(dashboard: bool, preload: str) -> Any:
             object_store_memory=2**30,
             **QUIET,
         )
+
+
+def _has_gpus() -> bool:
+    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _join(address: str) -> Any:
@@ -256,7 +269,7 @@ def _join(address: str) -> Any:
 def _runtime_env() -> dict[str, Any]:
     """Give what the workers of a joined cluster are to have in their environment."""
     # A job of `ray job submit` has a runtime environment already, and Ray refuses a variable set in both.
-    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     taken = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {"env_vars": {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}}
 
@@ -267,10 +280,10 @@ def _find(address: str) -> str:
         address = os.environ.get("RAY_ADDRESS") or "auto"
     if address != "auto":
         return address
-    found: str | None = find_bootstrap_address(None)
+    found = ray_private.address_of_this_machine()
     if not found:
         raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
-    _use_token_of_this_machine()
+    ray_private.use_token_of_this_machine()
     return found
 
 
@@ -283,10 +296,10 @@ def _running_here() -> str | None:
     Raises:
         TokenError: if it wants a token that is not to be had here.
     """
-    address: str | None = find_bootstrap_address(None)
+    address = ray_private.address_of_this_machine()
     if not address:
         return None
-    _use_token_of_this_machine()
+    ray_private.use_token_of_this_machine()
     try:
         _check_answers(address)
     except TokenError:
@@ -294,12 +307,6 @@ def _running_here() -> str | None:
     except ClusterError:
         return None
     return address
-
-
-def _use_token_of_this_machine() -> None:
-    """Turn tokens on where RAY_AUTH_MODE is unset and a token is at hand, as Ray does for address auto."""
-    with mock.patch.object(authentication_token_setup, "_warn_token_auth_enabled"):
-        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _check_answers(address: str) -> None:
@@ -325,7 +332,3 @@ def _check_answers(address: str) -> None:
         raise ClusterError(
             f"what answers at {address} is no Ray cluster of version {ray.__version__}"
         ) from error
-
-
-def _log_message(data: dict[str, Any], ignore_prefix: bool) -> None:
-    logging.getLogger("ray.tune.raylet").error("\n".join(data["lines"]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from tune_mnist.asha import rungs
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR
 from tune_mnist.insights import STATES, View
 from tune_mnist.ledger import TrialRecord
@@ -21,7 +22,6 @@ from tune_mnist.panels import (
     whole_step,
 )
 from tune_mnist.scale import nines
-from tune_mnist.search import rungs
 from tune_mnist.timeline import best_so_far, stretches
 
 

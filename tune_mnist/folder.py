@@ -228,6 +228,12 @@ class RunFolder:
         with self._errors():
             self.fs.delete_dir(checkpoint.path)
 
+    def remove_half_written(self, directory: str) -> None:
+        """Remove what a lost process has left of a checkpoint that it was writing into a trial's folder."""
+        if not self.remote:
+            for stale in (self.local / directory).glob(".checkpoint_*"):
+                shutil.rmtree(stale, ignore_errors=True)
+
     def push(self, *, wait: bool = False) -> None:
         """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
 
@@ -279,11 +285,16 @@ class RunFolder:
             path.unlink(missing_ok=True)  # before the release: who waits for it gets none, not a stale one
             lock.release()
 
-    def checkpoints(self) -> dict[str, list[SavedCheckpoint]]:
-        """List the checkpoints by trial folder, each list with the newest last."""
+    def checkpoints(self, directory: str = "") -> dict[str, list[SavedCheckpoint]]:
+        """List the checkpoints by trial folder, each list with the newest last.
+
+        Args:
+            directory: the only trial folder to look into.
+        """
         found: dict[str, list[SavedCheckpoint]] = {}
         with self._errors():
-            selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+            path = f"{self.path}/{directory}" if directory else self.path
+            selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
             infos = self.fs.get_file_info(selector)
         files = {info.path: info.size for info in infos if info.type == fs.FileType.File}
         for info in sorted(infos, key=lambda info: info.base_name):

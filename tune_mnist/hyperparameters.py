@@ -20,6 +20,10 @@ FAILURE = "failure"
 
 OPTUNA_NUMBER = "optuna_trial_number"
 """Key in the config of a Ray trial, beside the hyper-parameters: its number, from 0, in the run."""
+ATTEMPT = "attempt"
+"""Key in the config of a Ray trial: what this attempt needs, as the trial's folder and its checkpoint."""
+SAVED = "saved"
+"""Key of a report: the name of the checkpoint that was written with it."""
 
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
 MAX_SHIFT = 4

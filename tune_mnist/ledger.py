@@ -1,12 +1,12 @@
 """The ledger of a run: the one place where the truth about it lies, and from which the rest is derived.
 
 Every fact about a run is a line of ``ledger.jsonl``, appended by the driver when it happens: what the run
-inherited from earlier ones, which points it tries first, what a trial was given, what it reported for an
-epoch, how it ended, when a session of the driver began and was closed. The study, ASHA's rungs, Ray's trials
-and the tables hold nothing else: a resume makes them anew from these lines, whatever state a kill has left
-them in. A kill can tear only the last line, which is then no fact yet. A checkpoint repeats its trial's
-epochs, so that one which is ahead of the ledger (whose last lines had not reached the bucket) brings them
-along. Two reports of one epoch, as after a retry, are one fact: the first.
+inherited from earlier ones, which points it tries first, what a trial was given, when an attempt at it began
+and was lost, what it reported for an epoch, how it ended, when a session of the driver began and was closed.
+The study, ASHA's rungs, the ResultGrid and the tables hold nothing else: a resume makes them again from these
+lines, whatever state a kill has left them in. A kill can tear only the last line, which is then no fact yet.
+A checkpoint repeats its trial's epochs, so that one which is ahead of the ledger (whose last lines had not
+reached the bucket) brings them along. Two reports of one epoch, as after a retry, are one fact: the first.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ LEDGER = "ledger.jsonl"
 """Name of the ledger in the run folder."""
 CHECKPOINT_NAME = "checkpoint_dir_name"
 """Key of a reported epoch: the folder of the checkpoint that was saved with it, or None."""
+EVENTS = (
+    *("inherited", "points", "trial", "attempt", "epoch", "saved", "lost", "error", "end", "broke", "close"),
+)
+"""Kinds of lines beside the first of a session."""
 UNENDED = "RUNNING"
 """State of a trial that has not ended, in a run that has not been closed."""
 
@@ -47,6 +51,7 @@ class TrialRecord:
     """What the ledger says of one trial."""
 
     trial_id: str
+    "The id of Ray's trial; of several attempts, which are a Ray trial each, that of the first."
     number: int
     "Its place in the run, from 0; in the study, that among those which were not inherited."
     params: dict[str, Any]
@@ -66,6 +71,10 @@ class TrialRecord:
     "What closed the run before this trial had ended."
     error: str | None = None
     "The first line of what it raised last, or was lost of."
+    attempts: int = 0
+    "How often it was given to Ray; 0 in the ledgers of older versions."
+    lost: int = 0
+    "Attempts of this session that were lost with their process or node."
 
     @property
     def last(self) -> dict[str, Any]:
@@ -208,9 +217,23 @@ class Ledger:
         self._write({"event": "end", "trial_id": trial_id, "state": state}, durable=True)
         return state
 
+    def attempted(self, trial_id: str, attempt: str, resume_from: str | None) -> None:
+        """Note that a trial was given to Ray under the id ``attempt``, and its checkpoint, if it has one."""
+        self._write(
+            {"event": "attempt", "trial_id": trial_id, "attempt": attempt, "resume_from": resume_from}
+        )
+
+    def lost(self, trial_id: str, attempt: str, error: str) -> None:
+        """Note that an attempt was lost with its process, node or storage, and what Ray says of it."""
+        self._write({"event": "lost", "trial_id": trial_id, "attempt": attempt, "error": error})
+
     def raised(self, trial_id: str, error: str) -> None:
-        """Note what a trial raised, or was lost of."""
+        """Note what a trial's own code raised."""
         self._write({"event": "error", "trial_id": trial_id, "error": error})
+
+    def broke(self, reason: str) -> None:
+        """Note why Ray's loop had to be started again."""
+        self._write({"event": "broke", "reason": reason})
 
     def close(self, reason: str) -> None:
         """Note why the session is over."""
@@ -259,9 +282,9 @@ class Ledger:
             self.sessions.append([now, now])
             self.closed_by = None
             for trial in self.trials.values():
-                trial.stopped_by = None
+                trial.stopped_by, trial.lost = None, 0
             return
-        if kind not in ("inherited", "points", "trial", "epoch", "saved", "end", "error", "close"):
+        if kind not in EVENTS:
             raise ValueError(f"there is no event {kind}")
         if not self.sessions:  # its line is lost
             self.sessions.append([now, now])
@@ -281,6 +304,8 @@ class Ledger:
             for trial in self.unended():
                 trial.stopped_by = event["reason"]
             return
+        if kind == "broke":
+            return
         trial_id = event.pop("trial_id")
         if trial_id not in self.trials:
             self.lost_trials.add(trial_id)
@@ -293,6 +318,11 @@ class Ledger:
             (trial.find(event[TIME_ATTR]) or {})[CHECKPOINT_NAME] = event[CHECKPOINT_NAME]
         elif kind == "end":
             trial.state, trial.ended = event["state"], now
+        elif kind == "attempt":
+            trial.attempts += 1
+        elif kind == "lost":
+            trial.lost += 1
+            trial.error = event["error"]
         elif kind == "error":
             trial.error = event["error"]
 

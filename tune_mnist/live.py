@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tune_mnist.folder import RunFolder
-from tune_mnist.search import JOURNAL
+from tune_mnist.journal import JOURNAL
 from tune_mnist.words import short_path
 
 EXTRA = "pip install 'tune-mnist[dashboard]'"

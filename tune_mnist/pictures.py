@@ -18,13 +18,13 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 
+from tune_mnist.asha import rungs
 from tune_mnist.curves import run_labels
 from tune_mnist.hyperparameters import METRIC, TIME_ATTR
 from tune_mnist.insights import STATES, View
 from tune_mnist.panels import BEST_COLOR, COLORS, RUN_COLORS, STATE_WORDS, foot, room_around
 from tune_mnist.plots import CONTOUR_PARAMETERS, MOST_CELLS, MOST_LINES, varied_parameters
 from tune_mnist.scale import accuracy_ticks, nines, tick_texts
-from tune_mnist.search import rungs
 from tune_mnist.timeline import best_so_far, stretches
 
 DPI = 200

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from tune_mnist import cluster, data
+from tune_mnist import cluster, data, ray_private
 from tune_mnist.device import resolve_precision
 from tune_mnist.folder import FolderError, RunFolder
 from tune_mnist.ledger import LEDGER, Ledger
@@ -87,8 +87,8 @@ def check_readable(folder: RunFolder, ledger: Ledger) -> None:
 
 def fit_to_cluster(
     settings: Settings, folder: RunFolder, stop: StopRequest, stack: ExitStack, listener: Listener | None
-) -> tuple[Settings, int]:
-    """Join or start the cluster for ``stack``; settle a trial's share, find the number of trials at a time.
+) -> tuple[Settings, int, cluster.Connection]:
+    """Join or start the cluster for ``stack``; settle a trial's share and the number of concurrent trials.
 
     Raises:
         ClusterError: if there is none, it can't hold a trial, or its nodes don't share the folder.
@@ -101,6 +101,9 @@ def fit_to_cluster(
         connection = stack.enter_context(
             cluster.connected(settings.address, dashboard=settings.dashboard, preload=preload)
         )
+    for line in ray_private.skipped.values():
+        if listener:
+            listener.told(line)
     if listener and connection.dashboard:
         listener.told(f"Ray's dashboard: {connection.dashboard}")
     resources = cluster.fit_resources(
@@ -112,7 +115,7 @@ def fit_to_cluster(
     elif not folder.remote:
         check_shared(folder.local.parent)
     # The number is not kept with the settings: where it was not asked for, a resume takes what fits then.
-    return dataclasses.replace(settings, gpus_per_trial=resources.gpus), resources.slots
+    return dataclasses.replace(settings, gpus_per_trial=resources.gpus), resources.slots, connection
 
 
 def load_splits(settings: Settings) -> tuple[data.Split, data.Split]:

@@ -1,4 +1,4 @@
-"""Counts what a running search has come to, from Ray's callbacks, and hands it on as plain values."""
+"""Counts the results of a running search, and hands them on as plain values."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-from ray.tune import Callback
-from ray.tune.experiment import Trial
 
 from tune_mnist.hyperparameters import METRIC
 from tune_mnist.ledger import CHECKPOINT_NAME, Ledger, TrialRecord
@@ -69,44 +66,58 @@ class Listener(Protocol):
         """Take notice of the end of a trial."""
 
 
-class ProgressCallback(Callback):
-    """Keeps a `Progress` up to date, tells a listener, and runs a check after each step of Ray's loop."""
+class ProgressKeeper:
+    """Keeps a `Progress` up to date, and tells a listener."""
 
     def __init__(
-        self,
-        progress: Progress,
-        ledger: Ledger,
-        listener: Listener | None,
-        check: Callable[[Progress], None],
-        look: Callable[[], str],
-    ) -> None:
+        self, progress: Progress, ledger: Ledger, listener: Listener | None, look: Callable[[], str]
+    ):
         """Start from what the ledger has already.
 
         Args:
             progress: the counts to keep.
             ledger: of the run.
             listener: whom to tell.
-            check: called after each step; it may end the search.
             look: says in words what the search waits for; "" where that is nothing.
         """
-        self.progress, self.ledger, self.listener, self.check = progress, ledger, listener, check
+        self.progress, self.ledger, self.listener = progress, ledger, listener
         self.look, self.look_due, self.idle_since = look, 0.0, time.monotonic()
         progress.ended = [_ended(trial) for trial in ledger.trials.values() if trial.state]
         progress.resumed = len(progress.ended)
-        self.seen = {trial.trial_id for trial in ledger.trials.values() if trial.state}
         for trial in ledger.trials.values():
             self._count(trial, trial.epochs)
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Count the running trials and run the check."""
-        running = sum(trial.status == Trial.RUNNING for trial in trials)
-        waiting = self._waiting(running, trials)
+    def stepped(self, *, running: int, pending: int) -> None:
+        """Take the numbers of attempts that run, and that wait for a process."""
+        waiting = self._waiting(running, pending)
         if (running, waiting) != (self.progress.running, self.progress.waiting):
             self.progress.running, self.progress.waiting = running, waiting
             self._updated()
-        self.check(self.progress)
 
-    def _waiting(self, running: int, trials: list[Trial]) -> str:
+    def reported(self, trial: TrialRecord) -> None:
+        """Count an epoch."""
+        self._count(trial, trial.epochs[-1:])
+        self._updated()
+
+    def lost(self) -> None:
+        """Count a trial that was lost and is tried again."""
+        self.progress.retries += 1
+        self._updated()
+
+    def ended(self, trial: TrialRecord) -> None:
+        """Count the end of a trial."""
+        ended = _ended(trial)
+        self.progress.ended.append(ended)
+        if self.listener:
+            self.listener.trial_ended(self.progress, ended)
+        self._updated()
+
+    def tell(self, text: str) -> None:
+        """Say something worth a line."""
+        if self.listener:
+            self.listener.told(text)
+
+    def _waiting(self, running: int, pending: int) -> str:
         """Say what trials wait for, in words; "" where they don't."""
         now = time.monotonic()
         if now < self.look_due:
@@ -114,30 +125,9 @@ class ProgressCallback(Callback):
         self.look_due = now + LOOK_SECONDS
         if words := self.look():
             return words
-        if running or not any(trial.status == Trial.PENDING for trial in trials):
+        if running or not pending:
             self.idle_since = now
         return "waiting for a node that has room" if now - self.idle_since > IDLE_SECONDS else ""
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Count an epoch."""
-        record = self.ledger.trials[trial.trial_id]
-        self._count(record, record.epochs[-1:])
-        self._updated()
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Count a trial that trained to its end or was cut."""
-        self._trial_ended(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Count a trial that raised."""
-        self._trial_ended(trial)
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Count a trial that was lost and is tried again."""
-        self.progress.retries += 1
-        self._updated()
 
     def _count(self, trial: TrialRecord, epochs: list[dict[str, Any]]) -> None:
         progress = self.progress
@@ -148,17 +138,6 @@ class ProgressCallback(Callback):
                 progress.best_accuracy, progress.best_config = accuracy, trial.config
             if epoch.get(CHECKPOINT_NAME) and accuracy > (progress.best_saved_accuracy or 0.0):
                 progress.best_saved_accuracy = accuracy
-
-    def _trial_ended(self, trial: Trial) -> None:
-        record = self.ledger.trials[trial.trial_id]
-        if record.state is None or record.trial_id in self.seen:
-            return
-        self.seen.add(record.trial_id)
-        ended = _ended(record)
-        self.progress.ended.append(ended)
-        if self.listener:
-            self.listener.trial_ended(self.progress, ended)
-        self._updated()
 
     def _updated(self) -> None:
         if self.listener:

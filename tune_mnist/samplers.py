@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.samplers._tpe.sampler import _split_trials, default_gamma
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
-
-KNOWN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-"""States of the trials that TPE learns from; of the running ones it learns where not to draw."""
+from optuna.trial import FrozenTrial
 
 
-def make_sampler(name: str, seed: int, number: int) -> BaseSampler:
-    """Make the sampler that draws trial ``number``: one of Optuna's, with Optuna's defaults, but for TPE.
+def make_sampler(name: str, seed: int, number: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+    """Make the sampler that draws trial ``number`` of a search space.
 
     Each trial has a random stream of its own, made of seed and number, so that a resumed run draws what it
     would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011, with Optuna's
     constant liar, so that concurrent trials don't crowd.
     """
     if name == "tpe":
-        return SplitOnceTPESampler(stream(seed, number))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna 4's of constant_liar
+            # Each parameter by itself, and not all jointly as Optuna 5 does by default: on recorded curves
+            # (benchmarks/README.md) the regret is a fifth lower, 0.06 ± 0.02 points over 30 seeds.
+            return TPESampler(seed=stream(seed, number), multivariate=False, constant_liar=True)
     if name == "random":
         return RandomSampler(seed=stream(seed, number))
     if name == "qmc":
-        return NumberedQMCSampler(seed, stream(seed, number), number)
+        return SobolSampler(seed, number, space)
     raise ValueError(f"sampler is {name}, but must be one of tpe, random, qmc")
 
 
@@ -39,68 +45,59 @@ def stream(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
-class SplitOnceTPESampler(TPESampler):
-    """Optuna's TPE, each parameter by itself, that splits a study's trials once a suggestion.
+class SobolSampler(BaseSampler):
+    """A scrambled Sobol sequence, of which a trial gets the point with its own number.
 
-    Optuna 5.0 does it once a parameter. The draws are the same, which a test holds.
+    Optuna's `QMCSampler` counts the points in an attribute of the study, and draws the first one at random.
     """
 
-    def __init__(self, seed: int) -> None:
-        # Each parameter by itself, and not all jointly as Optuna 5 does by default: on recorded curves
-        # (benchmarks/README.md) the regret is a fifth lower, 0.06 ± 0.02 points over 30 seeds.
-        super().__init__(seed=seed, multivariate=False)
-        self._better_and_others: tuple[list[FrozenTrial], list[FrozenTrial]] | None = None
+    def __init__(self, seed: int, number: int, space: Mapping[str, BaseDistribution]) -> None:
+        self._seed, self._number, self._space = seed, number, dict(space)
+        self._random = RandomSampler(seed=stream(seed, number))
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Forget how the trials were split for the last suggestion."""
-        super().before_trial(study, trial)
-        self._better_and_others = None
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Give the whole space: its parameters are drawn together."""
+        return self._space
 
-    def _sample(
+    def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if self._better_and_others is None:
-            known = study.get_trials(deepcopy=False, states=KNOWN)
-            trials = [one for one in known if one.number != trial.number]
-            ended = sum(one.state != TrialState.RUNNING for one in trials)
-            self._better_and_others = _split_trials(study, trials, default_gamma(ended))
-        better, others = self._better_and_others
-        below = self._build_parzen_estimator(study, search_space, better, handle_below=True)
-        above = self._build_parzen_estimator(study, search_space, others, handle_below=False)
-        candidates = below.sample(self._rng.rng, self._n_ei_candidates)
-        drawn = self._compare(candidates, self._compute_acquisition_func(candidates, below, above))
-        return {name: space.to_external_repr(drawn[name]) for name, space in search_space.items()}
+        """Give the point of this trial."""
+        # Here, as it takes half a second to import, for this one sampler.
+        from scipy.stats import qmc
 
-    def _get_internal_repr(
-        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
-    ) -> dict[str, npt.NDArray[np.float64]]:
-        # Optuna's, without what it asks of each trial for the sake of multivariate TPE.
-        params = [one.params for one in trials]
+        if not search_space:
+            return {}
+        engine = qmc.Sobol(len(search_space), scramble=True, rng=self._seed)
+        if self._number:
+            engine.fast_forward(self._number)
+        (point,) = engine.random(1)
         return {
-            name: np.array([space.to_internal_repr(known[name]) for known in params if name in known])
-            for name, space in search_space.items()
+            name: _value(distribution, float(place))
+            for (name, distribution), place in zip(search_space.items(), point, strict=True)
         }
 
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw a parameter that is not in the space at random."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
 
-class NumberedQMCSampler(QMCSampler):
-    """Optuna's scrambled Sobol sequence, of which a trial gets the point with its own number.
 
-    Optuna counts the points in an attribute of the study, which is not a trial's and so not in the ledger.
-    """
-
-    def __init__(self, seed: int, stream: int, number: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # Its other warnings are about samplers in several processes, and about the first trial, which is
-            # drawn at random; here only the driver samples.
-            super().__init__(
-                seed=seed,
-                scramble=True,
-                independent_sampler=RandomSampler(seed=stream),
-                warn_asynchronous_seeding=False,
-                warn_independent_sampling=False,
-            )
-        self.number = number
-
-    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
-        return self.number
+def _value(distribution: BaseDistribution, place: float) -> Any:
+    """Give the value that lies at a place of 0 up to, not including, 1 of a parameter's range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(place * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    margin = (step or 0) / 2  # so that each step has the same room
+    if distribution.log:
+        margin = 0.5 if isinstance(distribution, IntDistribution) else 0.0
+        start, end = math.log(low - margin), math.log(high + margin)
+        value = math.exp(start + place * (end - start))
+    else:
+        value = low - margin + place * (high - low + 2 * margin)
+    if step and not distribution.log:
+        value = low + round((value - low) / step) * step
+    value = min(max(value, low), high)
+    return round(value) if isinstance(distribution, IntDistribution) else value

@@ -65,6 +65,12 @@ class Settings:
     max_failures: int = setting(
         3, "resources", "times that a trial is tried again after its process or node was lost"
     )
+    stall_seconds: float = setting(
+        120.0,
+        "resources",
+        "shortest silence of all trials after which their processes are replaced; never before 10 times the "
+        "slowest epoch",
+    )
     fresh_actors: bool = setting(
         False, "resources", "start a new process for every trial: slower, but nothing shared"
     )
@@ -86,6 +92,7 @@ class Settings:
         "on", "training", "on or off: whether a GPU replays the training steps from CUDA graphs"
     )
     checkpoint_seconds: float = setting(30.0, "training", "longest time without a checkpoint, at epoch ends")
+    keep_checkpoints: int = setting(5, "training", "ended trials whose checkpoints are kept: the best ones")
 
     name: str | None = setting(None, "run", "name of the run (default: data set, date and time)")
     storage_path: str = setting(
@@ -97,7 +104,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check each value that can be checked without looking at the machine."""
-        for name in ("num_samples", "max_epochs", "grace_period", "val_size"):
+        for name in ("num_samples", "max_epochs", "grace_period", "val_size", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("train_size", "max_concurrent_trials"):
             value = getattr(self, name)
@@ -117,6 +124,7 @@ class Settings:
         target = self.target_accuracy
         self._require("target_accuracy", target is None or 0 < target <= 1, "above 0 and at most 1")
         self._require("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0")
+        self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "above 0")
         self._one_of("sampler", ("tpe", "random", "qmc"))
         self._one_of("dataset", ("mnist", "fashion-mnist", "kmnist"))
         self._one_of("precision", ("auto", "fp32", "bf16"))
@@ -182,13 +190,15 @@ class Settings:
 
 
 SINCE_THEN: dict[str, Any] = {
-    **{"warm_start": (), "points": None, "open_dashboard": False, "cuda_graph": "on"},
+    **{"warm_start": (), "points": None, "open_dashboard": False, "cuda_graph": "on", "stall_seconds": 120.0},
+    "keep_checkpoints": 5,
 }
 """What the settings of older runs lack."""
 
 RESUMABLE = (
     *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
-    *("max_failures", "address", "dashboard", "data_dir", "open_dashboard", "cuda_graph"),
+    *("max_failures", "address", "dashboard", "data_dir", "open_dashboard", "cuda_graph", "stall_seconds"),
+    "keep_checkpoints",
 )
 """What a resume may change: how far to go, and what depends on the machines that it goes on."""
 

@@ -1,10 +1,9 @@
-"""Every reason to end a search early, turned into the one signal on which Ray Tune stops in order."""
+"""Every reason to end a search early: a signal, the time budget, the target accuracy."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ class StopRequest:
     """Ends a search in order, once, on a signal, when its time is up, or when it has reached its target.
 
     Ray's own SIGINT handler returns from ``fit()`` as if the search were done, and on SIGTERM it saves
-    nothing; on SIGUSR1 it stops in order.
+    nothing. With ours, Ray's loop is told to stop by its `Stopper`, which asks for the ``reason``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -39,7 +38,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("a search must be run from the main thread, where its stop signals arrive")
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.getsignal(number)
         self._install()
         return self
@@ -72,15 +71,11 @@ class StopRequest:
 
     def begin(self) -> None:
         """Start the clock: from here on a first signal ends the search in order."""
-        # Until Ray Tune puts its handler in place: the default would kill the process.
-        signal.signal(
-            signal.SIGUSR1, lambda number, frame: sys.exit(143 if self.reason == "SIGTERM" else 130)
-        )
         self.started = time.monotonic()
         self.deadline = self.started + self.budget if self.budget else None
 
     def check(self, progress: Progress) -> None:
-        """End the search when its target or its deadline is reached."""
+        """Give the search a reason to end when its target or its deadline is reached."""
         progress.deadline = self.deadline
         best = progress.best_saved_accuracy  # a winner needs its checkpoint
         if self.reason is not None:
@@ -89,8 +84,6 @@ class StopRequest:
             self.reason = TARGET
         elif self.deadline is not None and time.monotonic() > self.deadline:
             self.reason = "time budget"
-        if self.reason is not None:
-            signal.raise_signal(signal.SIGUSR1)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.started is None or self.reason in ("SIGINT", "SIGTERM"):
@@ -99,4 +92,3 @@ class StopRequest:
                 raise SystemExit(128 + number)
             return
         self.reason = signal.Signals(number).name
-        signal.raise_signal(signal.SIGUSR1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,22 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from ray import tune
-from ray.tune.logger import TBXLoggerCallback
 
 from tune_mnist import cluster, dashboard, data
-from tune_mnist.controller import steadfast
+from tune_mnist.asha import ASHA, rungs
+from tune_mnist.attempts import (
+    AttemptCallback,
+    Attempts,
+    AttemptScheduler,
+    AttemptSearcher,
+    AttemptStopper,
+)
+from tune_mnist.checkpoints import take_in_checkpoints
 from tune_mnist.folder import FolderError, RunFolder
 from tune_mnist.grid import ResultGrid, load_grid, saved_epochs
-from tune_mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.ledger import LEDGER, Ledger, trial_directory
+from tune_mnist.hyperparameters import ATTEMPT, OPTUNA_NUMBER
+from tune_mnist.journal import JOURNAL
+from tune_mnist.ledger import LEDGER, Ledger
 from tune_mnist.live import ways_to_watch
 from tune_mnist.points import first_points, read_points
 from tune_mnist.preflight import (
@@ -35,20 +42,25 @@ from tune_mnist.preflight import (
     name_run,
     read_settings,
 )
-from tune_mnist.progress import Listener, Progress, ProgressCallback
+from tune_mnist.progress import Listener, Progress, ProgressKeeper
 from tune_mnist.results import TRIALS_TABLE, write_tables
-from tune_mnist.search import JOURNAL, SteadfastASHA, TruthfulOptunaSearch, rungs
 from tune_mnist.settings import ResumeRequest, Settings
 from tune_mnist.spaces import load_space
 from tune_mnist.stop import TARGET, StopRequest
+from tune_mnist.study import TrialStudy
 from tune_mnist.trainable import train_trial
-from tune_mnist.trials import CHECKPOINTS, RecordCallback, TrialSource, take_in_checkpoints
 from tune_mnist.warm_start import known_again, read_earlier_runs
 from tune_mnist.winner import Winner, read_winner, score_winner
+from tune_mnist.words import first_line
 
 RAY_LOG = "ray_tune.log"
 """Name of the file in the run folder that takes what Ray Tune would print."""
+RAY_FOLDER = "ray"
+"""Name of the folder in it that is Ray Tune's own: a folder an attempt, and a state that nobody reads."""
+ROUNDS = 5
+"""Calls of Ray's loop without a single report after which a search gives up."""
 
+LOGGER = logging.getLogger("ray.tune.rounds")
 FINISHED = "finished"
 """Why a search ended that was neither stopped nor out of time."""
 
@@ -97,7 +109,7 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
             if folder.exists():
                 raise name_is_taken(folder)
             splits = load_splits(settings)
-            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
+            settings, slots, connection = fit_to_cluster(settings, folder, stop, stack, listener)
             with folder.created() as beginning:
                 (beginning / SETTINGS).write_text(settings.to_json())
                 ledger = Ledger.open(beginning / LEDGER)
@@ -106,7 +118,9 @@ def run(settings: Settings, listener: Listener | None = None) -> Outcome:
                 ledger.plan(points)
         ledger = Ledger.open(folder.local / LEDGER)
         settings = dataclasses.replace(settings, max_concurrent_trials=slots)
-        session = _Session(settings, space, folder, ledger, splits, listener, stop, earlier.remarks)
+        session = _Session(
+            settings, space, folder, ledger, splits, connection, listener, stop, earlier.remarks
+        )
         return _search(session, stack)
 
 
@@ -140,17 +154,19 @@ def resume(request: ResumeRequest, listener: Listener | None = None) -> Outcome 
                 dashboard.check_installed()
             stop = stack.enter_context(StopRequest(settings))
             splits = load_splits(settings)
-            settings, slots = fit_to_cluster(settings, folder, stop, stack, listener)
+            settings, slots, connection = fit_to_cluster(settings, folder, stop, stack, listener)
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
             space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
         folder.remove(TRIALS_TABLE)
         folder.write(SETTINGS, settings.to_json())
-        settings = dataclasses.replace(settings, max_concurrent_trials=slots)
         ledger.begin(ledger.distributions)
         take_in_checkpoints(folder, ledger)
-        ledger.end_what_was_over(SteadfastASHA(settings, ledger).stopped)
-        session = _Session(settings, space, folder, ledger, splits, listener, stop, known_again(ledger))
+        ledger.end_what_was_over(ASHA(settings, ledger).stopped)
+        settings = dataclasses.replace(settings, max_concurrent_trials=slots)
+        session = _Session(
+            settings, space, folder, ledger, splits, connection, listener, stop, known_again(ledger)
+        )
         return _search(session, stack)
 
 
@@ -181,6 +197,7 @@ class _Session:
     folder: RunFolder
     ledger: Ledger
     splits: tuple[data.Split, data.Split]
+    connection: cluster.Connection
     listener: Listener | None
     stop: StopRequest
     remarks: list[str]
@@ -191,14 +208,13 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
     """Run the trials that the ledger lacks, from wherever it stands, and write down what came of it."""
     settings, folder, ledger, stop = session.settings, session.folder, session.ledger, session.stop
     stack.enter_context(_ray_log(folder.local / RAY_LOG))
-    searcher = TruthfulOptunaSearch(settings, session.space, ledger, folder)
     try:
+        study = TrialStudy(settings, session.space, ledger, folder)
         folder.push(wait=True)
         _tell_where_to_look(session, stack)
         stop.begin()
-        with steadfast():
-            _run_trials(session, searcher)
-        searcher.close(stop.reason or FINISHED)
+        _run_trials(session, study)
+        study.close(stop.reason or FINISHED)
         folder.push(wait=True)
         grid = load_grid(folder)
         write_tables(grid, folder.write)
@@ -206,8 +222,8 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
         winner = score_winner(settings, grid, folder)
         folder.push(wait=True)
     except Exception as error:
-        cause = ledger.failure or error  # Ray makes a TuneError of what is raised in its callbacks
-        if not isinstance(cause, OSError | FolderError):
+        cause = ledger.failure or _storage_error(error)
+        if cause is None:
             raise
         kept = f"; what had not been copied is in {folder.local}" if folder.remote else ""
         raise FolderError(f"{folder.uri} can't be written any more: {cause}{kept}") from error
@@ -272,14 +288,67 @@ def _waiting_for(folder: RunFolder) -> str:
     return f"waiting for {', '.join(words)}" if words else ""
 
 
-def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
-    """Let Ray Tune run the trials."""
-    settings, folder, ledger = session.settings, session.folder, session.ledger
+def _storage_error(error: BaseException | None) -> Exception | None:
+    """Find what says that the storage is lost: Ray makes an error of its own of what its callbacks raise."""
+    while error is not None:
+        if isinstance(error, OSError | FolderError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _run_trials(session: _Session, study: TrialStudy) -> None:
+    """Let Ray Tune run the trials; again, where its loop breaks or hears of nothing any more.
+
+    Raises:
+        ClusterError: if no trial reports anything, however often that is tried.
+    """
+    ledger, stop = session.ledger, session.stop
+    progress = ProgressKeeper(
+        Progress(num_samples=session.settings.num_samples),
+        ledger,
+        session.listener,
+        partial(_waiting_for, session.folder),
+    )
+    attempts = Attempts(
+        session.settings, session.folder, study, ASHA(session.settings, ledger), progress, stop
+    )
+    rounds, known, trouble = 0, -1, ""
+    try:
+        while attempts.unfinished and not stop.reason:
+            if rounds:  # Ray may take this process for one that has ended, and would not say so
+                progress.tell(f"nothing moves: connecting to Ray again ({trouble})")
+                with stop.deferred():
+                    session.connection.reconnect()
+            if known < len(ledger.order):
+                rounds, known = 0, len(ledger.order)
+            elif rounds >= ROUNDS:
+                raise cluster.ClusterError(f"Ray has run no trial in {rounds} attempts: {trouble}")
+            rounds += 1
+            trouble = "no trial gives a sign of life"
+            attempts.begin_round()
+            try:
+                _run_round(session, attempts)
+            except Exception as error:
+                if ledger.failure or _storage_error(error):
+                    raise
+                LOGGER.exception("Ray's loop has broken")
+                trouble = first_line(error)
+                ledger.broke(trouble)
+    finally:
+        attempts.close()
+
+
+def _run_round(session: _Session, attempts: Attempts) -> None:
+    """Call Ray Tune once; it returns when all trials have ended, or there is no use in going on."""
+    settings, folder = session.settings, session.folder
     train, validation = session.splits
     trainable = tune.with_parameters(
         train_trial,
         train=train.arrays(),
         validation=validation.arrays(),
+        fs=folder.fs,
+        run=folder.path,
         seed=settings.seed,
         device="cuda" if settings.gpus_per_trial else "cpu",
         precision=settings.precision,
@@ -290,44 +359,33 @@ def _run_trials(session: _Session, searcher: TruthfulOptunaSearch) -> None:
         cpus=settings.cpus_per_trial,
         gpus=settings.gpus_per_trial or 0.0,
     )
-    progress = Progress(num_samples=settings.num_samples)
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # or Ray adds a CSV logger that nobody reads
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our files are of trials, Ray's of attempts
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints its banner even with verbose=0
-    # The searcher holds the number of trials at a time; left to itself, Ray would hold it to one pending.
+    # The searcher holds the number of concurrent trials; left to itself, Ray would hold it to one pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.max_concurrent_trials)
-    # Not through tune.Tuner, which pickles the searcher, and with it the ledger, into the run folder.
-    tune.run(
+    tune.Tuner(
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial or 0}),
-        name=folder.name,  # not those of the settings: the run may have been moved
-        storage_path=folder.uri.rpartition("/")[0],
-        search_alg=TrialSource(searcher, folder, ledger, settings.max_concurrent_trials or 1),
-        scheduler=SteadfastASHA(settings, ledger),
-        num_samples=settings.num_samples,
-        reuse_actors=not settings.fresh_actors,
-        max_failures=settings.max_failures,
-        raise_on_failed_trial=False,
-        checkpoint_config=CHECKPOINTS,
-        trial_dirname_creator=lambda trial: trial_directory(trial.config[OPTUNA_NUMBER], trial.trial_id),
-        verbose=0,
-        callbacks=[
-            RecordCallback(folder, ledger),
-            ProgressCallback(
-                progress, ledger, session.listener, session.stop.check, partial(_waiting_for, folder)
-            ),
-            tensorboard(),
-        ],
-    )
+        tune_config=tune.TuneConfig(
+            search_alg=AttemptSearcher(attempts),
+            scheduler=AttemptScheduler(attempts),
+            num_samples=-1,  # a number would be one of attempts
+            # Not max_concurrent_trials: it loses a slot with each attempt that ends without a word.
+            reuse_actors=not settings.fresh_actors,
+            trial_dirname_creator=_attempt_directory,
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=folder.uri,
+            stop=AttemptStopper(attempts),
+            failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[AttemptCallback(attempts)],
+            verbose=0,
+        ),
+    ).fit()
 
 
-def tensorboard() -> TBXLoggerCallback:
-    """Make the callback without boto3, which tensorboardX would import for 0.8 s to write to S3 by itself."""
-    modules: dict[str, Any] = sys.modules  # mock.patch.dict would forget what is imported meanwhile
-    boto3 = modules.setdefault("boto3", None)
-    try:
-        return TBXLoggerCallback()  # type: ignore[no-untyped-call]
-    finally:
-        if boto3 is None:
-            del modules["boto3"]
+def _attempt_directory(trial: Any) -> str:
+    return f"{trial.config[OPTUNA_NUMBER]:05d}_{trial.config[ATTEMPT]['number']}_{trial.trial_id}"
 
 
 @contextmanager
