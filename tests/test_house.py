@@ -61,11 +61,12 @@ HOUSE = {
         *("hyperparameters", "words", "settings", "spaces", "inherited", "ledger", "folder", "preflight"),
     },
     "dashboard": set(),
+    "versions": set(),
     "live": {"words", "folder", "journal"},
     "tuner": {
         *("hyperparameters", "words", "settings", "spaces", "data", "ledger", "points", "folder"),
         *("checkpoints", "trainable", "journal", "study", "asha", "grid", "results", "cluster", "progress"),
-        *("stop", "attempts", "winner", "preflight", "warm_start", "dashboard", "live"),
+        *("stop", "attempts", "winner", "preflight", "warm_start", "dashboard", "live", "versions"),
     },
     "timeline": {"hyperparameters", "ledger"},
     "scale": set(),

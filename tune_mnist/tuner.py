@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from ray import tune
 
-from tune_mnist import cluster, dashboard, data
+from tune_mnist import cluster, dashboard, data, versions
 from tune_mnist.asha import ASHA, rungs
 from tune_mnist.attempts import (
     AttemptCallback,
@@ -240,7 +240,7 @@ def _search(session: _Session, stack: ExitStack) -> Outcome:
 
 def _tell_where_to_look(session: _Session, stack: ExitStack) -> None:
     """Say what the search begins with, where it writes, how to watch it; open the dashboard on request."""
-    lines = [*session.remarks, *ways_to_watch(session.folder)]
+    lines = [*versions.notices(), *session.remarks, *ways_to_watch(session.folder)]
     if session.settings.open_dashboard:
         url = stack.enter_context(dashboard.served(session.folder.local / JOURNAL))
         lines.append(f"optuna-dashboard: {url or 'it could not be started'}")

@@ -1,0 +1,37 @@
+"""The versions that were tried: what is said of others, and that all places name the same ones."""
+
+import importlib.metadata
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+from tune_mnist.versions import TRIED, notices
+
+
+@pytest.mark.parametrize(
+    ("ray", "optuna", "said"),
+    [
+        ("2.60.0", "5.0.0", []),
+        ("2.50.1", "4.0.0", []),
+        ("2.49.2", "5.1.0.dev0", ["ray 2.49.2 was not tried", "optuna 5.1.0.dev0 was not tried"]),
+        ("3.0.0", "4.9.0", ["ray 3.0.0 was not tried with this search; 2.50 to 2.60 were"]),
+    ],
+)
+def test_versions_outside_the_tried_ones_are_named(
+    ray: str, optuna: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", {"ray": ray, "optuna": optuna}.get)
+    assert [line[: len(start)] for line, start in zip(notices(), said, strict=True)] == said
+
+
+def test_the_dependencies_begin_with_the_oldest_tried_version_and_the_constraints_are_within() -> None:
+    required = (ROOT / "pyproject.toml").read_text()
+    pinned = (ROOT / "constraints.txt").read_text()
+    for package, (oldest, newest) in TRIED.items():
+        bound = re.search(rf'"{package}(?:\[tune\])?>=(\d+)\.(\d+)"', required)
+        assert bound and tuple(map(int, bound.groups())) == oldest
+        pin = re.search(rf"^{package}==(\d+)\.(\d+)", pinned, re.MULTILINE)
+        assert pin and oldest <= tuple(map(int, pin.groups())) <= newest
+        for major, minor in (oldest, newest):
+            assert f"{major}.{minor}" in (ROOT / "README.md").read_text()
