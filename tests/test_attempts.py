@@ -142,6 +142,18 @@ def test_a_checkpoint_whose_report_was_lost_counts(tmp_path: Path) -> None:
     assert loop.ledger.trials["a"].epoch == 2 and not half.exists()
 
 
+def test_asha_judges_what_only_a_checkpoint_tells(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    good, bad = loop.begin("good"), loop.begin("bad")
+    loop.report(good, 1, 0.5)
+    path = f"{tmp_path}/{bad.config[ATTEMPT]['directory']}"
+    report = {"epoch": 1, "accuracy": 0.1, "timestamp": 1}
+    TrialStorage(fs=LocalFileSystem(), path=path).write(1, lambda file: torch.save({}, file), [report])
+    loop.lose(bad)
+    assert loop.begin("next").config[OPTUNA_NUMBER] == 2
+    assert loop.states() == [None, "PRUNED", None]
+
+
 def test_an_attempt_that_ends_without_a_word_is_found(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     trial = loop.begin("a")
@@ -220,11 +232,12 @@ def test_a_round_that_was_ended_gives_its_attempts_back_and_counts_no_loss(tmp_p
 
 def test_a_reason_to_stop_ends_the_round(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
-    loop.begin("a")
+    trial = loop.begin("a")
     assert not loop.stopper.stop_all()
     loop.stop.reason = "SIGINT"
     assert loop.stopper.stop_all() and loop.begin("b") == Searcher.FINISHED
-    assert loop.states() == [None]
+    loop.lose(trial)
+    assert loop.states() == [None] and loop.ledger.trials["a"].lost == 0
 
 
 def test_silence_ends_a_round_unless_there_is_a_reason_for_it(

@@ -119,7 +119,11 @@ class Attempts:
     def _next(self, attempt: str) -> tuple[TrialRecord | None, str | None]:
         while self.waiting:
             trial = self.waiting.popleft()
+            known = len(trial.epochs)
             resume_from = take_in_trial(self.folder, self.ledger, trial)
+            for epoch in trial.epochs[known:]:  # which were saved, but never heard of
+                self.asha.stops(trial.trial_id, epoch[TIME_ATTR], epoch[METRIC])
+                self.progress.reported(trial)
             if not self._end_if_over(trial):
                 self._write_reports(trial)
                 return trial, resume_from
@@ -175,6 +179,8 @@ class Attempts:
         if attempt not in self.live:
             return
         trial = self.live.pop(attempt).trial
+        if self.stalled or self.stop.reason:  # Ray ends what is under way, and says so to nobody
+            return
         cause = getattr(error, "cause", None) or error
         text = cause if isinstance(cause, str) else first_line(cause)
         details = error if isinstance(error, str) else "".join(traceback.format_exception(error))
