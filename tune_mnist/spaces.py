@@ -12,6 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import create_trial
 
 from tune_mnist.hyperparameters import ACTIVATIONS, HYPERPARAMETER_NAMES, Hyperparameters
 
@@ -109,7 +110,11 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Tell whether a distribution can draw a value."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    return bool(distribution._contains(distribution.to_internal_repr(value)))
+    try:
+        create_trial(value=0.0, params={"x": value}, distributions={"x": distribution})
+    except ValueError:
+        return False
+    return True
 
 
 def is_within(narrow: BaseDistribution, wide: BaseDistribution) -> bool:
