@@ -24,7 +24,8 @@ def check(run_dir: Path, num_samples: int) -> dict[str, int]:
     """Check points 1 to 5 of a finished run; point 6 is for `fingerprint`.
 
     Returns:
-        What there was to be seen: trials, epochs, sessions, and restarts from a checkpoint.
+        What there was to be seen: trials, epochs, sessions, restarts from a checkpoint, attempts that were
+        lost, and ends of Ray's loop before its time.
 
     Raises:
         AssertionError: which names the point.
@@ -38,7 +39,8 @@ def check(run_dir: Path, num_samples: int) -> dict[str, int]:
     draws_go_on(lines)
     epochs = sum(line["event"] == "epoch" for line in lines)
     sessions = sum(line["event"] == "session" for line in lines)
-    return {"trials": len(ids), "epochs": epochs, "sessions": sessions, "restarts": restarts}
+    seen = {"trials": len(ids), "epochs": epochs, "sessions": sessions, "restarts": restarts}
+    return seen | {kind: sum(line["event"] == kind for line in lines) for kind in ("lost", "broke")}
 
 
 def study_of(run_dir: Path) -> list[optuna.trial.FrozenTrial]:

@@ -1,10 +1,11 @@
-"""Kills workers, nodes and drivers of small searches at random moments, and checks what must hold after it.
+"""Kills or stops processes of small searches at random moments, and checks what must hold after it.
 
 make stress ARGS="-n 60"        (root, on Linux; in a network and process space of its own)
 
 Each round is a search on real MNIST, small by numbers, on a Ray cluster of a head and two nodes. One to three
-processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. When
-the search has come to its end, the six points of `tests/invariants.py` are checked.
+processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. A
+worker that is to hang gets a SIGSTOP. When the search has come to its end, the six points of
+`tests/invariants.py` are checked.
 """
 
 import argparse
@@ -33,7 +34,7 @@ TRIALS = 6
 SMALL = ["--train-size", "1536", "--val-size", "500", "--max-epochs", "5", "--precision", "fp32"]
 HANG_SECONDS = 300.0
 """Time after the last kill in which a search must have come to its end; an idle machine needs 20."""
-KINDS = ("driver", "worker", "node")
+KINDS = ("driver", "worker", "node", "hang")
 
 
 class Arena:
@@ -73,9 +74,9 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, number: int) -> dict[str, Any]:
@@ -95,7 +96,14 @@ def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, num
         *SMALL,
     ]
     start += ["--seed", str(number), "--checkpoint-seconds", rng.choice(["0", "30"])]
-    start += ["--sampler", rng.choice(["tpe", "random", "qmc"]), "--max-failures", "9"]
+    start += [
+        "--sampler",
+        rng.choice(["tpe", "random", "qmc"]),
+        "--max-failures",
+        "9",
+        "--stall-seconds",
+        "30",
+    ]
     resume = [*TUNE, *flags, "--resume", str(run_dir)]
     planned = [rng.choice(KINDS) for _ in range(rng.randint(1, 3))]
     done: list[str] = []
@@ -137,6 +145,8 @@ def one_session(
         pids = arena.trial_processes()
         if kind == "worker" and pids:
             kill(rng.choice(pids))
+        elif kind == "hang" and pids:
+            kill(rng.choice(pids), signal.SIGSTOP)
         elif kind == "node":
             arena.kill_node(rng.randrange(2))
         elif kind == "driver":
@@ -170,6 +180,10 @@ def epochs_in(run_dir: Path) -> int:
     return (ledger.read_bytes() if ledger.exists() else b"").count(b'"event": "epoch"')
 
 
+def sum_of(rows: list[dict[str, Any]], name: str) -> int:
+    return sum(row.get(name, 0) for row in rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-n", type=int, default=60, help="rounds")
@@ -192,9 +206,10 @@ def main() -> int:
             shutil.rmtree(args.folder / row["round"], ignore_errors=True)
     broken = [row for row in rows if not row["held"]]
     print(f"\nrounds {len(rows)}, of which all six points held in {len(rows) - len(broken)}")
-    print("killed: " + ", ".join(f"{kills[kind]} {kind}s" for kind in KINDS))
-    print(f"restarts from a checkpoint: {sum(row.get('restarts', 0) for row in rows)}")
-    print(f"sessions: {sum(row.get('sessions', 0) for row in rows)}")
+    print("killed, or stopped: " + ", ".join(f"{kills[kind]} {kind}s" for kind in KINDS))
+    print(f"losses, and rounds of Ray's loop ended: {sum_of(rows, 'lost')}, {sum_of(rows, 'broke')}")
+    print(f"restarts from a checkpoint: {sum_of(rows, 'restarts')}")
+    print(f"sessions: {sum_of(rows, 'sessions')}")
     for row in broken:
         print(row["round"], row["broken"])
     ray.shutdown()
