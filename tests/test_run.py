@@ -17,6 +17,7 @@ import pytest
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from ray.tune import Result
 
 from tests.conftest import SMALL, Runner, WarmRunner
 from tune_mnist import results
@@ -103,6 +104,12 @@ def test_a_run_can_be_loaded_again(finished: tuple[Path, str, str]) -> None:
     pd.testing.assert_frame_equal(results.trials_frame(grid), pd.read_parquet(run_dir / "trials.parquet"))
     pd.testing.assert_frame_equal(results.epochs_frame(grid), pd.read_parquet(run_dir / "epochs.parquet"))
     assert [grid[i].path for i in range(8)] == [str(folder) for folder in sorted(run_dir.glob("trial_*"))]
+    best = grid.get_best_result()
+    assert best.metrics is not None and best.metrics["accuracy"] == grid.get_dataframe()["accuracy"].max()
+    read = Result.from_path(best.path)  # by Ray alone, from the trial's folder
+    assert read.metrics is not None and read.metrics["accuracy"] == best.metrics["accuracy"]
+    assert read.checkpoint is not None and best.checkpoint is not None
+    assert read.checkpoint.path == best.checkpoint.path
     with pytest.raises(ValueError, match="is not the folder of a run"):
         results.load(run_dir / "best")
 
