@@ -254,6 +254,8 @@ def test_silence_ends_a_round_unless_there_is_a_reason_for_it(
     free["CPU"] = 1.0
     clock.now += 31
     assert loop.stopper.stop_all() and loop.stopper.stop_all()
+    loop.lose(trial)  # as Ray ends it then
+    assert loop.attempts.unfinished and loop.ledger.trials["a"].lost == 0
 
     loop.attempts.begin_round()
     trial = loop.begin("b")

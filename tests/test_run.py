@@ -274,7 +274,7 @@ def test_a_signal_before_the_search_ends_it_without_a_word(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--time-budget", "16s", "--max-concurrent-trials", "1", "--fresh-actors"], "time budget"),
+        (["--time-budget", "25s", "--max-concurrent-trials", "1", "--fresh-actors"], "time budget"),
         (["--target-accuracy", "0.2"], "target accuracy"),
     ],
 )

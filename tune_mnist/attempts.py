@@ -90,7 +90,7 @@ class Attempts:
     @property
     def unfinished(self) -> bool:
         """Whether there is a trial that has not ended, or still to be drawn."""
-        return bool(self.waiting or self.live) or len(self.ledger.trials) < self.settings.num_samples
+        return bool(self.ledger.unended()) or len(self.ledger.trials) < self.settings.num_samples
 
     def begin_round(self) -> None:
         """Take back what an earlier call of ``fit()`` has left under way; it does not count as lost."""
