@@ -1,7 +1,7 @@
 """All that is private of Ray and used nevertheless; the rest of the package keeps to Ray's public interface.
 
 Each function says why it is needed, what a user loses without it, and where upstream the public way is asked
-for or missing. Tried with Ray 2.50.1, 2.55.1 and 2.60.0. On a version that lacks something, that feature is
+for or missing. Tried with Ray 2.50.1 and 2.60.0. On a version that lacks something, that feature is
 skipped, and `skipped` has a line about it.
 """
 
