@@ -221,12 +221,18 @@ class Attempts:
     def _is_silent(self) -> bool:
         """Tell whether nothing was heard of any attempt for longer than their epochs or a start explain.
 
-        Where no attempt has a process, that may be for want of a node with room, which is no fault.
+        Before the first epoch nobody knows how long one takes, so more patience is needed. Where no attempt
+        has a process, that may be for want of a node with room, which is no fault.
         """
-        patience = max(self.settings.stall_seconds, SLOWEST * self._slowest) * 2**self._stalls
-        if time.monotonic() - self.heard < patience:
+        started, patience = (
+            any(attempt.started for attempt in self.live.values()),
+            self.settings.stall_seconds,
+        )
+        if started:
+            patience = max(patience, SLOWEST * (self._slowest or patience))
+        if time.monotonic() - self.heard < patience * 2**self._stalls:
             return False
-        if any(attempt.started for attempt in self.live.values()) or self._has_room():
+        if started or self._has_room():
             return True
         self.heard = time.monotonic()
         return False

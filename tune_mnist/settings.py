@@ -68,8 +68,8 @@ class Settings:
     stall_seconds: float = setting(
         120.0,
         "resources",
-        "shortest silence of all trials after which their processes are replaced; never before 10 times the "
-        "slowest epoch",
+        "shortest silence of all trials after which their processes are replaced; while they train, never "
+        "before 10 times the slowest epoch (before the first one: 10 times as long)",
     )
     fresh_actors: bool = setting(
         False, "resources", "start a new process for every trial: slower, but nothing shared"
