@@ -87,13 +87,17 @@ def write_search(folder: Path, lines: list[dict[str, Any]], code: int) -> None:
     )
 
 
+LOST = "The actor died unexpectedly"
+
+
 def ledger(trials: int, errors: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     for number in range(trials):
         epoch = {"trial_id": str(number), "epoch": 1, "epoch_seconds": 0.5, "time": 10.0 + number, "pid": 7}
         yield {"event": "epoch", "accuracy": 0.9, "cuda_graph": False, **epoch}
         yield {"event": "end", "trial_id": str(number), "state": "COMPLETE", "time": 10.0 + number}
     for error in errors:
-        yield {"event": "error", "trial_id": "0", "error": error, "time": 20.0}
+        event = "lost" if error == LOST else "error"
+        yield {"event": event, "trial_id": "0", "error": error, "time": 20.0}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,7 @@ def ledger(trials: int, errors: tuple[str, ...] = ()) -> Iterator[dict[str, Any]
         (4, (), 1, "the search ended with code 1: the last line"),
         (3, (), 0, "3 of 4 trials have ended"),
         (4, ("the GPU has no memory left",), 0, "a trial failed: the GPU has no memory left"),
+        (4, (LOST,), 0, f"a trial failed: {LOST}"),
     ],
 )
 def test_a_search_must_end_well_with_all_its_trials(

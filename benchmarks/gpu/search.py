@@ -68,8 +68,9 @@ def run(
         yield {**idle_seconds(epochs), **utilisation.between(first, last)}
     states = Counter(line["state"] for line in lines["end"])
     yield {f"trials {state}": count for state, count in sorted(states.items())}
-    # A trial that diverges is a result.
-    errors = [line["error"] for line in lines["error"] if "not finite" not in line["error"]]
+    # A trial that diverges is a result; an attempt that is lost is none, even if the next one succeeds.
+    failures = (*lines["error"], *lines["lost"])
+    errors = [line["error"] for line in failures if "not finite" not in line["error"]]
     if errors:
         yield {"errors": len(errors), "first error": errors[0]}
     if code:
