@@ -149,8 +149,8 @@ def test_the_protocol_is_kept(finalized: Finalized) -> None:
     results = finals_of(finalized.run_dir)
     choosing = [job for job in results if job.part == protocol.TRAINING]
     testing = [job for job in results if job.part == protocol.UNION]
-    epochs = load_grid(finalized.run_dir)
-    searched = {0 + trial.config["optuna_trial_number"] for trial in epochs._experiment_analysis.trials}
+    grid = load_grid(finalized.run_dir)
+    searched = {(grid[place].config or {})["optuna_trial_number"] for place in range(len(grid))}
     seeds = [{job.seed for job in jobs} for jobs in (choosing, testing)]
     assert [len(one) for one in seeds] == [2, 2] and not seeds[0] & seeds[1] and not (searched & seeds[0])
     assert {results[job].images for job in choosing} == {500}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from rich.console import Console
 from scipy.stats import spearmanr
@@ -132,7 +133,7 @@ def test_what_the_sampler_hears_of_a_stopped_trial(variant: Variant, pruned: boo
         def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             heard.update(one.state.name for one in study.get_trials(deepcopy=False))
 
-    def listening(name: str, seed: int, number: int) -> BaseSampler:
+    def listening(name: str, seed: int, number: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
         return Listening(seed=number)
 
     listener = Variant(name="", settings=variant.settings, make_sampler=listening, plain=variant.plain)
