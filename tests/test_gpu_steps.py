@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,9 +144,13 @@ def test_an_interrupted_search_keeps_the_figures_that_it_had(
     script.write_text(script.read_text().replace("print(", f"{interrupts}print("))
     monkeypatch.setattr(search, "ROOT", tmp_path)
     figures: dict[str, Any] = {}
-    with pytest.raises(StepError, match="ended with code 130"):
-        for some in search.run(setup, gpus=0.5):
-            figures |= some
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a step has it
+    try:
+        with pytest.raises(StepError, match="ended with code 130"):
+            for some in search.run(setup, gpus=0.5):
+                figures |= some
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert figures["epochs"] == 2 and figures["seconds to the first epoch"] < figures["seconds to the end"]
 
 

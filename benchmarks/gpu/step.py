@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("gpu-out"))
     args = parser.parse_args()
+    # A shell that starts a program in the background lets it ignore SIGINT, and so all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     setup = Setup(device=args.device, data_dir=args.data_dir, output=Output(args.out))
     planned = PLAN[args.name]
     try:
