@@ -33,7 +33,7 @@ test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to p
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, Linux); ARGS="-n 60"
-	@$(RUN) -c 'import pathlib; from tune_mnist import data; data.prepare("mnist", pathlib.Path("data"))'
+	@$(RUN) -c 'import pathlib; from tune_mnist.mnist import data; data.prepare("mnist", pathlib.Path("data"))'
 	@bash tests/lab/isolated.sh $(RUN) -m tests.lab.stress $(ARGS)
 
 bench: $(VENV)/.installed $(SYNE_TUNE)/.installed ## measure it beside other tuners, short form; ARGS="search --full" for one in full

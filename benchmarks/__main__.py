@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks import measure
-from tune_mnist.data import DataError
+from tune_mnist.mnist.data import DataError
 
 BENCHMARKS = {
     "throughput": "images a second of the bare training loop, and the share of the machine's ceiling",

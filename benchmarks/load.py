@@ -30,15 +30,16 @@ from ray._private import worker
 from ray.tune.execution import tune_controller
 
 from benchmarks.pretence import PretendedActors, made_up, sleeper
-from tune_mnist import cluster, tuner
-from tune_mnist.asha import ASHA
-from tune_mnist.folder import RunFolder
-from tune_mnist.journal import JOURNAL
-from tune_mnist.ledger import LEDGER, Ledger
-from tune_mnist.points import first_points
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import load_space
-from tune_mnist.study import TrialStudy
+from tune_mnist.cluster import connection as cluster
+from tune_mnist.mnist.spaces import load_space
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.journal import JOURNAL
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning import tuner
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.points import first_points
+from tune_mnist.tuning.study import TrialStudy
 
 MAX_EPOCHS = 9
 SPACE = "wide"

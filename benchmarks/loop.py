@@ -56,9 +56,9 @@ def main() -> None:
 
 
 def _ours(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
-    from tune_mnist.data import load_train_val
-    from tune_mnist.hyperparameters import Hyperparameters
-    from tune_mnist.training import Training, fit
+    from tune_mnist.mnist.data import load_train_val
+    from tune_mnist.mnist.hyperparameters import Hyperparameters
+    from tune_mnist.mnist.training import Training, fit
 
     sizes = {"val_size": args.val_images, "train_size": args.images}
     train, validation = load_train_val("mnist", args.data_dir, **sizes)

@@ -17,14 +17,15 @@ from optuna.distributions import json_to_distribution
 from benchmarks.load import MAX_EPOCHS, SPACE, Load, peak_megabytes, started_ray
 from benchmarks.pretence import made_up
 from tests.made_runs import make_run
-from tune_mnist import results, tuner
-from tune_mnist.asha import ASHA
-from tune_mnist.folder import RunFolder
-from tune_mnist.insights import View
-from tune_mnist.ledger import LEDGER, Ledger
-from tune_mnist.report import make_report
-from tune_mnist.settings import ResumeRequest
-from tune_mnist.study import TrialStudy
+from tune_mnist import results
+from tune_mnist.report.insights import View
+from tune_mnist.report.page import make_report
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.settings import ResumeRequest
+from tune_mnist.tuning import tuner
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.study import TrialStudy
 
 
 def make(load: Load) -> None:

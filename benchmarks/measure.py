@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from tune_mnist.data import prepare
-from tune_mnist.ledger import LEDGER
+from tune_mnist.mnist.data import prepare
+from tune_mnist.run.ledger import LEDGER
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "ray", "optuna", "numpy", "pandas")

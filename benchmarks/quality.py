@@ -29,7 +29,7 @@ from benchmarks.measure import cores
 from benchmarks.record import EPOCHS, TABLE
 from benchmarks.repeats import REPEATS
 from benchmarks.simulate import Variant, simulate
-from tune_mnist.samplers import stream
+from tune_mnist.tuning.samplers import stream
 
 BUDGETS = (50, 100, 200, 400, 600)
 """Epochs trained by all workers together at which the search is asked for its choice."""

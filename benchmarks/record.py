@@ -19,13 +19,13 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import cores
-from tune_mnist.data import DataError, load_train_val, prepare
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.samplers import make_sampler
-from tune_mnist.settings import OneLineParser
-from tune_mnist.spaces import WIDE, to_config
-from tune_mnist.training import DivergedError, EpochResult, Training, fit
-from tune_mnist.words import first_line
+from tune_mnist.mnist.data import DataError, load_train_val, prepare
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.spaces import WIDE, to_config
+from tune_mnist.mnist.training import DivergedError, EpochResult, Training, fit
+from tune_mnist.run.settings import OneLineParser
+from tune_mnist.run.words import first_line
+from tune_mnist.tuning.samplers import make_sampler
 
 TABLE = Path(__file__).parent / "data" / "curves.parquet"
 EPOCHS = 9

@@ -18,16 +18,16 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_mnist import study
-from tune_mnist.asha import ASHA
-from tune_mnist.folder import RunFolder
-from tune_mnist.hyperparameters import METRIC, MODE, TIME_ATTR
-from tune_mnist.ledger import LEDGER, Ledger
-from tune_mnist.points import first_points
-from tune_mnist.samplers import make_sampler
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import load_space
-from tune_mnist.study import TrialStudy
+from tune_mnist.mnist.hyperparameters import METRIC, MODE, TIME_ATTR
+from tune_mnist.mnist.spaces import load_space
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning import study
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.points import first_points
+from tune_mnist.tuning.samplers import make_sampler
+from tune_mnist.tuning.study import TrialStudy
 
 Ask = Callable[[str], Mapping[str, Any]]
 """Gives the parameters drawn for a new trial, by its id."""
@@ -52,7 +52,7 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     "What differs from the project's defaults. A grace period of all epochs is: no stopping."
     make_sampler: Callable[..., BaseSampler] = make_sampler
-    "Makes the sampler of a trial, as `tune_mnist.samplers.make_sampler` does."
+    "Makes the sampler of a trial, as `tune_mnist.tuning.samplers.make_sampler` does."
     plain: bool = False
     "Ray's own OptunaSearch and ASHAScheduler, which tell Optuna COMPLETE for stopped trials too."
 

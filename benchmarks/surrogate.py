@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.record import EPOCHS, FIRST_REFINED, TABLE, VAL_SIZE
 from benchmarks.repeats import REPEATS
-from tune_mnist.spaces import WIDE
+from tune_mnist.mnist.spaces import WIDE
 
 Array = npt.NDArray[np.float64]
 Params = Mapping[str, Any] | pd.DataFrame

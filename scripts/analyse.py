@@ -18,15 +18,15 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import optuna
 
-from tune_mnist import tuner
-from tune_mnist.console import PatientConsole
-from tune_mnist.folder import FolderError, RunFolder
-from tune_mnist.insights import View
-from tune_mnist.report import make_comparison, make_report
-from tune_mnist.results import write_tables
-from tune_mnist.settings import OneLineParser
-from tune_mnist.summary import REPORT, print_analysis, print_comparison
-from tune_mnist.words import count, short_path
+from tune_mnist.cli.console import PatientConsole
+from tune_mnist.cli.flags import OneLineParser
+from tune_mnist.cli.summary import REPORT, print_analysis, print_comparison
+from tune_mnist.report.insights import View
+from tune_mnist.report.page import make_comparison, make_report
+from tune_mnist.results.frames import write_tables
+from tune_mnist.run.folder import FolderError, RunFolder
+from tune_mnist.run.words import count, short_path
+from tune_mnist.tuning import tuner
 
 COMPARISON = "comparison.html"
 """Name of the page that compares runs."""
@@ -52,7 +52,7 @@ def main() -> int:
     if len(set(flags.runs)) < len(flags.runs):
         parser.error("a run is named twice, but each must be another one")
     try:
-        views = [View(tuner.look(run)) for run in flags.runs]
+        views = [View(tuner.load_run(run)) for run in flags.runs]
     except (FolderError, ValueError) as error:
         parser.error(str(error))
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of every study made for a plot
@@ -109,7 +109,7 @@ def _write(
     else:
         put(page, make_comparison(views).encode())
     if png:
-        from tune_mnist.pictures import all_pictures, comparison_pictures  # matplotlib is an extra
+        from tune_mnist.report.pictures import all_pictures, comparison_pictures  # matplotlib is an extra
 
         pictures = all_pictures(views[0]) if len(views) == 1 else comparison_pictures(views)
         for name, content in pictures.items():

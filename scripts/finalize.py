@@ -16,15 +16,18 @@ from dataclasses import fields
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from tune_mnist import tuner
-from tune_mnist.finalizer import AllDivergedError, finalize
-from tune_mnist.finals_console import FinalsConsole, print_verdict
-from tune_mnist.folder import FolderError, RunFolder
-from tune_mnist.pool import TrainingError
-from tune_mnist.protocol import FinalsSettings
-from tune_mnist.settings import OneLineParser, Settings, add_flags
+from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
+from tune_mnist.cli.flags import OneLineParser, add_flags
+from tune_mnist.finalize.finalizer import AllDivergedError, finalize
+from tune_mnist.finalize.pool import TrainingError
+from tune_mnist.finalize.protocol import FinalsSettings
+from tune_mnist.mnist.task import Options
+from tune_mnist.run.folder import FolderError, RunFolder
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning import tuner
 
-OF_THE_RUN = ("data_dir", "address", "gpus_per_trial", "cpus_per_trial", "cuda_graph")
+OF_THE_RUN = ("address", "gpus_per_trial", "cpus_per_trial")
+OPTIONS = ("data_dir", "cuda_graph")
 """Settings of the run that may be others on this machine."""
 
 
@@ -40,9 +43,11 @@ def main() -> int:
     parser.add_argument("run", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME")
     add_flags(parser, FinalsSettings)
     add_flags(parser, Settings, OF_THE_RUN)
+    add_flags(parser, Options, OPTIONS)
     given = vars(parser.parse_args())
     try:
         Settings(**{name: given[name] for name in OF_THE_RUN if name in given})
+        Options(**{name: given[name] for name in OPTIONS if name in given})
         run = given.pop("run")
         own = {field.name for field in fields(FinalsSettings)} & set(given)
         protocol = FinalsSettings(**{name: given.pop(name) for name in own})

@@ -17,9 +17,9 @@ if hasattr(signal, "SIGPIPE"):
 import numpy as np
 import torch
 
-from tune_mnist.export import quiet_load
-from tune_mnist.images import INVERT, ImageError, NamedImage, read_images
-from tune_mnist.settings import OneLineParser
+from tune_mnist.cli.flags import OneLineParser
+from tune_mnist.mnist.export import quiet_load
+from tune_mnist.mnist.images import INVERT, ImageError, NamedImage, read_images
 
 BATCH = 250
 """Images that are classified at a time."""

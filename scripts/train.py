@@ -14,11 +14,11 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
-from tune_mnist.data import DATASETS, load_test, load_train_val
-from tune_mnist.device import PRECISIONS
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.settings import OneLineParser, add_flags
-from tune_mnist.training import DivergedError, GraphCaptureError, Training, evaluate, fit
+from tune_mnist.cli.flags import OneLineParser, add_flags
+from tune_mnist.mnist.data import DATASETS, load_test, load_train_val
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.precision import PRECISIONS
+from tune_mnist.mnist.training import DivergedError, GraphCaptureError, Training, evaluate, fit
 
 
 def main() -> int:

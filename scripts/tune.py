@@ -13,18 +13,19 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from tune_mnist import tuner
-from tune_mnist.cluster import ClusterError
-from tune_mnist.console import SearchConsole
-from tune_mnist.folder import FolderError
-from tune_mnist.settings import ResumeRequest, parse_settings
-from tune_mnist.summary import exit_code, print_summary
+from tune_mnist.cli.console import SearchConsole
+from tune_mnist.cli.flags import parse_settings
+from tune_mnist.cli.summary import exit_code, print_summary
+from tune_mnist.cluster.connection import ClusterError
+from tune_mnist.run.folder import FolderError
+from tune_mnist.run.settings import ResumeRequest
+from tune_mnist.tuning import tuner
 
 
 def main() -> int:
     """Search, or go on with a search, as the flags say; return the exit code."""
     sys.path.append(str(Path.cwd()))  # where a --space of one's own lies
-    asked = parse_settings(description="Search the hyper-parameters of an MNIST network.")
+    asked = parse_settings(description="Search the hyper-parameters of a training loop.")
     with SearchConsole() as console:
         try:
             if isinstance(asked, ResumeRequest):
@@ -42,7 +43,7 @@ def main() -> int:
     if outcome is None:
         assert isinstance(asked, ResumeRequest)  # a new search has something to do
         console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")
-        return 0 if tuner.look(asked.run).winner else 1
+        return 0 if tuner.load_run(asked.run).winner else 1
     print_summary(console.console, outcome)
     return exit_code(outcome)
 

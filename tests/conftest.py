@@ -18,7 +18,7 @@ from filelock import FileLock
 # Threads that wait for each other spin: with two on two busy cores the test set takes 13 s, with one 4.5 s.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from tune_mnist.data import prepare
+from tune_mnist.mnist.data import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"

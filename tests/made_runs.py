@@ -11,11 +11,11 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 
-from tune_mnist.asha import rungs
-from tune_mnist.ledger import LEDGER, trial_state
-from tune_mnist.preflight import SETTINGS
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import load_space, to_config
+from tune_mnist.mnist.spaces import load_space, to_config
+from tune_mnist.run.ledger import LEDGER, trial_state
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.asha import rungs
+from tune_mnist.tuning.preflight import SETTINGS
 
 EPOCH_SECONDS = 10
 START = 1_790_000_000.0

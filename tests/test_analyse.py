@@ -73,8 +73,8 @@ def test_a_plot_that_fails_costs_nothing_else(
 
     for path in (table := run / "trials.parquet", run / "report.html"):
         path.unlink(missing_ok=True)
-    monkeypatch.setattr("tune_mnist.plots.contours", fail)
-    monkeypatch.setattr("tune_mnist.pictures._timeline", fail)
+    monkeypatch.setattr("tune_mnist.report.plots.contours", fail)
+    monkeypatch.setattr("tune_mnist.report.pictures._timeline", fail)
     # By the module's name: optuna.importance is a stand-in of it until it is imported.
     monkeypatch.setattr(importlib.import_module("optuna.importance"), "get_param_importances", fail)
     code, out, err = analyse("runs/blog", "--png")

@@ -13,15 +13,21 @@ from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
 from tests.test_search import read_study, searcher
-from tune_mnist.asha import ASHA
-from tune_mnist.attempts import AttemptCallback, Attempts, AttemptScheduler, AttemptSearcher, AttemptStopper
-from tune_mnist.checkpoints import TrialStorage, take_in_checkpoints
-from tune_mnist.device import DeviceMemoryError
-from tune_mnist.folder import CHECKPOINT, RunFolder
-from tune_mnist.hyperparameters import ATTEMPT, FAILURE, METRIC, OPTUNA_NUMBER
-from tune_mnist.progress import Progress, ProgressKeeper
-from tune_mnist.settings import Settings
-from tune_mnist.stop import StopRequest
+from tune_mnist.mnist.hyperparameters import ATTEMPT, FAILURE, METRIC, OPTUNA_NUMBER
+from tune_mnist.run.checkpoints import TrialStorage, take_in_checkpoints
+from tune_mnist.run.folder import CHECKPOINT, RunFolder
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.attempts import (
+    AttemptCallback,
+    Attempts,
+    AttemptScheduler,
+    AttemptSearcher,
+    AttemptStopper,
+)
+from tune_mnist.tuning.device import DeviceMemoryError
+from tune_mnist.tuning.progress import Progress, ProgressKeeper
+from tune_mnist.tuning.stop import StopRequest
 
 
 class Loop:

@@ -20,14 +20,16 @@ from ray.tune.execution import class_cache
 
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
-from tune_mnist import autoscaler, cluster, shared
-from tune_mnist.cluster import (
+from tune_mnist.cluster import connection as cluster
+from tune_mnist.cluster.connection import (
     TRIAL_ENVIRONMENT,
     ClusterError,
+    autoscaler,
     connected,
     count_slots,
     fit_resources,
     pending_nodes,
+    shared,
 )
 
 
@@ -162,7 +164,7 @@ def test_the_file_system_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ANOTHER_SEARCH = """
 import ray
-from tune_mnist.cluster import connected
+from tune_mnist.cluster.connection import connected
 with connected({address!r}) as connection:
     print(ray.get_runtime_context().runtime_env, connection)
     print("EMBEDDED" if connection.embedded else "JOINED", connection.address)

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from tests.conftest import Runner
 from tune_mnist import results
-from tune_mnist.console import SearchConsole
-from tune_mnist.folder import RunFolder
-from tune_mnist.ledger import Ledger
-from tune_mnist.progress import EndedTrial, Progress, ProgressKeeper
-from tune_mnist.settings import Settings
-from tune_mnist.summary import exit_code
-from tune_mnist.tuner import FINISHED, Outcome, _waiting_for
-from tune_mnist.words import describe, duration, first_line
+from tune_mnist.cli.console import SearchConsole
+from tune_mnist.cli.summary import exit_code
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.settings import Settings
+from tune_mnist.run.words import describe, duration, first_line
+from tune_mnist.tuning.progress import EndedTrial, Progress, ProgressKeeper
+from tune_mnist.tuning.tuner import FINISHED, Outcome, _waiting_for
 
 
 def live_line(progress: Progress | None, *, seconds: float = 0.0) -> str:
@@ -86,7 +86,7 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, nodes = RunFolder(tmp_path / "run"), {"gpu": 2, "cpu": 1}
-    monkeypatch.setattr("tune_mnist.cluster.pending_nodes", lambda: nodes)
+    monkeypatch.setattr("tune_mnist.cluster.connection.pending_nodes", lambda: nodes)
     assert _waiting_for(folder) == "waiting for 2 nodes of type gpu, 1 node of type cpu"
     nodes.clear()
     assert _waiting_for(folder) == ""

@@ -24,11 +24,11 @@ from benchmarks import process, search, throughput
 from benchmarks.contestants import common
 from benchmarks.loop import side_by_side
 from tests.conftest import ROOT
-from tune_mnist.data import load_train_val
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.model import Network
-from tune_mnist.spaces import load_space
-from tune_mnist.training import evaluate
+from tune_mnist.mnist.data import load_train_val
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.model import Network
+from tune_mnist.mnist.spaces import load_space
+from tune_mnist.mnist.training import evaluate
 
 WORK = search.Work(
     rounds=2,

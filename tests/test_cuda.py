@@ -13,12 +13,12 @@ import torch
 
 from tests.conftest import ROOT
 from tests.test_training import TRAIN, VALIDATION
-from tune_mnist import steps
-from tune_mnist.device import full_fp32, release_memory, side_stream
-from tune_mnist.hyperparameters import OPTIMIZERS, Hyperparameters
-from tune_mnist.model import normalise
-from tune_mnist.steps import capture_graph
-from tune_mnist.training import EpochResult, Training, evaluate, fit
+from tune_mnist.mnist import steps
+from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
+from tune_mnist.mnist.model import normalise
+from tune_mnist.mnist.steps import capture_graph
+from tune_mnist.mnist.training import EpochResult, Training, evaluate, fit
+from tune_mnist.tuning.device import full_fp32, release_memory, side_stream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -134,7 +134,7 @@ def test_trainings_in_one_process_leave_no_memory_behind() -> None:
 def test_a_fraction_is_a_limit() -> None:
     code = (
         "import torch\n"
-        "from tune_mnist.device import device_memory_errors, limit_memory\n"
+        "from tune_mnist.tuning.device import device_memory_errors, limit_memory\n"
         "limit_memory(0.01)\n"
         "with device_memory_errors(0.01):\n"
         "    size = torch.cuda.get_device_properties(0).total_memory // 50\n"
@@ -142,7 +142,7 @@ def test_a_fraction_is_a_limit() -> None:
     )  # in a process of its own, whose fraction stays
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip().splitlines()[-1] == (
-        "tune_mnist.device.DeviceMemoryError: the GPU has no memory left for this trial, which has a "
+        "tune_mnist.tuning.device.DeviceMemoryError: the GPU has no memory left for this trial, which has a "
         "fraction of 0.01: ask for --gpus-per-trial 0.02"
     )
 
@@ -150,8 +150,8 @@ def test_a_fraction_is_a_limit() -> None:
 def test_a_capture_without_memory_says_so() -> None:
     code = (
         "import torch\n"
-        "from tune_mnist.device import DeviceMemoryError, device_memory_errors\n"
-        "from tune_mnist.steps import capture_graph\n"
+        "from tune_mnist.tuning.device import DeviceMemoryError, device_memory_errors\n"
+        "from tune_mnist.mnist.steps import capture_graph\n"
         "size = torch.cuda.get_device_properties(0).total_memory // 20\n"
         "torch.cuda.set_per_process_memory_fraction(0.02)\n"
         "try:\n"
@@ -167,7 +167,7 @@ def test_a_capture_without_memory_says_so() -> None:
 def test_a_step_that_cannot_be_captured_says_so() -> None:
     code = (
         "import torch\n"
-        "from tune_mnist.steps import GraphCaptureError, capture_graph\n"
+        "from tune_mnist.mnist.steps import GraphCaptureError, capture_graph\n"
         "one = torch.ones(1, device='cuda')\n"
         "try:\n"
         "    capture_graph(lambda: print(one.item()))\n"

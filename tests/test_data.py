@@ -21,8 +21,8 @@ import pytest
 import torch
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-from tune_mnist import data
-from tune_mnist.data import DataError, Split, load_test, load_train_val, prepare
+from tune_mnist.mnist import data
+from tune_mnist.mnist.data import DataError, Split, load_test, load_train_val, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES = (
@@ -125,7 +125,7 @@ def pairs(*splits: Split) -> Counter[tuple[bytes, int]]:
 def test_plain_files_are_read_without_torchvision(plain: dict[str, bytes], tmp_path: Path) -> None:
     write(tmp_path / "MNIST" / "raw", plain)
     code = (
-        "import pathlib, sys; from tune_mnist import data; folder = pathlib.Path(sys.argv[1])\n"
+        "import pathlib, sys; from tune_mnist.mnist import data; folder = pathlib.Path(sys.argv[1])\n"
         "splits = *data.load_train_val('mnist', folder), data.load_test('mnist', folder)\n"
         "print(*map(len, splits), 'torchvision' in sys.modules)"
     )
@@ -239,7 +239,7 @@ def test_read_only_arrays_are_shared_without_a_warning() -> None:
     """In a process of its own, because PyTorch gives this warning once a process."""
     script = """if True:
         import numpy as np
-        from tune_mnist.data import Split
+        from tune_mnist.mnist.data import Split
         arrays = {"images": np.zeros((3, 28, 28), np.uint8), "labels": np.arange(3)}
         for array in arrays.values():
             array.flags.writeable = False

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tune_mnist import device
-from tune_mnist.device import (
+from tune_mnist.tuning import device
+from tune_mnist.tuning.device import (
     DeviceMemoryError,
     allow_tf32,
     device_memory_errors,
@@ -145,7 +145,7 @@ def test_a_waiting_worker_loads_what_a_trial_needs_and_asks_cuda_for_nothing() -
         "def ask(*arguments): raise AssertionError('it asked CUDA')\n"
         "torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch.cuda._lazy_init = ask\n"
         "torch.cuda.is_available = torch.cuda.device_count = ask\n"
-        "import tune_mnist.preload\n"
+        "import tune_mnist.tuning.preload\n"
         "print(torch.cuda.is_initialized(), 'torch._dynamo' in sys.modules, 'ray.tune' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

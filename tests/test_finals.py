@@ -24,24 +24,25 @@ import torch
 from rich.console import Console
 
 from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
-from tune_mnist import finalizer, finals_console, protocol
-from tune_mnist.card import write_card
-from tune_mnist.data import load_test, load_train_val
-from tune_mnist.export import export_model, quiet_load
-from tune_mnist.finals import FINALS, FinalsFile, JobResult
-from tune_mnist.folder import RunFolder
-from tune_mnist.grid import load_grid
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.ledger import TrialRecord
-from tune_mnist.model import Network
-from tune_mnist.preflight import read_settings
-from tune_mnist.protocol import Candidate, FinalsSettings, Job, Verdict
-from tune_mnist.retraining import Step, join, retrain
-from tune_mnist.scores import Scores, difference, scores_of
-from tune_mnist.settings import Settings
-from tune_mnist.training import Training, evaluate, fit
-from tune_mnist.tuner import InputError
-from tune_mnist.winner import Winner, read_winner, score_winner
+from tune_mnist.cli import finals_console
+from tune_mnist.finalize import finalizer, protocol
+from tune_mnist.finalize.card import write_card
+from tune_mnist.finalize.finals import FINALS, FinalsFile, JobResult
+from tune_mnist.finalize.protocol import Candidate, FinalsSettings, Job, Verdict
+from tune_mnist.finalize.scores import Scores, difference, scores_of
+from tune_mnist.mnist.data import load_test, load_train_val
+from tune_mnist.mnist.export import export_model, quiet_load
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.model import Network
+from tune_mnist.mnist.retraining import Step, join, retrain
+from tune_mnist.mnist.training import Training, evaluate, fit
+from tune_mnist.results.grid import load_grid
+from tune_mnist.results.winner import Winner, read_winner, score_winner
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.preflight import read_settings
+from tune_mnist.tuning.tuner import InputError
 
 FLAGS = ["--top-k", "2", "--seeds", "2"]
 

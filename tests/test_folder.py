@@ -9,11 +9,11 @@ import pytest
 import torch
 from ray.tune import ResultGrid
 
-from tune_mnist import checkpoints
-from tune_mnist.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
-from tune_mnist.grid import load_grid, saved_epochs
-from tune_mnist.ledger import LEDGER, Ledger
-from tune_mnist.preflight import check_readable
+from tune_mnist.results.grid import load_grid, saved_epochs
+from tune_mnist.run import checkpoints
+from tune_mnist.run.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.tuning.preflight import check_readable
 
 
 @pytest.fixture

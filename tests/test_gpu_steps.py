@@ -15,8 +15,8 @@ import torch
 from benchmarks.gpu import cuda_tests, loop, memory, mps, reuse, search
 from benchmarks.gpu.output import Output
 from benchmarks.gpu.step import Setup, SkippedError, StepError
-from tune_mnist.device import DeviceMemoryError, device_memory_errors
-from tune_mnist.training import EpochResult
+from tune_mnist.mnist.training import EpochResult
+from tune_mnist.tuning.device import DeviceMemoryError, device_memory_errors
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import tune_mnist
-from tune_mnist.hyperparameters import METRIC, TIME_ATTR
-from tune_mnist.training import EpochResult
+from tune_mnist.mnist.hyperparameters import METRIC, TIME_ATTR
+from tune_mnist.mnist.training import EpochResult
 
 PACKAGE = Path(tune_mnist.__file__).parent
 
@@ -161,7 +161,7 @@ def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
         "import sys; from ray import tune\n"
         # Ray Tune imports pandas for itself, so it is forgotten: who imports it again is one of ours.
         "for name in [name for name in sys.modules if name.startswith('pandas')]: del sys.modules[name]\n"
-        "import tune_mnist.trainable\n"
+        "import tune_mnist.tuning.trainable\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     command = [sys.executable, "-c", code]

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tune_mnist.run.inherited import InheritedTrial
 
 from tests.made_runs import EPOCH_SECONDS, make_run
-from tune_mnist import tuner
-from tune_mnist.curves import run_labels
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.inherited import InheritedTrial
-from tune_mnist.insights import View, best_epoch, edges, facts
-from tune_mnist.ledger import Ledger
-from tune_mnist.scale import accuracy_of, accuracy_ticks, nines, tick_texts
-from tune_mnist.summary import print_summary
-from tune_mnist.timeline import best_so_far, elapsed, stretches
-from tune_mnist.winner import Winner
+from tune_mnist.cli.summary import print_summary
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.report.curves import run_labels
+from tune_mnist.report.insights import View, best_epoch, edges, facts
+from tune_mnist.report.scale import accuracy_of, accuracy_ticks, nines, tick_texts
+from tune_mnist.report.timeline import best_so_far, elapsed, stretches
+from tune_mnist.results.winner import Winner
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.tuning import tuner
 
 
 def view_of(folder: Path) -> View:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tune_mnist.ledger import Ledger
+from tune_mnist.run.ledger import Ledger
 
 
 def report(epoch: int, accuracy: float = 0.5, **more: Any) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import pytest
 
 from tests.conftest import ROOT, Runner
 from tests.test_search import complete, interrupted, read_study, result, searcher, suggest
-from tune_mnist import dashboard
-from tune_mnist.folder import RunFolder
-from tune_mnist.journal import JOURNAL
-from tune_mnist.live import ways_to_watch
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.journal import JOURNAL
+from tune_mnist.tuning import dashboard
+from tune_mnist.tuning.live import ways_to_watch
 
 
 def fetch(url: str, body: object = None, method: str | None = None) -> str:
@@ -135,7 +135,7 @@ def test_the_dashboard_serves_a_study_that_is_written_to_and_its_notes_outlive_a
 KILLED = """
 import sys, time
 from pathlib import Path
-from tune_mnist import dashboard
+from tune_mnist.tuning import dashboard
 with dashboard.served(Path(sys.argv[1])) as url:
     print(url, flush=True)
     time.sleep(60)

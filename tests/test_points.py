@@ -9,11 +9,11 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tests.test_search import complete, result, searcher, suggest
-from tune_mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.ledger import LEDGER, FirstPoint, Ledger
-from tune_mnist.points import first_points, read_points
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import BLOG, WIDE, blog_point
+from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
+from tune_mnist.mnist.spaces import BLOG, WIDE, blog_point
+from tune_mnist.run.ledger import LEDGER, FirstPoint, Ledger
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.points import first_points, read_points
 
 BLOG_POINT = blog_point(BLOG, 5) or {}
 

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from tests.conftest import SCRIPTS
-from tune_mnist.data import Split, load_test, load_train_val
-from tune_mnist.export import export_model
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.images import ImageError, Pixels, read_images, to_mnist_form
-from tune_mnist.retraining import retrain
+from tune_mnist.mnist.data import Split, load_test, load_train_val
+from tune_mnist.mnist.export import export_model
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.images import ImageError, Pixels, read_images, to_mnist_form
+from tune_mnist.mnist.retraining import retrain
 
 
 @pytest.fixture(scope="module")

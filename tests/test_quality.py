@@ -21,11 +21,11 @@ from benchmarks.quality import OURS, RANDOM, RANDOM_ASHA, TPE_RAY, beside_ours, 
 from benchmarks.record import EPOCHS, VAL_SIZE
 from benchmarks.simulate import Step, Variant
 from benchmarks.surrogate import Surrogate
-from tune_mnist.asha import ASHA
-from tune_mnist.ledger import Ledger
-from tune_mnist.samplers import stream
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import WIDE, blog_point
+from tune_mnist.mnist.spaces import WIDE, blog_point
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.samplers import stream
 
 Array = npt.NDArray[np.float64]
 

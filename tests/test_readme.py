@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SCRIPTS
-from tune_mnist.points import read_points
-from tune_mnist.protocol import FinalsSettings
-from tune_mnist.settings import Settings, parse_settings
-from tune_mnist.spaces import BLOG
+from tune_mnist.finalize.protocol import FinalsSettings
+from tune_mnist.mnist.spaces import BLOG
+from tune_mnist.run.settings import Settings, parse_settings
+from tune_mnist.tuning.points import read_points
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    ")]

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import record, refine, repeats
 from benchmarks.record import EPOCHS, FIRST_REFINED, TABLE
 from benchmarks.surrogate import optimum
-from tune_mnist.spaces import WIDE
+from tune_mnist.mnist.spaces import WIDE
 
 
 class Program:

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.lab.lab import install_packages
 from tests.made_runs import make_run
-from tune_mnist import tuner
-from tune_mnist.insights import View
-from tune_mnist.report import make_comparison, make_report
+from tune_mnist.report.insights import View
+from tune_mnist.report.page import make_comparison, make_report
+from tune_mnist.tuning import tuner
 
 CHROMIUM_FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),

@@ -20,7 +20,7 @@ from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tests.invariants import check, fingerprint
 from tests.test_run import assert_ends_in_order
 from tune_mnist import results
-from tune_mnist.folder import RunFolder
+from tune_mnist.run.folder import RunFolder
 
 SECRET = "k3y-that-no-file-may-hold"
 # Twice as long as SMALL: there must be something left to kill.

@@ -21,13 +21,13 @@ from ray.tune import Result
 
 from tests.conftest import SMALL, Runner, WarmRunner
 from tune_mnist import results
-from tune_mnist.data import load_test, load_train_val
-from tune_mnist.folder import RunFolder
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.ledger import TrialRecord
-from tune_mnist.model import Network
-from tune_mnist.preflight import read_settings
-from tune_mnist.training import Training, evaluate, fit
+from tune_mnist.mnist.data import load_test, load_train_val
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.model import Network
+from tune_mnist.mnist.training import Training, evaluate, fit
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.tuning.preflight import read_settings
 
 
 def study_of(run_dir: Path) -> optuna.Study:

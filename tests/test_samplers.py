@@ -13,8 +13,8 @@ from optuna.distributions import (
 )
 from optuna.trial import create_trial
 
-from tune_mnist.samplers import make_sampler
-from tune_mnist.spaces import WIDE
+from tune_mnist.mnist.spaces import WIDE
+from tune_mnist.tuning.samplers import make_sampler
 
 
 def test_neighbouring_trials_have_streams_of_their_own() -> None:

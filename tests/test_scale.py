@@ -24,12 +24,13 @@ from rich.console import Console
 from benchmarks import load, made, scale
 from tests.made_runs import make_run
 from tests.test_search import complete, read_study, result, searcher, suggest
-from tune_mnist import results, tuner
-from tune_mnist.grid import records
-from tune_mnist.insights import View
-from tune_mnist.journal import JOURNAL, Journal
-from tune_mnist.ledger import LEDGER, Ledger
-from tune_mnist.report import make_report
+from tune_mnist import results
+from tune_mnist.report.insights import View
+from tune_mnist.report.page import make_report
+from tune_mnist.results.grid import records
+from tune_mnist.run.journal import JOURNAL, Journal
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.tuning import tuner
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler
 
-from tune_mnist.asha import ASHA, rungs
-from tune_mnist.folder import RunFolder
-from tune_mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.journal import JOURNAL
-from tune_mnist.ledger import LEDGER, Ledger, ray_config, trial_state
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import load_space
-from tune_mnist.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStudy
+from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
+from tune_mnist.mnist.spaces import load_space
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.journal import JOURNAL
+from tune_mnist.run.ledger import LEDGER, Ledger, ray_config, trial_state
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.asha import ASHA, rungs
+from tune_mnist.tuning.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStudy
 
 
 def searcher(run_dir: Path, **changes: Any) -> TrialStudy:

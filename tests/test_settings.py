@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tune_mnist.data import DATASETS
-from tune_mnist.device import PRECISIONS
-from tune_mnist.samplers import make_sampler
-from tune_mnist.settings import RESUMABLE, ResumeRequest, Settings, parse_settings
+from tune_mnist.mnist.data import DATASETS
+from tune_mnist.run.settings import RESUMABLE, ResumeRequest, Settings, parse_settings
+from tune_mnist.tuning.device import PRECISIONS
+from tune_mnist.tuning.samplers import make_sampler
 
 BAD_FLAGS = [
     ("--frobnicate 1", "unrecognized arguments: --frobnicate 1"),

@@ -7,9 +7,9 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tune_mnist import spaces
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.spaces import BLOG, SPACES, blog_point, load_space, to_config
+from tune_mnist.mnist import spaces
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.spaces import BLOG, SPACES, blog_point, load_space, to_config
 
 OWN: dict[str, object] = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
@@ -93,11 +93,13 @@ def test_one_s_own_space_trains_max_epochs() -> None:
 def test_a_bad_space_is_named(space: object, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spaces, "OWN", space, raising=False)
     with pytest.raises(ValueError, match=r"tune_mnist\.spaces:OWN") as error:
-        load_space("tune_mnist.spaces:OWN", 5)
+        load_space("tune_mnist.mnist.spaces:OWN", 5)
     assert complaint in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["blogg", "no.such.module:SPACE", "tune_mnist.spaces:NOTHING", ":", "a:"])
+@pytest.mark.parametrize(
+    "name", ["blogg", "no.such.module:SPACE", "tune_mnist.mnist.spaces:NOTHING", ":", "a:"]
+)
 def test_an_unknown_space_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"space is {name}, but must be blog, wide or package.module:NAME"):
         load_space(name, 5)

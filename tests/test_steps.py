@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.test_training import TRAIN, VALIDATION, without_times
-from tune_mnist import steps, training
-from tune_mnist.hyperparameters import OPTIMIZERS, Hyperparameters
-from tune_mnist.model import Network, normalise
-from tune_mnist.steps import DivergedError, GraphCaptureError, Steps, capture_graph
-from tune_mnist.training import EpochResult, Training, fit
+from tune_mnist.mnist import steps, training
+from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
+from tune_mnist.mnist.model import Network, normalise
+from tune_mnist.mnist.steps import DivergedError, GraphCaptureError, Steps, capture_graph
+from tune_mnist.mnist.training import EpochResult, Training, fit
 
 
 def trained(hyperparameters: Hyperparameters) -> tuple[list[EpochResult], dict[str, torch.Tensor]]:

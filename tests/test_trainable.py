@@ -16,10 +16,7 @@ import torch
 from pyarrow.fs import LocalFileSystem
 
 from tests.test_training import TRAIN, VALIDATION
-from tune_mnist import trainable
-from tune_mnist.device import DeviceMemoryError
-from tune_mnist.folder import CHECKPOINT, REPORTS
-from tune_mnist.hyperparameters import (
+from tune_mnist.mnist.hyperparameters import (
     ATTEMPT,
     FAILURE,
     METRIC,
@@ -27,8 +24,11 @@ from tune_mnist.hyperparameters import (
     TIME_ATTR,
     Hyperparameters,
 )
-from tune_mnist.trainable import TRACEBACK
-from tune_mnist.training import EpochResult
+from tune_mnist.mnist.training import EpochResult
+from tune_mnist.run.folder import CHECKPOINT, REPORTS
+from tune_mnist.tuning import trainable
+from tune_mnist.tuning.device import DeviceMemoryError
+from tune_mnist.tuning.trainable import TRACEBACK
 
 CONFIG = {"lr": 0.005, "momentum": 0.9, "optimizer": "sgd", "epochs": 3, OPTUNA_NUMBER: 7}
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conftest import ROOT
-from tune_mnist.data import Split
-from tune_mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
-from tune_mnist.model import Dropout, Network
-from tune_mnist.training import (
+from tune_mnist.mnist.data import Split
+from tune_mnist.mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
+from tune_mnist.mnist.model import Dropout, Network
+from tune_mnist.mnist.training import (
     DivergedError,
     EpochResult,
     Training,
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_scored_without_what_only_training_needs(tmp_path: Path)
     training.save(tmp_path / "training.pt")
     code = (
         "import pathlib, sys; from tests.test_training import VALIDATION, Hyperparameters\n"
-        "from tune_mnist.training import score_checkpoint; folder = pathlib.Path(sys.argv[1])\n"
+        "from tune_mnist.mnist.training import score_checkpoint; folder = pathlib.Path(sys.argv[1])\n"
         "hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)\n"
         "paths = {'path': folder / 'training.pt', 'save_model': folder / 'model.pt'}\n"
         "print(score_checkpoint(hyperparameters=hyperparameters, split=VALIDATION, **paths))\n"

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.conftest import ROOT
-from tune_mnist.versions import TRIED, notices
+from tune_mnist.tuning.versions import TRIED, notices
 
 
 @pytest.mark.parametrize(

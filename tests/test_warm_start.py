@@ -22,16 +22,16 @@ from tests.test_live import fetch
 from tests.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
 from tests.test_search import complete, read_study, result, suggest
 from tune_mnist import results
-from tune_mnist.asha import ASHA
-from tune_mnist.folder import FolderError, RunFolder
-from tune_mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.ledger import LEDGER, Ledger
-from tune_mnist.points import first_points
-from tune_mnist.samplers import make_sampler
-from tune_mnist.settings import Settings
-from tune_mnist.spaces import BLOG, WIDE, Space, blog_point, is_within, load_space, to_config
-from tune_mnist.study import HAND_SET, TrialStudy
-from tune_mnist.warm_start import Inheritance, known_again, read_earlier_runs
+from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
+from tune_mnist.mnist.spaces import BLOG, WIDE, Space, blog_point, is_within, load_space, to_config
+from tune_mnist.run.folder import FolderError, RunFolder
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.points import first_points
+from tune_mnist.tuning.samplers import make_sampler
+from tune_mnist.tuning.study import HAND_SET, TrialStudy
+from tune_mnist.tuning.warm_start import Inheritance, known_again, read_earlier_runs
 
 BLOG_POINT = blog_point(BLOG, 5) or {}
 

@@ -1,1 +1,49 @@
-"""Hyperparameter search for one PyTorch training loop: Ray Tune, Optuna and ASHA."""
+"""Searches the hyper-parameters of a PyTorch training loop with Ray Tune, Optuna and ASHA.
+
+What others may use: `search`, `resume` and `load_run` give a `Run`; `Task`, `Objective`, `Trial`, `Save`,
+`TestSet`, `option`, `DivergedError` and `CheckpointError` are for writing a task.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tune_mnist.task import (
+    CheckpointError,
+    DivergedError,
+    Objective,
+    Save,
+    Space,
+    Task,
+    TestSet,
+    Trial,
+    option,
+)
+
+if TYPE_CHECKING:
+    from tune_mnist.cli.notebook import Run, load_run, resume, search
+
+__all__ = [
+    "CheckpointError",
+    "DivergedError",
+    "Objective",
+    "Run",
+    "Save",
+    "Space",
+    "Task",
+    "TestSet",
+    "Trial",
+    "load_run",
+    "option",
+    "resume",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what drives a search when it is asked for: a trial imports this package, and does without."""
+    if name in ("Run", "load_run", "resume", "search"):
+        from tune_mnist.cli import notebook
+
+        return getattr(notebook, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

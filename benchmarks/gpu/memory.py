@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.step import Setup, StepError
-from tune_mnist.data import load_train_val
-from tune_mnist.device import DeviceMemoryError, device_memory_errors
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.training import Training, fit
+from tune_mnist.mnist.data import load_train_val
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.training import Training, fit
+from tune_mnist.tuning.device import DeviceMemoryError, device_memory_errors
 
 SENTENCE = (
     r"the GPU has no memory left for this trial, which has a fraction of 0\.25: ask for --gpus-per-trial 0\.5"

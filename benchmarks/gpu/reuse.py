@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.gpu.loop import LEARNING_RATES
 from benchmarks.gpu.step import Setup, StepError
-from tune_mnist.data import Split, load_train_val
-from tune_mnist.device import release_memory
-from tune_mnist.hyperparameters import Hyperparameters
-from tune_mnist.training import Training, evaluate, fit
+from tune_mnist.mnist.data import Split, load_train_val
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.training import Training, evaluate, fit
+from tune_mnist.tuning.device import release_memory
 
 OPTIMIZERS = tuple(LEARNING_RATES)
 TRIALS = 12

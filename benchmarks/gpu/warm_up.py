@@ -13,7 +13,12 @@ from benchmarks.gpu.step import Setup
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """Yield the seconds that each of them takes."""
     started = time.perf_counter()
-    for name in ("tune_mnist.tuner", "tune_mnist.summary", "benchmarks.contestants.common", "torch._dynamo"):
+    for name in (
+        "tune_mnist.tuning.tuner",
+        "tune_mnist.cli.summary",
+        "benchmarks.contestants.common",
+        "torch._dynamo",
+    ):
         importlib.import_module(name)
     yield {"import_seconds": time.perf_counter() - started}
     yield {"data_seconds": _seconds(_prepare_data, setup)}
@@ -35,9 +40,9 @@ def _prepare_data(setup: Setup) -> None:
 
 def _train(setup: Setup) -> None:
     """Train an epoch of ten steps with each optimizer."""
-    from tune_mnist.data import load_train_val
-    from tune_mnist.hyperparameters import OPTIMIZERS, Hyperparameters
-    from tune_mnist.training import Training, fit
+    from tune_mnist.mnist.data import load_train_val
+    from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
+    from tune_mnist.mnist.training import Training, fit
 
     train, validation = load_train_val("mnist", setup.data_dir, val_size=1000, train_size=640)
     for optimizer in OPTIMIZERS:
@@ -47,7 +52,7 @@ def _train(setup: Setup) -> None:
 
 
 def _start_ray(setup: Setup) -> None:
-    from tune_mnist.cluster import connected
+    from tune_mnist.cluster.connection import connected
 
     with connected("local"):
         pass

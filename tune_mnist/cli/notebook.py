@@ -1,0 +1,158 @@
+"""Searches from Python and in notebooks: `search`, `resume`, `load_run`, and the `Run` that they give."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from tune_mnist.cli.console import SearchConsole, live_line
+from tune_mnist.report.insights import View, facts
+from tune_mnist.report.page import make_report
+from tune_mnist.results.frames import epochs_frame, trials_frame
+from tune_mnist.results.grid import ResultGrid
+from tune_mnist.results.winner import Winner
+from tune_mnist.run.settings import ResumeRequest, Settings
+from tune_mnist.task import Task
+from tune_mnist.tuning import tuner
+from tune_mnist.tuning.progress import EndedTrial, Listener, Progress
+
+
+class Run:
+    """A run that has ended, was stopped, or is still running; in Jupyter it is shown as a summary."""
+
+    def __init__(self, outcome: tuner.Outcome) -> None:
+        self._outcome = outcome
+
+    @property
+    def folder(self) -> str:
+        """Its folder: a path, or a URI."""
+        return self._outcome.folder.uri
+
+    @property
+    def grid(self) -> ResultGrid:
+        """Ray's ResultGrid."""
+        return self._outcome.grid
+
+    @property
+    def best(self) -> Winner | None:
+        """The best trial with its checkpoint; None before there is one."""
+        return self._outcome.winner
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial, see `tune_mnist.results.trials_frame`."""
+        return trials_frame(self.grid)
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """One row a trial and epoch, see `tune_mnist.results.epochs_frame`."""
+        return epochs_frame(self.grid)
+
+    def report(self) -> str:
+        """Write ``report.html`` into the run's folder; give its place."""
+        self._outcome.folder.put("report.html", make_report(View(self._outcome)).encode())
+        return f"{self.folder}/report.html"
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder!r}: {len(self.grid)} trials)"
+
+    def _repr_html_(self) -> str:
+        view = View(self._outcome)
+        table = pd.DataFrame([(fact.label, fact.value, fact.note) for fact in facts(view)])
+        best = self.trials.sort_values(view.metric, ascending=view.objective.mode == "min").head(5)
+        return f"<b>{view.name}</b>{table.to_html(index=False, header=False)}{best.to_html(index=False)}"
+
+
+def search(task: Task | str = "mnist", **settings: Any) -> Run:
+    """Search the hyper-parameters of a task; an interrupt ends the search in order.
+
+    Args:
+        task: a `Task`, or the name of one, as `--task` takes it.
+        settings: fields of `Settings`, such as ``num_samples=20``, and the task's options.
+
+    Raises:
+        InputError: if the settings cannot be met; nothing has been written then.
+        FolderError: if the storage is lost on the way.
+        ClusterError: if no trial can be run.
+    """
+    found = task if isinstance(task, Task) else tuner.find_task(Settings(task=task))
+    names = tuner.option_names(found)
+    options = {name: settings.pop(name) for name in names if name in settings}
+    named = found.name if isinstance(task, Task) else task
+    asked = Settings(task=named, options=options, **settings)
+    with _console() as listener:
+        return Run(tuner.run(asked, listener, task=found))
+
+
+def resume(run: str, task: Task | None = None, **changes: Any) -> Run:
+    """Resume a run that was killed, stopped, or is to get more trials; one without any to do is only read.
+
+    Args:
+        run: its folder or URI.
+        task: its task, where that was not found by name.
+        changes: settings to change, such as ``num_samples=40``.
+
+    Raises:
+        InputError: if there is no such run, or a change is not allowed.
+        FolderError: as in `search`.
+        ClusterError: as in `search`.
+    """
+    with _console() as listener:
+        outcome = tuner.resume(ResumeRequest(run=run, changes=changes), listener, task=task)
+    return load_run(run) if outcome is None else Run(outcome)
+
+
+def load_run(run: str) -> Run:
+    """Read a run, without its task and without changing anything.
+
+    Raises:
+        FolderError: if there is no such run.
+    """
+    return Run(tuner.load_run(run))
+
+
+def _console() -> SearchConsole | NotebookLine:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return SearchConsole()
+    shell = get_ipython()
+    return NotebookLine() if shell is not None and hasattr(shell, "kernel") else SearchConsole()
+
+
+class NotebookLine(Listener):
+    """Shows a search in a cell: what is worth a line, and one line that is updated in place."""
+
+    SECONDS = 0.5
+    "Shortest time between two updates."
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self.console = Console(force_jupyter=False, width=120, highlight=False)
+        self.started = self.shown = time.monotonic()
+        self.line = display({"text/plain": "starting Ray ..."}, raw=True, display_id=True)
+
+    def __enter__(self) -> NotebookLine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the last line."""
+
+    def on_message(self, text: str) -> None:
+        """Print a line."""
+        print(text)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Update the line."""
+        if time.monotonic() - self.shown > self.SECONDS or len(progress.ended) == progress.num_samples:
+            self.shown = time.monotonic()
+            text = live_line(progress, time.monotonic() - self.started)
+            self.line.update({"text/plain": text}, raw=True)
+
+    def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None:
+        """Nothing: the line has it."""

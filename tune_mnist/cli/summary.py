@@ -1,0 +1,198 @@
+"""The summary of a run on a terminal: its best trials, its winner, and how to look further."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tune_mnist.report.curves import run_labels
+from tune_mnist.report.insights import (
+    MIN_FINISHED,
+    View,
+    compare_with_baseline,
+    count_epochs,
+    count_states,
+    edges,
+    facts,
+    known_before,
+    note_of_error,
+    say_how_it_ended,
+)
+from tune_mnist.report.timeline import best_so_far
+from tune_mnist.results.frames import TRIALS_TABLE, hyperparameter_names, trials_frame
+from tune_mnist.run.ledger import LEDGER
+from tune_mnist.run.words import count, duration, short_path, short_value
+from tune_mnist.tuning.tuner import FINISHED, Outcome
+
+ANALYSE = Path(__file__).parents[2] / "scripts" / "analyse.py"
+"""The script that looks into a run; it is not installed with the package."""
+REPORT = "report.html"
+"""The page that it writes into the run's folder."""
+
+
+def print_summary(console: Console, outcome: Outcome) -> None:
+    """Print the best trials, the winner with its test score, what ASHA saved, and how to look further."""
+    view, finished = View(outcome), outcome.ended_by == FINISHED
+    of_asked, took = f"{len(view.trials)} of {outcome.settings.num_samples}", duration(outcome.seconds)
+    ended = "" if finished else f"; {say_how_it_ended(outcome)}"
+    console.print(f"\n{of_asked} trials ({count_states(view)}) in {took}{ended}")
+    print_losses(console, view)
+    if known := known_before(view):
+        console.print(f"Known before: {known.value} {known.note}", markup=False)
+    _print_best(console, view, most=5)
+    trained, of_planned = count_epochs(view)
+    console.print(f"Epochs trained: {trained:,}{f' {of_planned}' if finished else ''}")
+    _print_winner(console, view)
+    _print_failures(console, view)
+    console.print("\n".join(["", *_ways_to_look(outcome)]), markup=False)
+
+
+def print_analysis(console: Console, view: View) -> None:
+    """Print what a run teaches: its facts, the ten best trials, what matters, which ranges to widen."""
+    console.print(f"[bold]{escape(view.name)}[/bold]")
+    for fact in facts(view):
+        console.print(f"  {fact.label:<17} {fact.value}  [dim]{escape(fact.note)}[/dim]")
+    _print_best(console, view, most=10)
+    if view.importances:
+        shares = ", ".join(f"{name} {value:.0%}" for name, value in view.importances.items())
+        console.print(f"Importance (PED-ANOVA, {len(view.finished)} finished trials): {shares}")
+    else:
+        finished = count(len(view.finished), "finished trial")
+        console.print(f"Importance: {finished}, but it takes {MIN_FINISHED} that differ")
+    for edge in edges(view):
+        console.print(f"[yellow]At the edge of its range:[/yellow] {edge}")
+    _print_failures(console, view)
+    print_losses(console, view)
+
+
+def print_losses(console: Console, view: View) -> None:
+    """Say what of a ledger can't be read."""
+    if lost := view.ledger.lost_lines:
+        console.print(f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost")
+
+
+def print_comparison(console: Console, views: Sequence[View]) -> None:
+    """Print runs side by side: their size, their best, and what it took to get within reach of it."""
+    frames = [best_so_far(view.ledger) for view in views]
+    objective, metric = views[0].objective, views[0].metric
+    ends = [float(frame[metric].iloc[-1]) for frame in frames if len(frame)]
+    reach = min(ends, key=lambda value: objective.sign * value, default=math.nan)
+    if objective.format.endswith("%"):
+        reach = math.floor(reach * 1000) / 1000 if reach == reach else reach
+    table = Table(box=None, header_style="bold")
+    headings = (
+        "run",
+        "trials",
+        "epochs",
+        "wall time",
+        "best",
+        f"until {objective.write(reach)}: trials",
+        "epochs",
+        "seconds",
+    )
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for label, view, frame in zip(run_labels(views), views, frames, strict=True):
+        row = [label, str(len(view.trials)), str(len(frame)), duration(view.outcome.seconds)]
+        there = frame[objective.sign * (frame[metric] - reach) >= 0].head(1)
+        best = objective.write(float(frame[metric].iloc[-1])) if len(frame) else "--"
+        when = [f"{value:.0f}" for name in ("trials", "epochs", "seconds") for value in there[name]]
+        table.add_row(*row, best, *(when or ["--"] * 3))
+    console.print(table)
+    for view in views:
+        print_losses(console, view)
+
+
+def _ways_to_look(outcome: Outcome) -> list[str]:
+    """Say where the run is, and which commands look into it."""
+    folder = outcome.folder
+    python = shlex.quote(str(short_path(Path(sys.executable))))
+    run_dir = short_path(folder.local)
+    where = folder.uri if folder.remote else str(run_dir)
+    table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
+    if folder.remote or outcome.ended_by is None:
+        table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
+    analyse = f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}  # writes {REPORT}"
+    return [f"Run folder: {where}", *[analyse] * ANALYSE.exists(), f'  {python} -c "{table}"']
+
+
+def exit_code(outcome: Outcome) -> int:
+    """Give 0 for a search that came to what was asked; 130 and 143 for Ctrl-C and SIGTERM; else 1."""
+    signals = {"SIGINT": 130, "SIGTERM": 143}
+    if outcome.ended_by in signals:
+        return signals[outcome.ended_by]
+    short = outcome.ended_by == FINISHED and len(outcome.grid) < outcome.settings.num_samples
+    return 1 if short or outcome.winner is None else 0
+
+
+def _print_best(console: Console, view: View, *, most: int) -> None:
+    trials, metric = trials_frame(view.outcome.grid), view.metric
+    ranked = trials[trials["state"] != "FAIL"].dropna(subset=[metric])
+    ranked = ranked.sort_values(metric, ascending=view.objective.mode == "min", kind="stable").head(most)
+    if ranked.empty:
+        return
+    names = hyperparameter_names(view.outcome.grid)
+    drawn = [name for name in names if name != "epochs" and trials[name].nunique() > 1]
+    console.print(f"[bold]Best {count(len(ranked), 'trial')}[/bold]")
+    for start in range(0, len(ranked), 5):
+        if start:
+            console.print()
+        # A trial is a column: so the table stays narrow, however many hyper-parameters there are.
+        console.print(_columns(view, ranked.iloc[start : start + 5], drawn))
+
+
+def _columns(view: View, trials: pd.DataFrame, drawn: Sequence[str]) -> Table:
+    table = Table(box=None, show_header=False)
+    rows = {
+        "trial": trials["number"].astype(str),
+        "state": trials["state"],
+        view.metric: trials[view.metric].map(view.objective.write),
+        "epochs": trials["epochs_trained"].astype(str) + "/" + trials["epochs_planned"].astype(str),
+        **{name: trials[name].map(short_value) for name in drawn},
+    }
+    table.add_column(min_width=max(map(len, [*view.task.defaults, *rows])))
+    for _ in range(len(trials)):
+        table.add_column(justify="right", min_width=8)
+    for heading, values in rows.items():
+        table.add_row(heading, *values)
+    return table
+
+
+def _print_winner(console: Console, view: View) -> None:
+    winner = view.outcome.winner
+    if winner is None:
+        ended = view.outcome.ended_by is not None
+        why = "No trial has a checkpoint that can be read" if ended else "The search has not ended"
+        console.print(f"{why}, so there is no winner.")
+        return
+    objective = view.objective
+    if baseline := compare_with_baseline(view):
+        console.print(f"Baseline: {baseline.value}, {baseline.note}")
+    shown = f"{view.metric} {objective.write_with_error(winner.value, winner.n)}"
+    note = note_of_error(objective, winner.value, winner.n)
+    line = f"Winner, trial {winner.number} at epoch {winner.epoch}: {shown}{f' ({note})' if note else ''}"
+    if objective.metric in winner.test:
+        test = winner.test[objective.metric]
+        note = note_of_error(objective, test, winner.test_n)
+        shown = objective.write_with_error(test, winner.test_n)
+        line += f"; on the test set {shown}{f' ({note})' if note else ''}"
+    console.print(line)
+
+
+def _print_failures(console: Console, view: View) -> None:
+    failed = [trial for trial in view.of_state("FAIL") if trial.error]
+    if failed:
+        first, folder = failed[0], view.outcome.folder
+        where = folder.uri if folder.remote else short_path(folder.local)
+        console.print(
+            f"{len(failed)} failed; the first error: {first.error} ({where}/{first.directory}/error.txt)",
+            markup=False,
+        )

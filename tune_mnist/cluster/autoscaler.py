@@ -1,0 +1,184 @@
+"""Ray's autoscaler, for which Ray has no public interface: what it may start, starts now, and never will."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune_mnist.cluster.ray_private import AutoscalerState
+
+RPC_SECONDS = 2.0
+"""Longest wait for an answer of the cluster's head in what is called again and again."""
+
+HEAD_SECONDS = 60.0
+"""Longest wait for a task on the head; a busy one takes seconds to start a worker process."""
+
+PROBE_SECONDS = 600.0
+"""Longest wait for a node of an autoscaler that names neither its node types nor what it refuses (v1 on
+Kubernetes): a GPU machine in a cloud takes minutes from the request to Ray."""
+LOCAL_PROBE_SECONDS = 60.0
+"""The same for machines of one's own, of which some have not joined: they are there, or won't come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeType:
+    """A kind of worker node that the autoscaler may start."""
+
+    name: str
+    cpus: float
+    gpus: float
+    max_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoscaler:
+    """What the autoscaler of a cluster may start beside the head."""
+
+    node_types: tuple[NodeType, ...] = ()
+    max_workers: int = 0
+    "Most worker nodes at a time, of all types together."
+    uncounted: bool = False
+    """Whether nodes may come of which neither share nor number is known: on Kubernetes no process on the
+    head knows them, and the machines of provider `local` declare no resources."""
+    probe_seconds: float = PROBE_SECONDS
+    "Longest time that a node which is to start may take."
+
+
+def find() -> Autoscaler | None:
+    """Find out what the autoscaler of the connected cluster may start; None where it does not autoscale.
+
+    Its monitor runs on the head, with the configuration's path on its command line, and the GCS does not
+    have the node types (Ray 2.60). So they are read there, by a task unless the head is this very machine.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    heads = [node["NodeID"] for node in nodes if "node:__internal_head__" in node["Resources"]]
+    context = ray.get_runtime_context()
+    found = None
+    if context.get_node_id() in heads:
+        found = _read_monitor(context.gcs_address)
+    elif heads:
+        affinity = NodeAffinitySchedulingStrategy(heads[0], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(_read_monitor).options(scheduling_strategy=affinity)
+        try:
+            found = ray.get(task.remote(context.gcs_address), timeout=HEAD_SECONDS)
+        except RayError:  # the head has no tune_mnist, or no time
+            found = None
+    if found is None:
+        return Autoscaler(uncounted=True) if _runs_elsewhere() else None
+    if not found:
+        return None
+    return _from_config(found, workers=len(nodes) - 1)
+
+
+def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
+    """Ask the autoscaler for room for one trial, and take the request back when it is answered.
+
+    v2 lists what it can't start in its state, or not: known within two of its rounds (5 s each by default).
+    v1 says nothing, so a node must have come within ``seconds``. A launch is no answer: it can be another's.
+    """
+    request = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    group = placement_group([request])
+    deadline = time.monotonic() + seconds
+    asked_at = 0
+    try:
+        while time.monotonic() < deadline:
+            if group.wait(0.25):
+                return True
+            try:
+                state = _state()
+            except RayError:  # a busy head; it has until the deadline
+                continue
+            if any(group.id.hex() in details for details in state.infeasible_groups):
+                return False
+            asked_at = asked_at or state.version
+            if asked_at and state.version >= asked_at + 2:
+                return True
+        return False
+    finally:
+        remove_placement_group(group)
+
+
+def pending_nodes() -> dict[str, int]:
+    """Count the nodes that are requested or starting and not there yet, by node type.
+
+    {} where the cluster does not autoscale, or where its head does not answer within 2 s. One or two calls
+    of a millisecond.
+    """
+    try:
+        return dict(_state().pending)
+    except RayError:
+        return {}
+
+
+def _read_monitor(gcs_address: str) -> dict[str, Any] | None:
+    """Read on the head what its autoscaler may start: {} if it starts nothing, None if none runs here."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = process.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has just ended
+            continue
+        if f"--gcs-address={gcs_address}" not in command or not any(
+            argument.endswith("monitor.py") and "autoscaler" in argument for argument in command
+        ):
+            continue
+        paths = [argument.partition("=")[2] for argument in command if "--autoscaling-config=" in argument]
+        if not paths:
+            return {}
+        try:
+            config = yaml.safe_load(Path(paths[0]).expanduser().read_text())
+        except OSError:
+            return None
+        # The rest has what is nobody's business here: keys, commands, paths.
+        wanted = ("available_node_types", "head_node_type", "max_workers", "provider")
+        config = {key: config[key] for key in wanted if key in config}
+        config["provider"] = {"type": config.get("provider", {}).get("type")}
+        for node_type in config.get("available_node_types", {}).values():
+            node_type.pop("node_config", None)
+        return config
+    return None
+
+
+def _from_config(config: dict[str, Any], workers: int) -> Autoscaler:
+    max_workers = config.get("max_workers", 0)
+    node_types, uncounted = [], False
+    for name, node_type in config.get("available_node_types", {}).items():
+        default = 0 if name == config.get("head_node_type") else max_workers
+        most = min(node_type.get("max_workers", default), max_workers)
+        resources = node_type.get("resources") or {}
+        # The one type of provider `local` is its head's too, and has room until all machines have joined.
+        if not resources and workers < max_workers:
+            uncounted = True
+        elif resources and most > 0:
+            cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+            node_types.append(NodeType(name=name, cpus=cpus, gpus=gpus, max_workers=most))
+    local = config.get("provider", {}).get("type") == "local"
+    return Autoscaler(
+        node_types=tuple(node_types),
+        max_workers=max_workers,
+        uncounted=uncounted,
+        probe_seconds=LOCAL_PROBE_SECONDS if local else PROBE_SECONDS,
+    )
+
+
+def _runs_elsewhere() -> bool:
+    """Whether an autoscaler outside the head's processes serves this cluster: on Kubernetes, its sidecar."""
+    try:
+        state = _state()
+    except RayError:
+        return False
+    if state.version:
+        return any(state.node_types)
+    # A monitor that only reads calls each node a type of its own, node_<its id>.
+    return any(not name.startswith("node_") for name in state.v1_node_types)
+
+
+def _state() -> AutoscalerState:
+    return AutoscalerState(RPC_SECONDS)

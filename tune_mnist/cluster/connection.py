@@ -1,0 +1,334 @@
+"""Where trials run: connects to a Ray cluster or starts one, and tells at once what it can't give."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tune_mnist.cluster import autoscaler, ray_private
+from tune_mnist.cluster.autoscaler import pending_nodes as pending_nodes
+from tune_mnist.run.words import first_line
+
+ADDRESS_TIMEOUT_SECONDS = 10.0
+"""Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
+
+UNCOUNTED_SLOTS = 8
+"""Trials at a time where an autoscaler may start nodes whose number it does not tell: enough to ask for some,
+few enough for the sampler to learn from the first ones."""
+
+PRELOADED_CORES = 32
+"""Most cores of a machine with GPUs on which a worker for each core loads torch before there is a trial."""
+
+TRIAL_ENVIRONMENT = {
+    # glibc gives freed memory back to the kernel and gets it again zeroed: 500 to 2,800 page faults a
+    # training step, none with these two. Its top pad is left alone: with that too they come back.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
+    # With Ray's 2 s, a stopped trial that takes longer to end fails the next ones and hangs the run.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+}
+
+
+DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "opencensus", "opentelemetry")
+"""Some of those that Ray's dashboard needs."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+class ClusterError(RuntimeError):
+    """There is no such cluster, or it can't give what a trial asks for."""
+
+
+class TokenError(ClusterError):
+    """The cluster wants a token, and has been given none or another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """The cluster that is used."""
+
+    embedded: bool
+    "Whether it was started for this search, on this machine, and ends with it."
+    address: str
+    "HOST:PORT of its head."
+    dashboard: str | None
+    "HOST:PORT of its dashboard."
+    reconnect: Callable[[], None]
+    """Leaves it and joins it again; one of our own is ended, and another one started. It does nothing where
+    Ray was running in this process before. Raises `ClusterError`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one trial gets, and how many trials fit at a time."""
+
+    cpus: float
+    gpus: float
+    slots: int
+    "On a cluster that autoscales, with the nodes that it may start; else it would never start one."
+
+
+@contextmanager
+def connected(address: str | None, *, dashboard: bool = False, preload: str = "") -> Iterator[Connection]:
+    """Join a Ray cluster, or start one on this machine, for a block.
+
+    Where Ray is running in this process already, that one is used and left running. Else it is the cluster
+    at ``address`` or RAY_ADDRESS (HOST:PORT, auto, or local); with neither, the one that this machine belongs
+    to by `ray start` or `ray up`; with none that answers, one of our own, on loopback only. That of another
+    search is never joined.
+
+    Args:
+        address: where the cluster's head is.
+        dashboard: whether a cluster of our own has Ray's dashboard, on 127.0.0.1.
+        preload: a module that a cluster of our own imports in a worker for each core, before there is a task.
+
+    Raises:
+        ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token, or the
+            dashboard is not installed.
+    """
+    if ray.is_initialized():
+        yield Connection(
+            embedded=False,
+            address=ray.get_runtime_context().gcs_address,
+            dashboard=None,
+            reconnect=lambda: None,
+        )
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        address = _running_here() or "local"
+    elif address != "local":
+        address = _find(address)
+        _check_answers(address)
+    head = address
+
+    def connect() -> Any:
+        return _start(dashboard, preload) if head == "local" else _join(head)
+
+    def reconnect() -> None:
+        with _without_stderr():
+            ray.shutdown()
+        connect()
+
+    context = connect()
+    with ExitStack() as stack:
+        stack.enter_context(ray_private.quiet_errors())
+        if head == "local":
+            stack.enter_context(ray_private.waiting_workers())
+        try:
+            yield Connection(
+                embedded=head == "local",
+                address=context.address_info["gcs_address"],
+                dashboard=context.dashboard_url or None,
+                reconnect=reconnect,
+            )
+        finally:
+            with _without_stderr():
+                ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop all that this process writes to stderr, for a block.
+
+    Ray writes there in C++ about tasks that end with it, for which it has no switch.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # there may be no stderr
+            before = os.dup(2)
+            stack.callback(os.close, before)
+            stack.callback(os.dup2, before, 2)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+        yield
+
+
+def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
+    """Work out a trial's share and the number of slots of the connected cluster.
+
+    Args:
+        cpus: CPU cores asked for a trial.
+        gpus: GPUs asked for a trial; None takes 0.5 where the cluster has or may start GPUs, else 0.
+        max_concurrent: most trials at a time; None takes the number of slots.
+
+    Raises:
+        ClusterError: if no node can ever hold a trial. Ray alone would wait for ever. It takes seconds, but
+            up to ``autoscaler.PROBE_SECONDS`` where the autoscaler does not tell what it can't start.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+    scaler = autoscaler.find()
+    if scaler:
+        sizes += [(kind.cpus, kind.gpus) for kind in scaler.node_types]
+    if gpus is None:
+        gpus = 0.5 if any(node_gpus for _, node_gpus in sizes) else 0.0
+    slots = sum(count_slots(*size, cpus, gpus) for size in sizes[: len(nodes)])
+    if scaler:
+        heads = [size for size, node in zip(sizes, nodes, strict=False) if "node:__internal_head__" in node]
+        on_head = sum(count_slots(*size, cpus, gpus) for size in heads)
+        slots = max(slots, on_head + _slots_to_come(scaler, cpus, gpus))
+        if scaler.uncounted and (slots or autoscaler.can_start(cpus, gpus, scaler.probe_seconds)):
+            slots = max(slots, max_concurrent or UNCOUNTED_SLOTS)
+    if slots == 0:
+        raise ClusterError(_refusal(cpus, gpus, sizes, scaler))
+    return Resources(cpus=cpus, gpus=gpus, slots=min(slots, max_concurrent or slots))
+
+
+def count_slots(node_cpus: float, node_gpus: float, cpus: float, gpus: float) -> int:
+    """Count the trials that fit on a node at a time; fractions of a GPU never span two GPUs."""
+    by_cpu = math.floor(node_cpus / cpus + 1e-9)
+    if gpus == 0:
+        return by_cpu
+    by_gpu = node_gpus // gpus if gpus >= 1 else node_gpus * math.floor(1 / gpus + 1e-9)
+    return min(by_cpu, int(by_gpu))
+
+
+def _slots_to_come(scaler: autoscaler.Autoscaler, cpus: float, gpus: float) -> int:
+    """Count the trials that fit on the workers that the autoscaler may have, the roomiest first."""
+    total, left = 0, scaler.max_workers
+    sizes = [(count_slots(kind.cpus, kind.gpus, cpus, gpus), kind.max_workers) for kind in scaler.node_types]
+    for slots, max_workers in sorted(sizes, reverse=True):
+        total += slots * min(max_workers, left)
+        left -= min(max_workers, left)
+    return total
+
+
+def _refusal(
+    cpus: float, gpus: float, sizes: list[tuple[float, float]], scaler: autoscaler.Autoscaler | None
+) -> str:
+    most_gpus = max((node_gpus for _, node_gpus in sizes), default=0.0)
+    most_cpus = max(
+        (node_cpus for node_cpus, node_gpus in sizes if node_gpus >= min(gpus, most_gpus)), default=0.0
+    )
+    cure = f"--gpus-per-trial {most_gpus:g}" if gpus > most_gpus else f"--cpus-per-trial {most_cpus:g}"
+    nodes = "no node, and none that the autoscaler may start," if scaler else "no node"
+    return (
+        f"a trial asks for {cpus:g} CPU and {gpus:g} GPU, but {nodes} has more than {most_cpus:g} CPU and "
+        f"{most_gpus:g} GPU: use {cure}"
+    )
+
+
+def _start(dashboard: bool, preload: str) -> Any:
+    if dashboard and not all(map(importlib.util.find_spec, DASHBOARD_PACKAGES)):
+        raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
+    if (os.cpu_count() or 1) > PRELOADED_CORES and _has_gpus():
+        preload = ""  # Ray starts a worker for each core, but trials are as few as fit on the GPUs
+    # Inherited by the workers.
+    variables = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
+    with _environment(variables), ray_private.own_session(), ray_private.loopback_only():
+        # Room for the data set once; Ray's own choice is a third of the memory.
+        return ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=2**30,
+            **QUIET,
+        )
+
+
+def _has_gpus() -> bool:
+    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _join(address: str) -> Any:
+    try:
+        return ray.init(address=address, runtime_env=_runtime_env(), **QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Give what the workers of a joined cluster are to have in their environment."""
+    # A job of `ray job submit` has a runtime environment already, and Ray refuses a variable set in both.
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    taken = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {"env_vars": {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}}
+
+
+def _find(address: str) -> str:
+    """Give the HOST:PORT that is meant by auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address != "auto":
+        return address
+    found = ray_private.address_of_this_machine()
+    if not found:
+        raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
+    ray_private.use_token_of_this_machine()
+    return found
+
+
+def _running_here() -> str | None:
+    """Find the cluster that this machine belongs to.
+
+    The file that Ray asks is written by `ray start` and removed by `ray stop` only. So it never names the
+    cluster that another search has started for itself, and names a dead one after a crash.
+
+    Raises:
+        TokenError: if it wants a token that is not to be had here.
+    """
+    address = ray_private.address_of_this_machine()
+    if not address:
+        return None
+    ray_private.use_token_of_this_machine()
+    try:
+        _check_answers(address)
+    except TokenError:
+        raise
+    except ClusterError:
+        return None
+    return address
+
+
+def _check_answers(address: str) -> None:
+    """Ask a cluster for its health in a process of its own, because Ray's client can't be told to give up."""
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"the address is {address}, but must be auto or HOST:PORT: Ray Client is not supported"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"the address is {address}, but must be auto or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT_SECONDS / 2).close()
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        subprocess.run(command, check=True, capture_output=True, timeout=ADDRESS_TIMEOUT_SECONDS)
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
+    except subprocess.SubprocessError as error:
+        if isinstance(error, subprocess.CalledProcessError) and b"InvalidAuthToken" in error.stderr:
+            raise TokenError(
+                f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
+            ) from error
+        raise ClusterError(
+            f"what answers at {address} is no Ray cluster of version {ray.__version__}"
+        ) from error

@@ -1,0 +1,251 @@
+"""All that is private of Ray and used nevertheless; the rest of the package keeps to Ray's public interface.
+
+Each function says why it is needed, what a user loses without it, and where upstream the public way is asked
+for or missing. Tried with Ray 2.50.1 and 2.60.0. On a version that lacks something, that feature is
+skipped, and `skipped` has a line about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+skipped: dict[str, str] = {}
+"""What this version of Ray does not let us do: a line by function."""
+
+
+def _missing(name: str, loss: str, error: Exception) -> None:
+    import ray
+
+    skipped[name] = f"with Ray {ray.__version__} {loss} ({type(error).__name__}: {error})"
+
+
+@contextmanager
+def _replaced(
+    name: str, loss: str, module: str, attribute: str, make: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Give an attribute of a module another value for a block, made of the one that it has."""
+    try:
+        owner = importlib.import_module(module)
+        before = getattr(owner, attribute)
+        value = make(before)
+    except (ImportError, AttributeError) as error:
+        _missing(name, loss, error)
+        yield
+        return
+    setattr(owner, attribute, value)
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, before)
+
+
+def loopback_only() -> AbstractContextManager[None]:
+    """Let a Ray that is started in a block listen on 127.0.0.1 alone.
+
+    Why: Ray takes the address of the way out, and who reaches its ports runs code here. Public is only
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, for other systems, and only before the first import of Ray, where it
+    would break joining a cluster. Without: the ports are open to the network for as long as a search runs.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/ray_constants.py
+    """
+    loss = "Ray's ports can be reached from the network"
+    return _replaced(
+        "loopback_only", loss, "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", lambda _: False
+    )
+
+
+def own_session() -> AbstractContextManager[None]:
+    """Let the processes of a Ray that is started in a block outlive a SIGTERM to our process group.
+
+    Why: `timeout`, systemd and Slurm send it to all of the group; with its raylet the driver dies too, and
+    ends nothing in order. Of SIGINT Ray takes care itself. Without: such a SIGTERM is like a kill, after
+    which --resume continues. https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py
+    """
+    loss = "a SIGTERM to the process group does not end the search in order"
+    return _replaced(
+        "own_session",
+        loss,
+        "ray._private.services",
+        "ConsolePopen",
+        lambda popen: partial(popen, start_new_session=True),
+    )
+
+
+def quiet_errors() -> AbstractContextManager[None]:
+    """Send Ray's coloured paragraphs about dead workers to its log in the run folder, for a block.
+
+    Why: Ray has no switch for them, and a lost worker is no error of a search that tries again. Without: they
+    appear between the lines of the search.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/worker.py
+    """
+    loss = "Ray's paragraphs about lost processes appear on the terminal"
+    return _replaced(
+        "quiet_errors", loss, "ray._private.worker", "print_to_stdstream", lambda _: _log_message
+    )
+
+
+def waiting_workers() -> AbstractContextManager[None]:
+    """Let the trials of a Ray of our own run in the workers that it has started already, for a block.
+
+    Why: Ray Tune gives each trial an environment variable, and with it a new worker. Those that wait have
+    loaded torch by then (RAY_preload_python_modules). Without: the first trials start some 4 s later.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/execution/class_cache.py
+    """
+    loss = "the first trials wait for torch to be loaded"
+    return _replaced(
+        "waiting_workers", loss, "ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", lambda _: {}
+    )
+
+
+def _log_message(data: dict[str, Any], *args: Any, **options: Any) -> None:
+    logging.getLogger("ray.tune.raylet").error("\n".join(map(str, data.get("lines", ()))))
+
+
+def address_of_this_machine() -> str | None:
+    """Give the HOST:PORT of the cluster that this machine belongs to, as `ray start` has noted it.
+
+    Why: `ray.init("auto")` waits minutes for a cluster that is gone, and a bare `ray.init()` joins the one
+    that another search has started for itself. Without: a cluster is joined only with --address HOST:PORT.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py
+    """
+
+    def find() -> str | None:
+        from ray._private.services import find_bootstrap_address
+
+        address: str | None = find_bootstrap_address(None)
+        return address
+
+    return _tried("address_of_this_machine", "no running cluster is found without --address", find, None)
+
+
+def use_token_of_this_machine() -> None:
+    """Turn tokens on where RAY_AUTH_MODE is unset and a token is at hand, as Ray does for address auto.
+
+    Why: for HOST:PORT Ray does not. Without: RAY_AUTH_MODE=token must be set. Versions before 2.52 have no
+    tokens. https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
+    """
+    name, loss = "use_token_of_this_machine", "a token in the home is not used unasked"
+    module = "ray._private.authentication.authentication_token_setup"
+    if not _exists(module):  # an older Ray, without tokens
+        return
+
+    def enable() -> None:
+        setup = importlib.import_module(module)
+        with _replaced(name, loss, module, "_warn_token_auth_enabled", lambda _: lambda *_: None):
+            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+    _tried(name, loss, enable, None)
+
+
+class AutoscalerState:
+    """What the head of the connected cluster says of its autoscaler.
+
+    Why: public is `ray status`, a text for people, and `ray.autoscaler.v2.sdk`, which does not say what can
+    never be started. Without: nodes that are to start are neither counted nor named.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/src/ray/protobuf/autoscaler.proto
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Ask, and wait so long for each of two answers.
+
+        Raises:
+            RayError: if the head does not answer.
+        """
+        self.version = 0
+        "Of the state of v2's autoscaler; 0 where there is none."
+        self.infeasible_groups: list[str] = []
+        "Details of the placement groups for which no node can be started."
+        self.node_types: list[str] = []
+        'Type of each node, "" where it has none.'
+        self.pending: Counter[str] = Counter()
+        "Nodes that are asked for or starting, by type."
+        self.v1_node_types: list[str] = []
+        "Types of the nodes, as v1's autoscaler reports them."
+        self._seconds = seconds
+        loss = "nothing is known of an autoscaler"
+        _tried("AutoscalerState", loss, self._read_v2, None)
+        if not self.version:
+            _tried("AutoscalerState", loss, self._read_v1, None)
+
+    def _read_v2(self) -> None:
+        from ray.core.generated import autoscaler_pb2
+
+        protobuf: Any = autoscaler_pb2
+        reply = protobuf.GetClusterStatusReply()
+        reply.ParseFromString(_gcs().get_cluster_status(timeout_s=self._seconds))
+        state = reply.autoscaling_state
+        self.version = state.autoscaler_state_version
+        self.infeasible_groups = [gang.details for gang in state.infeasible_gang_resource_requests]
+        self.node_types = [node.ray_node_type_name for node in reply.cluster_resource_state.node_states]
+        for request in state.pending_instance_requests:
+            self.pending[request.ray_node_type_name] += request.count
+        self.pending.update(instance.ray_node_type_name for instance in state.pending_instances)
+
+    def _read_v1(self) -> None:
+        from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+
+        status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), timeout=self._seconds)
+        report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
+        self.pending.update(report.get("pending_launches") or {})
+        self.pending.update(node_type for _, node_type, _ in report.get("pending_nodes") or ())
+        self.v1_node_types = list((report.get("node_type_mapping") or {}).values())
+
+
+def _exists(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def _gcs() -> Any:
+    from ray._private import worker
+
+    return worker.global_worker.gcs_client  # type: ignore[attr-defined]
+
+
+def _tried(name: str, loss: str, function: Callable[[], T], otherwise: T) -> T:
+    try:
+        return function()
+    except (ImportError, AttributeError, TypeError) as error:
+        _missing(name, loss, error)
+        return otherwise
+
+
+@contextmanager
+def tune_session(
+    function: Callable[..., Any], report: Callable[..., None], get_checkpoint: Callable[[], Any]
+) -> Iterator[None]:
+    """Let a Ray Tune function report to us, and start from our checkpoint, for a block.
+
+    Why: what such a function reports goes from its process straight to Ray's loop, and no public way starts a
+    new Ray trial from a checkpoint. Replaced are the public functions, where the module of the function and
+    `ray.tune` have them. Without: such a function must be written as a `Task`.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/trainable/trainable_fn_utils.py
+    """
+    from ray import train, tune
+
+    ours = {tune.report: report, tune.get_checkpoint: get_checkpoint}
+    ours |= {train.report: report, train.get_checkpoint: get_checkpoint}
+    replaced = [
+        (names, name, value)
+        for names in (vars(tune), vars(train), getattr(function, "__globals__", {}))
+        for name, value in list(names.items())
+        if callable(value) and getattr(value, "__hash__", None) and value in ours
+    ]
+    for names, name, value in replaced:
+        names[name] = ours[value]
+    try:
+        yield
+    finally:
+        for names, name, value in replaced:
+            names[name] = value

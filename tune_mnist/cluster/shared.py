@@ -1,0 +1,89 @@
+"""Whether all nodes see the folder that a search writes to, found out before a trial fails for it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune_mnist.cluster import autoscaler
+from tune_mnist.cluster.connection import ClusterError
+
+SHARED_SECONDS = 30.0
+"""Longest wait for the nodes to look for a file; a busy one takes seconds to start a worker process."""
+
+LOCAL_FILE_SYSTEMS = {"btrfs", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
+"""Kinds of file system that one machine has to itself; the others (nfs, lustre, fuse, ...) may be shared."""
+
+
+def check_shared(folder: Path) -> None:
+    """Check that every node sees a folder of this machine, which trials on several nodes need.
+
+    Each node that lives looks for a file in it; one that does not answer in 30 s, as it is lost, is left out.
+    Where the head is alone and the autoscaler may start nodes, none can look: then the folder must not be on
+    a file system of ``LOCAL_FILE_SYSTEMS``.
+
+    Raises:
+        ClusterError: if a node does not see the folder, can't write to it or has not got this package.
+        OSError: if it can't be written to from here.
+    """
+    cure = "use a folder on NFS, or s3://BUCKET/PATH, as --storage-path"
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len(nodes) == 1:
+        kind = _file_system(folder)
+        scaler = autoscaler.find() if kind in LOCAL_FILE_SYSTEMS else None
+        if scaler and (scaler.node_types or scaler.uncounted):
+            raise ClusterError(
+                f"storage_path is {folder}, but the nodes that the autoscaler starts must see it too, and "
+                f"{kind} is of one machine: {cure}"
+            )
+        return
+    file = folder / f".shared-{secrets.token_hex(8)}"
+    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    try:
+        file.write_text(file.name)
+        looks = {}
+        for node in nodes:
+            affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            looks[look.options(scheduling_strategy=affinity).remote(str(file))] = node
+        for done in ray.wait(list(looks), num_returns=len(looks), timeout=SHARED_SECONDS)[0]:
+            name = f"{looks[done]['NodeManagerHostname']} ({looks[done]['NodeManagerAddress']})"
+            try:
+                if not ray.get(done):
+                    raise ClusterError(f"storage_path is {folder}, which node {name} does not see: {cure}")
+            except RayTaskError as error:
+                raise ClusterError(
+                    f"node {name} can't import tune_mnist: install it on every node"
+                ) from error
+            except RayError:  # the node has died meanwhile
+                continue
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _sees(file: str) -> bool:
+    """Whether a node reads what the driver wrote, and may write beside it."""
+    path = Path(file)
+    try:
+        return path.read_text() == path.name and os.access(path.parent, os.W_OK)
+    except OSError:
+        return False
+
+
+def _file_system(folder: Path) -> str:
+    """Give the kind of file system of a folder, as ext4 or nfs4; "" where there is no /proc."""
+    best, kind = Path(), ""
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in mounts:
+        _, point, fstype, *_ = line.split()
+        path = Path(point.replace("\\040", " "))
+        if folder.resolve().is_relative_to(path) and len(path.parts) >= len(best.parts):
+            best, kind = path, fstype
+    return kind

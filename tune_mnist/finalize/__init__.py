@@ -1,0 +1,1 @@
+"""A winner that can be trusted."""

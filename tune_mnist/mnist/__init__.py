@@ -1,0 +1,1 @@
+"""The worked example: a small CNN on MNIST."""

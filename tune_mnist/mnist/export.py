@@ -1,0 +1,59 @@
+"""Turns trained weights into a file that torch alone can run, without this package."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+
+import torch
+from torch.export import Dim
+
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.model import Network
+
+
+def export_model(hyperparameters: Hyperparameters, weights: bytes) -> bytes:
+    """Export a network with `torch.export`, in evaluation mode, for any number of images.
+
+    ``torch.export.load(file).module()`` is a function of images, uint8 [n, 28, 28] with 0 as background and
+    255 as ink, which gives log-probabilities, float32 [n, 10].
+
+    Args:
+        hyperparameters: of the network.
+        weights: the bytes of its state dict.
+    """
+    network = Network(hyperparameters)
+    network.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    network.eval()  # Dropout is torch's own then, which does nothing
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # Of weights that share memory, which these do not.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
+        program = torch.export.export(
+            network, (torch.zeros((2, 28, 28), dtype=torch.uint8),), dynamic_shapes=({0: Dim("n")},)
+        )
+        torch.export.save(program, file)
+    return file.getvalue()
+
+
+def quiet_load(content: bytes) -> torch.nn.Module:
+    """Load what `export_model` wrote, without what torch prints of a file that it can't read.
+
+    Raises:
+        ValueError: if it is none, or no network for 28x28 images and ten digits.
+    """
+    logging.disable(logging.CRITICAL)
+    try:
+        module = torch.export.load(io.BytesIO(content)).module()
+        with torch.inference_mode():
+            shape = tuple(module(torch.zeros((3, 28, 28), dtype=torch.uint8)).shape)
+    except Exception as error:  # torch raises what it runs into
+        raise ValueError(
+            "it is no torch.export, as best/model.pt2, or of another version of torch"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    if shape != (3, 10):
+        raise ValueError(f"for 3 images it gives {shape}, but must give (3, 10)")
+    return module

@@ -1,0 +1,21 @@
+"""What a ledger says of MNIST, and what the runs of older versions, which were all of MNIST, leave unsaid."""
+
+from __future__ import annotations
+
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.run.ledger import TaskFacts
+from tune_mnist.task import Objective
+
+OBJECTIVE = Objective(
+    metric="accuracy",
+    mode="max",
+    label="validation accuracy",
+    format=".2%",
+    axis="nines",
+    standard_error="binomial",
+)
+TABLES = ("val_loss",)
+DEFAULTS = vars(Hyperparameters())
+FACTS = TaskFacts(
+    name="mnist", objective=OBJECTIVE, validation_examples=5000, tables=TABLES, defaults=DEFAULTS
+)

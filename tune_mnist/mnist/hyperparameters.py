@@ -1,0 +1,72 @@
+"""The contract between what a search draws and what training reads. Nothing here imports torch or Ray."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
+MAX_SHIFT = 4
+"""Largest shift: MNIST's digits have a margin of 4 pixels, so nothing of one is lost."""
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Everything that decides how one network is trained; the defaults are the blog's hand-set values.
+
+    Raises:
+        TypeError: for a name that is no field, so that a stray key of a search space fails loudly.
+        ValueError: for a value out of range; the text states the value and the rule.
+    """
+
+    lr: float = 0.001
+    "Learning rate, above 0."
+    momentum: float = 0.5
+    "Momentum of sgd and rmsprop, first beta of adam and adamw; 0 up to, not including, 1."
+    optimizer: str = "sgd"
+    "One of OPTIMIZERS."
+    epochs: int = 5
+    "Passes over the training split, at least 1."
+    batch_size: int = 64
+    "Images a step, at least 1."
+    activation: str = "relu"
+    "One of ACTIVATIONS, used after both convolutions and the dense layer."
+    dropout_conv: float = 0.25
+    "Share of features dropped after the convolutions; 0 up to, not including, 1."
+    dropout_dense: float = 0.5
+    "Share of features dropped after the dense layer; 0 up to, not including, 1."
+    weight_decay: float = 0.0
+    "Decay of the weights, at least 0: an L2 term of the gradient, decoupled for adamw."
+    lr_end_factor: float = 1.0
+    "Learning rate at the end over that at the start, between which it falls linearly; above 0, at most 1."
+    shift: int = 0
+    "Most pixels by which a training image is moved at random, on each axis; 0 to MAX_SHIFT."
+
+    def __post_init__(self) -> None:
+        """Check each value against its rule."""
+        _require(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "above 0")
+        _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+        _require(
+            self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}"
+        )
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        _require(0 < self.lr_end_factor <= 1, "lr_end_factor", self.lr_end_factor, "above 0 and at most 1")
+        _require(
+            isinstance(self.shift, int) and 0 <= self.shift <= MAX_SHIFT,
+            *("shift", self.shift, f"a whole number from 0 to {MAX_SHIFT}"),
+        )
+        for name in ("momentum", "dropout_conv", "dropout_dense"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "at least 0 and below 1")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
+
+
+HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}, but must be {rule}")

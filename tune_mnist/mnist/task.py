@@ -1,0 +1,117 @@
+"""MNIST as a task: its objective, its spaces, its data and the options of those.
+
+The baseline is the hand-set configuration of the blog post that this project began as.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune_mnist.mnist import data
+from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE, TABLES
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.precision import PRECISIONS
+from tune_mnist.mnist.spaces import SPACES, baseline, to_config
+from tune_mnist.mnist.train import train
+from tune_mnist.task import Task, TestSet, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a search on MNIST can be told of its data and its training.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    dataset: str = option("mnist", "mnist, fashion-mnist or kmnist", group="data")
+    data_dir: Path = option(
+        Path("data"), "folder of the data set, filled when empty", group="data", resumable=True
+    )
+    train_size: int | None = option(
+        None, "training images (default: all but the validation part)", group="data"
+    )
+    val_size: int = option(5000, "images of the training set that are kept for validation", group="data")
+    precision: str = option("auto", "fp32, bf16, or auto: bf16 where the hardware has it", group="training")
+    cuda_graph: str = option(
+        "on",
+        "on or off: whether a GPU replays the training steps from CUDA graphs",
+        group="training",
+        resumable=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check each value against its rule."""
+        for name, choices in {
+            "dataset": data.DATASETS,
+            "precision": PRECISIONS,
+            "cuda_graph": ("on", "off"),
+        }.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} is {value or 'empty'}, but must be one of {', '.join(choices)}")
+        for name in ("train_size", "val_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+
+
+def load(options: Options, seed: int) -> dict[str, Any]:
+    """Load the training and the validation part. Raises the errors of `data.load_train_val`."""
+    train, validation = splits(options, seed)
+    return {
+        "train": train.arrays(),
+        "validation": validation.arrays(),
+        "precision": options.precision,
+        "cuda_graph": options.cuda_graph,
+    }
+
+
+def splits(options: Options, seed: int) -> tuple[data.Split, data.Split]:
+    """Give the training and the validation part."""
+    return data.load_train_val(
+        options.dataset,
+        options.data_dir,
+        val_size=options.val_size,
+        train_size=options.train_size,
+        seed=seed,
+    )
+
+
+def test(config: dict[str, Any], checkpoint: Path, options: Options) -> TestSet:
+    """Score a checkpoint on the test set, in fp32 on the CPU."""
+    # Here, as torch.utils takes its time, and this is for the end of a search.
+    from tune_mnist.mnist.training import score_checkpoint
+
+    images = data.load_test(options.dataset, options.data_dir)
+    weights, accuracy, loss = score_checkpoint(checkpoint, Hyperparameters(**config), images)
+    return TestSet(metrics={"accuracy": accuracy, "loss": loss}, n=len(images), files={"model.pt": weights})
+
+
+def describe(options: Options) -> str:
+    """Say in words what is trained on."""
+    size = f"{options.train_size:,} training images" if options.train_size else "all training images"
+    return f"{options.dataset}, {size}"
+
+
+def validation_images(options: Options) -> int:
+    """Count the images of the validation part."""
+    return options.val_size
+
+
+TASK = Task(
+    name="mnist",
+    objective=OBJECTIVE,
+    spaces=SPACES,
+    train=train,
+    load=load,
+    options=Options,
+    baseline=baseline,
+    complete=to_config,
+    test=test,
+    describe=describe,
+    validation_examples=validation_images,
+    tables=TABLES,
+    defaults=DEFAULTS,
+    preload=("tune_mnist.mnist.train",),
+)

@@ -1,0 +1,1 @@
+"""What a run teaches, as one page and as pictures."""

@@ -1,0 +1,103 @@
+"""A run along its time: the best so far, and which worker trained which trial when."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from tune_mnist.run.ledger import EPOCH, Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """A trial at work in one process, without a break."""
+
+    worker: str
+    "The host, and which of its places for a trial: a new process of a host takes the first one that is free."
+    number: int
+    state: str
+    "Of the trial."
+    first_epoch: int
+    last_epoch: int
+    start: float
+    "Seconds of the run, without the time between sessions."
+    end: float
+    process: str
+    "HOST, process PID."
+
+
+def elapsed(ledger: Ledger, moment: float) -> float:
+    """Give the seconds of a run at a moment, without the time between its sessions."""
+    starts = [first for first, _ in ledger.sessions]
+    current = bisect_right(starts, moment) - 1
+    if current < 0:
+        return 0.0
+    before = sum(last - first for first, last in ledger.sessions[:current])
+    first, last = ledger.sessions[current]
+    return before + min(moment, last) - first
+
+
+def best_so_far(ledger: Ledger) -> pd.DataFrame:
+    """Follow the best metric of a run, one row an epoch that was reported, in the order of the reports.
+
+    Columns: ``epochs`` reported until then and ``trials`` that had ended (int64), ``seconds`` of the run and
+    the metric, the best so far (float64).
+    """
+    metric = ledger.objective.metric
+    # Epochs carry whole seconds: the stable sort keeps the order of their reports.
+    moments = [
+        (float(report["timestamp"]), float(report[metric]))
+        for trial_id, epoch in ledger.order
+        if (report := ledger.trials[trial_id].find(epoch)) is not None
+    ]
+    moments.sort(key=lambda moment: moment[0])
+    ends = sorted(trial.ended for trial in ledger.trials.values() if trial.ended is not None)
+    frame = pd.DataFrame(
+        {
+            "epochs": range(1, len(moments) + 1),
+            "trials": [bisect_right(ends, moment + 1.0) for moment, _ in moments],
+            "seconds": [elapsed(ledger, moment) for moment, _ in moments],
+            metric: [value for _, value in moments],
+        }
+    )
+    values = frame[metric].astype("float64")
+    return frame.assign(**{metric: values.cummax() if ledger.objective.mode == "max" else values.cummin()})
+
+
+def stretches(ledger: Ledger) -> list[Stretch]:
+    """List which worker trained which trial when, by start."""
+    raw = []
+    for trial in ledger.trials.values():
+        for process, group in groupby(trial.epochs, key=_process):
+            epochs = list(group)
+            start = float(epochs[0]["timestamp"]) - float(epochs[0].get("epoch_seconds", 0.0))
+            raw.append((start, float(epochs[-1]["timestamp"]), *process, trial, epochs))
+    places: dict[str, list[float]] = {}  # of each host, until when each is taken
+    found = []
+    for start, end, host, pid, trial, epochs in sorted(raw, key=lambda one: one[:2]):
+        taken = places.setdefault(host, [])
+        # A second of tolerance: time stamps are whole seconds.
+        place = next((i for i, until in enumerate(taken) if until <= start + 1.0), len(taken))
+        taken[place : place + 1] = [end]
+        found.append(
+            Stretch(
+                worker=f"{host} {place + 1}",
+                number=trial.number,
+                state=trial.shown_state,
+                first_epoch=epochs[0][EPOCH],
+                last_epoch=epochs[-1][EPOCH],
+                start=elapsed(ledger, start),
+                end=elapsed(ledger, end),
+                process=f"{host}, process {pid}",
+            )
+        )
+    return found
+
+
+def _process(epoch: dict[str, Any]) -> tuple[str, str]:
+    """Name the host and the process of an epoch; one that only a checkpoint told of has neither."""
+    return epoch.get("hostname", "unknown"), str(epoch.get("pid", "unknown"))

@@ -1,0 +1,12 @@
+"""The outcome of a run as a ResultGrid and as pandas frames."""
+
+from tune_mnist.results.frames import (
+    EPOCHS_TABLE,
+    TRIALS_TABLE,
+    epochs_frame,
+    load,
+    trials_frame,
+    write_tables,
+)
+
+__all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]

@@ -1,0 +1,120 @@
+"""The outcome of a run as tidy, typed pandas frames, and as Parquet files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from tune_mnist.results.grid import ResultGrid, ledger_of, records
+from tune_mnist.results.grid import load_grid as load
+from tune_mnist.run.ledger import EPOCH, TrialRecord
+
+__all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]
+
+TRIALS_TABLE, EPOCHS_TABLE = "trials.parquet", "epochs.parquet"
+"""Names of the tables in the run folder."""
+
+BOOKKEEPING = {
+    *("checkpoint_dir_name", "training_iteration", "done", "trial_id", "date", "time_this_iter_s", "pid"),
+    *("time_total_s", "hostname", "node_ip", "time_since_restore", "iterations_since_restore", "timestamp"),
+    *("experiment_tag", "config", "experiment_id", "auto"),
+}
+"""Keys of a report that are Ray's or the search's, not the training's."""
+
+
+def trials_frame(grid: ResultGrid) -> pd.DataFrame:
+    """One row a trial, in the order of the study.
+
+    ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the metric
+    and the other values of the task are of the last epoch, NaN before the first; ``seconds`` is training time;
+    ``node`` the host name. Each hyper-parameter has a column of its own, with its default where the search
+    did not draw it.
+    """
+    task = ledger_of(grid).task
+    values = (task.objective.metric, *task.tables)
+    rows = [_trial_row(record, values, task.defaults) for record in records(grid)]
+    fixed = {"trial_id": "string", "number": "int64", "state": "string", **dict.fromkeys(values, "float64")}
+    fixed |= {"epochs_trained": "int64", "epochs_planned": "int64", "seconds": "float64", "node": "string"}
+    return _frame(rows, fixed, hyperparameter_names(grid))
+
+
+def hyperparameter_names(grid: ResultGrid) -> list[str]:
+    """List the columns of `trials_frame` that are hyper-parameters."""
+    drawn = (name for record in records(grid) for name in record.config)
+    return list(dict.fromkeys([*ledger_of(grid).task.defaults, *drawn]))
+
+
+def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
+    """One row a trial and epoch: what the training has reported, and when (``timestamp``, UTC)."""
+    metric = ledger_of(grid).objective.metric
+    rows: list[dict[str, object]] = []
+    reported: dict[str, None] = {EPOCH: None, metric: None}
+    for record in records(grid):
+        for epoch in record.epochs:
+            values = {name: value for name, value in epoch.items() if name not in BOOKKEEPING}
+            stamp = pd.Timestamp(epoch["timestamp"], unit="s")
+            rows.append({**values, "trial_id": record.trial_id, "number": record.number, "timestamp": stamp})
+            reported.update(dict.fromkeys(values))
+    fixed = {"trial_id": "string", "number": "int64", EPOCH: "int64", metric: "float64"}
+    frame = _frame(rows, fixed, [name for name in [*reported, "timestamp"] if name not in fixed])
+    return frame.astype({"timestamp": "datetime64[ms]"})
+
+
+def _frame(rows: list[dict[str, object]], fixed: dict[str, str], others: list[str]) -> pd.DataFrame:
+    """Make a frame of columns with fixed types, and of others whose types pandas infers from their values."""
+    frame = pd.DataFrame(rows, columns=[*fixed, *others]).astype(fixed)
+    return frame.astype({name: _dtype(frame[name]) for name in others})
+
+
+def _dtype(column: pd.Series[Any]) -> Any:
+    kinds = {type(value) for value in column if value is not None and value == value}
+    missing = len(column) and column.isna().any()
+    if kinds == {bool}:
+        return "boolean"
+    if kinds == {int}:
+        return "Int64" if missing else "int64"
+    if kinds and kinds <= {int, float}:
+        return "float64"
+    return "string" if kinds == {str} or not kinds else column.dtype
+
+
+def write_tables(grid: ResultGrid, put: Callable[[str, bytes], None], *, csv: bool = False) -> list[str]:
+    """Write ``trials.parquet`` and ``epochs.parquet``; where asked for, the same as CSV.
+
+    Args:
+        grid: from `load`.
+        put: takes each file's name and content.
+        csv: whether to write ``trials.csv`` and ``epochs.csv`` too.
+
+    Returns:
+        The files' names.
+    """
+    names = []
+    for name, frame in ((EPOCHS_TABLE, epochs_frame(grid)), (TRIALS_TABLE, trials_frame(grid))):
+        content: bytes = frame.to_parquet(index=False)
+        put(name, content)
+        names.append(name)
+        if csv:
+            names.append(f"{name.partition('.')[0]}.csv")
+            put(names[-1], frame.to_csv(index=False).encode())
+    return names
+
+
+def _trial_row(
+    record: TrialRecord, values: Iterable[str], defaults: Mapping[str, object]
+) -> dict[str, object]:
+    last = record.last
+    return {
+        "trial_id": record.trial_id,
+        "number": record.number,
+        "state": record.shown_state,
+        **{name: last.get(name) for name in values},
+        "epochs_trained": record.epoch,
+        "epochs_planned": record.epochs_planned,
+        "seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in record.epochs),
+        "node": last.get("hostname"),
+        **defaults,
+        **record.config,
+    }

@@ -1,0 +1,196 @@
+"""Ray's ResultGrid of a run, made from its ledger: Ray's own files know attempts, and of one session only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pyarrow.fs import FileSystem
+from ray.tune import Checkpoint, Result
+from ray.tune import ResultGrid as ResultGrid
+
+from tune_mnist.run.checkpoints import kept_checkpoints
+from tune_mnist.run.folder import RunFolder, SavedCheckpoint
+from tune_mnist.run.ledger import UNENDED, Ledger, TrialRecord, ray_config
+
+
+class TrialError(RuntimeError):
+    """What a trial has failed of: the first line of it; ``error.txt`` in its folder has the rest."""
+
+
+class StoredResult(Result):
+    """A trial as its run's folder and ledger have it."""
+
+    stored_on: FileSystem
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """Pyarrow's file system of its ``path``."""
+        return self.stored_on
+
+
+class LedgerGrid(ResultGrid):
+    """The trials of a run, in the order of their numbers; a result is made when it is looked at.
+
+    All that a `ResultGrid` gives is given here by other means, so its own constructor is not called: it takes
+    an `ExperimentAnalysis`, which reads Ray's files.
+    """
+
+    def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
+        """Read which checkpoints there are."""
+        self.folder, self.ledger, self.checkpoints = folder, ledger, folder.checkpoints()
+        self.records = sorted(ledger.trials.values(), key=lambda record: record.number)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Give the result at a place, or the list of a slice."""
+        if isinstance(place, slice):
+            return [self._result(record) for record in self.records[place]]
+        return self._result(self.records[place])
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self._result(record) for record in self.records)
+
+    def __repr__(self) -> str:
+        return f"LedgerGrid({self.folder.uri}: {len(self)} trials)"
+
+    @property
+    def experiment_path(self) -> str:
+        """The run folder: a path, or a URI."""
+        return self.folder.uri
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """Pyarrow's file system of the run folder."""
+        return self.folder.fs
+
+    @property
+    def errors(self) -> list[Exception]:
+        """What the trials have failed of."""
+        return [TrialError(record.error or "") for record in self.records if record.state == "FAIL"]
+
+    @property
+    def num_errors(self) -> int:
+        """Number of trials that failed."""
+        return sum(record.state == "FAIL" for record in self.records)
+
+    @property
+    def num_terminated(self) -> int:
+        """Number of trials that ended well; those of a running search are in neither."""
+        return sum(record.shown_state not in ("FAIL", UNENDED) for record in self.records)
+
+    def get_best_result(
+        self,
+        metric: str | None = None,
+        mode: str | None = None,
+        scope: str = "last",
+        filter_nan_and_inf: bool = True,
+    ) -> Result:
+        """Give the best trial by its last report, or its best one (``all``), or their mean (``avg``).
+
+        ``last-5-avg`` and ``last-10-avg`` are the mean of the last reports. Of equals it is the first trial.
+
+        Raises:
+            RuntimeError: if no trial has reported such a value.
+            ValueError: for another scope or mode.
+        """
+        objective = self.ledger.objective
+        metric, mode = metric or objective.metric, mode or objective.mode
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode is {mode}, but must be max or min")
+        if scope not in ("all", "last", "avg", "last-5-avg", "last-10-avg"):
+            raise ValueError(f"scope is {scope}, but must be all, last, avg, last-5-avg or last-10-avg")
+        best: tuple[float, TrialRecord] | None = None
+        for record in self.records:
+            values = [float(epoch[metric]) for epoch in record.epochs if metric in epoch]
+            if filter_nan_and_inf:
+                values = [value for value in values if math.isfinite(value)]
+            if values:
+                value = _in_scope(values, scope, mode) * (1 if mode == "max" else -1)
+                if best is None or value > best[0]:
+                    best = value, record
+        if best is None:
+            raise RuntimeError(f"no trial has reported {metric}")
+        return self._result(best[1])
+
+    def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> pd.DataFrame:
+        """Give a row a trial: its last report, or the best one by a metric, and its config."""
+        rows = []
+        for record in self.records:
+            if record.epochs:
+                epoch = record.epochs[-1]
+                if filter_metric:
+                    choose = min if filter_mode == "min" else max
+                    epoch = choose(record.epochs, key=lambda one: float(one[filter_metric]))
+                rows.append(self._report(record, epoch))
+        return pd.json_normalize(rows, sep="/")
+
+    def _report(self, record: TrialRecord, epoch: dict[str, Any]) -> dict[str, Any]:
+        return {**epoch, "trial_id": record.trial_id, "config": ray_config(record)}
+
+    def _result(self, record: TrialRecord) -> Result:
+        kept = [
+            (Checkpoint(path=checkpoint.path, filesystem=self.folder.fs), self._report(record, report))
+            for checkpoint, report in kept_checkpoints(record, self.checkpoints.get(record.directory, []))
+        ]
+        result = StoredResult(
+            metrics=self._report(record, record.last),
+            checkpoint=kept[-1][0] if kept else None,
+            error=TrialError(record.error or "") if record.state == "FAIL" else None,
+            path=f"{self.folder.path}/{record.directory}",
+            metrics_dataframe=pd.json_normalize(
+                [self._report(record, epoch) for epoch in record.epochs], sep="/"
+            ),
+            best_checkpoints=kept,
+        )
+        result.stored_on = self.folder.fs
+        return result
+
+
+def _in_scope(values: list[float], scope: str, mode: str) -> float:
+    if scope == "last":
+        return values[-1]
+    if scope == "all":
+        return max(values) if mode == "max" else min(values)
+    last = values if scope == "avg" else values[-int(scope.split("-")[1]) :]
+    return sum(last) / len(last)
+
+
+def load_grid(path: str | Path | RunFolder) -> ResultGrid:
+    """Read the trials of a run: finished, stopped, killed or still running; a folder or a URI.
+
+    Raises:
+        FolderError: if ``path`` is not the folder of a run.
+    """
+    folder = path if isinstance(path, RunFolder) else RunFolder(path)
+    return LedgerGrid(folder, folder.ledger())
+
+
+def records(grid: ResultGrid) -> list[TrialRecord]:
+    """Give what the ledger says of each trial of a grid from `load_grid`, in the order of the study."""
+    return _stored(grid).records
+
+
+def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, dict[str, Any]]]:
+    """List the checkpoints of such a grid, each with its trial and its report, in the order of the study."""
+    found = _stored(grid).checkpoints
+    return [
+        (record, *kept)
+        for record in records(grid)
+        for kept in kept_checkpoints(record, found.get(record.directory, []))
+    ]
+
+
+def ledger_of(grid: ResultGrid) -> Ledger:
+    """Give the ledger that such a grid was made from."""
+    return _stored(grid).ledger
+
+
+def _stored(grid: ResultGrid) -> LedgerGrid:
+    assert isinstance(grid, LedgerGrid), "this grid was not read by load_grid"
+    return grid

@@ -1,0 +1,359 @@
+"""The folder of a run: on a disk, or in a bucket, with a working copy of the driver's files on its disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock, Timeout
+from pyarrow import fs
+
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.words import first_line
+
+CHECKPOINT = "training.pt"
+"""Name of the file in a checkpoint's folder that holds the state of a training."""
+REPORTS = "reports.json"
+"""Name of the file beside it: what the trial had reported up to there."""
+PUSH_SECONDS = 5.0
+"""Shortest time between two copies of the driver's files into a bucket."""
+
+
+class FolderError(ValueError):
+    """There is no such run, or its storage can't be used; the text is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint as it lies in the run folder."""
+
+    path: str
+    "On the file system of the folder."
+    name: str
+    "Its last part, which ends in the index."
+    whole: bool
+    "Whether its file is there and not cut short."
+
+    @property
+    def index(self) -> int:
+        """Its place in the order in which the trial's checkpoints were saved, from 0."""
+        return int(self.name.rpartition("_")[2])
+
+
+class RunFolder:
+    """Gives a run's files one face, whether they lie on a disk or behind a URI such as s3://BUCKET/runs/NAME.
+
+    Attributes:
+        uri: the folder as a person writes it; absolute.
+        name: its last part, which is the run's name.
+        remote: whether it is behind a URI.
+        local: where the driver writes its own files: the folder itself, or a working copy.
+        fs: pyarrow's file system.
+        path: the folder on it.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        """Find the file system; nothing is read or written.
+
+        Raises:
+            FolderError: for a URI that pyarrow does not know.
+        """
+        text = str(uri).removeprefix("file://")
+        self.remote = "://" in text
+        if self.remote and re.match(r"[^/]+//[^/]*@", text):
+            raise FolderError("the URI holds a key, but must not: give it in the environment or a profile")
+        if self.remote and "?" in text:
+            without = text.partition("?")[0]
+            raise FolderError(
+                f"{without} has options behind it, but must not: AWS_ENDPOINT_URL names another S3"
+            )
+        if not re.match(r"[\w.+-]+://[^/]+/.|(?![\w.+-]+:/).", text):
+            raise FolderError(
+                f"{text or 'the empty name'} is no run: it must be a folder, or as s3://BUCKET/PATH"
+            )
+        if self.remote:
+            self.uri = text.rstrip("/")
+            try:
+                self.fs, self.path = fs.FileSystem.from_uri(self.uri)
+            except (ValueError, OSError) as error:
+                raise FolderError(f"{self.uri} can't be used as storage: {first_line(error)}") from error
+            self.name = PurePosixPath(self.path).name
+            digest = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+            cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            self.local = Path(cache) / "tune-mnist" / f"{self.name}-{digest}"
+        else:
+            self.local = Path(text).expanduser().absolute()
+            self.fs, self.path = fs.LocalFileSystem(), self.local.as_posix()
+            self.uri, self.name = str(self.local), self.local.name
+        self._pushed: dict[str, tuple[int, int]] = {}
+        self._push_due, self._pushing = 0.0, threading.Lock()
+        self.push_error: str | None = None
+
+    def exists(self) -> bool:
+        """Tell whether there is anything at all at this place."""
+        with self._errors():
+            return bool(self.fs.get_file_info(self.path).type != fs.FileType.NotFound)
+
+    def check_writable(self) -> None:
+        """Write and remove a file beside the run.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        probe = f"{PurePosixPath(self.path).parent}/.{self.name}.probe"
+        with self._errors("storage_path is {where}, but must be a folder that can be written"):
+            if not self.remote:
+                self.fs.create_dir(PurePosixPath(self.path).parent.as_posix(), recursive=True)
+            with self.fs.open_output_stream(probe) as file:
+                file.write(b"tune-mnist")
+            self.fs.delete_file(probe)
+
+    def has(self, path: str) -> bool:
+        """Tell whether there is a file with something in it at a path of the file system."""
+        try:
+            return bool(self.fs.get_file_info(path).size)
+        except OSError:
+            return False
+
+    def is_intact(self, checkpoint: SavedCheckpoint) -> bool:
+        """Tell whether a checkpoint's file is what was written, by the checksums in it."""
+        try:
+            with self.fs.open_input_file(f"{checkpoint.path}/{CHECKPOINT}") as file:
+                return zipfile.ZipFile(io.BytesIO(file.readall())).testzip() is None
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
+
+    def trial_folders(self) -> set[str]:
+        """List the names of the trials' folders.
+
+        Raises:
+            FolderError: if the storage can't be read.
+        """
+        with self._errors():
+            infos = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name for info in infos if info.base_name.startswith("trial_")}
+
+    def read(self, name: str) -> bytes | None:
+        """Read a file of the run, None where it is not there."""
+        with self._errors():
+            try:
+                with self.fs.open_input_stream(f"{self.path}/{name}") as file:
+                    return bytes(file.readall())
+            except FileNotFoundError:
+                return None
+
+    def ledger(self) -> Ledger:
+        """Read the ledger of the run.
+
+        Raises:
+            FolderError: if this is not the folder of a run.
+        """
+        content = self.read(LEDGER)
+        if content is None:
+            raise FolderError(f"{self.uri} is not the folder of a run: it has no {LEDGER}")
+        return Ledger.parse(content)
+
+    @contextmanager
+    def created(self) -> Iterator[Path]:
+        """Make the folder when a block ends, with what it has written into the one given: all or nothing.
+
+        Raises:
+            OSError: if it can't be made; FileExistsError, if another run with this name has started since.
+        """
+        fresh = self.local.with_name(f".{self.local.name}.new")
+        for stale in (fresh, *([self.local] if self.remote else [])):  # left by a kill before the first copy
+            shutil.rmtree(stale, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        for file in fresh.iterdir():
+            sync(file)
+        fresh.rename(self.local)
+
+    def pull(self) -> None:
+        """Bring the working copy up to what the bucket knows; what only the copy knows is kept."""
+        if not self.remote:
+            return
+        theirs, mine = self.read(LEDGER) or b"", self.local / LEDGER
+        if not mine.exists() or not mine.read_bytes().startswith(theirs):
+            shutil.rmtree(self.local, ignore_errors=True)  # another machine has gone on with the run
+            self.local.mkdir(parents=True)
+            mine.write_bytes(theirs)
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write one of the driver's files: after a kill or a power cut it is the old one or the new one."""
+        self._replace(self.local / name, content.encode() if isinstance(content, str) else content)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file of a run that nobody is searching: on the disk, or straight into the bucket.
+
+        After a kill or a power cut it is the old one or the new one.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        with self._errors():
+            if self.remote:
+                self._upload(name, content)
+            else:
+                (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+                self._replace(self.local / name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove one of the driver's files, in the bucket too.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        (self.local / name).unlink(missing_ok=True)
+        if self.remote:
+            with self._errors(), suppress(FileNotFoundError):
+                self.fs.delete_file(f"{self.path}/{name}")
+
+    def remove_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
+        """Remove a checkpoint.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        with self._errors():
+            self.fs.delete_dir(checkpoint.path)
+
+    def remove_half_written(self, directory: str) -> None:
+        """Remove what a lost process has left of a checkpoint that it was writing into a trial's folder."""
+        if not self.remote:
+            for stale in (self.local / directory).glob(".checkpoint_*"):
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def push(self, *, wait: bool = False) -> None:
+        """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
+
+        Args:
+            wait: copy now, and come back when it is there.
+
+        Raises:
+            FolderError: if it fails, where waited for; else the next one tries again.
+        """
+        if not self.remote:
+            return
+        if wait:
+            with self._pushing, self._errors():
+                self._copy_changed()
+        elif time.monotonic() >= self._push_due and self._pushing.acquire(blocking=False):
+            threading.Thread(target=self._push_in_thread, name="push", daemon=True).start()
+
+    def push_ledger(self) -> None:
+        """Copy the ledger into the bucket now. Where that fails, the next copy tries again."""
+        if self.remote:
+            with self._pushing:
+                try:
+                    self._copy(self.local / LEDGER)
+                except OSError as error:
+                    self.push_error = first_line(error)
+
+    def drop_working_copy(self) -> None:
+        """Remove the working copy of a run that has ended and is in the bucket whole."""
+        if self.remote:
+            shutil.rmtree(self.local)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine off the run, for a block.
+
+        Raises:
+            FolderError: if one is at it.
+        """
+        self.local.parent.mkdir(parents=True, exist_ok=True)
+        path = self.local.parent / f".{self.local.name}.lock"
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise FolderError(f"{self.uri} is being run by another process: end it first") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the release: who waits for it gets none, not a stale one
+            lock.release()
+
+    def checkpoints(self, directory: str = "") -> dict[str, list[SavedCheckpoint]]:
+        """List the checkpoints by trial folder, each list with the newest last.
+
+        Args:
+            directory: the only trial folder to look into.
+        """
+        found: dict[str, list[SavedCheckpoint]] = {}
+        with self._errors():
+            path = f"{self.path}/{directory}" if directory else self.path
+            selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+            infos = self.fs.get_file_info(selector)
+        files = {info.path: info.size for info in infos if info.type == fs.FileType.File}
+        for info in sorted(infos, key=lambda info: info.base_name):
+            trial, _, name = info.path.removeprefix(f"{self.path}/").partition("/")
+            if info.type == fs.FileType.Directory and re.fullmatch(r"checkpoint_\d+", name):
+                file = f"{info.path}/{CHECKPOINT}"
+                # An object of a bucket is there whole or not at all; a zip's directory is written last.
+                whole = bool(files.get(file)) and (self.remote or zipfile.is_zipfile(file))
+                found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
+        return found
+
+    def _push_in_thread(self) -> None:
+        started = time.monotonic()
+        try:
+            self._copy_changed()
+            self.push_error = None
+        except OSError as error:
+            self.push_error = first_line(error)
+        finally:
+            # At most a twentieth of the time goes into copies, as in Ray's own.
+            self._push_due = time.monotonic() + max(PUSH_SECONDS, 19 * (time.monotonic() - started))
+            self._pushing.release()
+
+    def _copy_changed(self) -> None:
+        # The ledger goes last: what has it is a run, and the other files of a run are there then.
+        for file in sorted(self.local.rglob("*"), key=lambda file: (file.name == LEDGER, file)):
+            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
+                self._copy(file)
+
+    def _copy(self, file: Path) -> None:
+        status, name = file.stat(), file.relative_to(self.local).as_posix()
+        stamp = status.st_mtime_ns, status.st_size
+        if self._pushed.get(name) != stamp:
+            self._upload(name, file.read_bytes())
+            self._pushed[name] = stamp
+
+    def _upload(self, name: str, content: bytes) -> None:
+        if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
+            self.fs.create_dir(PurePosixPath(f"{self.path}/{name}").parent.as_posix())
+        with self.fs.open_output_stream(f"{self.path}/{name}") as out:
+            out.write(content)
+
+    def _replace(self, target: Path, content: bytes) -> None:
+        fresh = target.with_name(f".{target.name}.new")
+        fresh.write_bytes(content)
+        sync(fresh)
+        fresh.replace(target)
+
+    @contextmanager
+    def _errors(self, complaint: str = "{uri} can't be read or written") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror if error.strerror and not self.remote else first_line(error)
+            text = complaint.format(uri=self.uri, where=self.uri.rpartition("/")[0])
+            raise FolderError(f"{text} ({reason})") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

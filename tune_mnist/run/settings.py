@@ -1,0 +1,274 @@
+"""The settings of a search: one dataclass, the source of the Python API as of the command line's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def setting(default: Any, group: str, help: str) -> Any:
+    """Declare a field that becomes the flag ``--name-of-the-field`` in a group of ``--help``."""
+    return dataclasses.field(default=default, metadata={"group": group, "help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a search.
+
+    Raises:
+        ValueError: for a value out of range; the text states the value and the rule.
+    """
+
+    task: str = setting("mnist", "task", "mnist, or FILE.py:NAME or package.module:NAME of one's own task")
+    trainable: str | None = setting(
+        None, "task", "FILE.py:NAME or package.module:NAME of a Ray Tune function, in place of a task"
+    )
+    metric: str | None = setting(
+        None, "task", "the value that a --trainable reports and the search optimises"
+    )
+    mode: str | None = setting(
+        None, "task", "max or min: whether that of a --trainable is to be large or small"
+    )
+
+    num_samples: int = setting(20, "search", "trials in all")
+    max_epochs: int = setting(5, "search", "most epochs of a trial")
+    space: str = setting(
+        "", "search", "one of the task's (of mnist: blog, wide), or FILE.py:NAME or package.module:NAME"
+    )
+    sampler: str = setting(
+        "tpe", "search", "Optuna's sampler: tpe, random, qmc, or FILE.py:NAME of a function of a seed"
+    )
+    seed: int = setting(0, "search", "of the sampler, the validation split and the trials")
+    time_budget: float | None = setting(None, "search", "end the search after SECONDS, or 10m, or 2h")
+    target: float | None = setting(None, "search", "end it when a trial's metric gets here")
+    warm_start: tuple[str, ...] = setting(
+        (), "search", "earlier runs (folders or URIs) whose finished and pruned trials the sampler is to know"
+    )
+    points: Path | None = setting(
+        None, "search", "JSON file of configurations to try first; what one leaves out is drawn"
+    )
+
+    scheduler: str = setting("asha", "scheduler (ASHA)", "asha, or none to stop no trial early")
+    grace_period: int = setting(1, "scheduler (ASHA)", "epochs before a trial can be cut: the first rung")
+    # 4 is that of Li et al., 2020, and of Ray. On recorded curves (benchmarks/README.md) an epoch is worth as
+    # much with 2 and 3; 4 gets through the most trials. A grace period of 3 is worse at first.
+    reduction_factor: float = setting(
+        4.0, "scheduler (ASHA)", "keep the best 1/FACTOR of the trials at a rung"
+    )
+
+    cpus_per_trial: float = setting(1.0, "resources", "CPU cores of a trial")
+    gpus_per_trial: float | None = setting(
+        None,
+        "resources",
+        "GPUs of a trial, 0.5 for two trials on one (default: 0.5 where there are GPUs, else 0)",
+    )
+    max_concurrent_trials: int | None = setting(
+        None, "resources", "trials at a time (default: as many as the resources hold)"
+    )
+    max_failures: int = setting(
+        3, "resources", "times that a trial is tried again after its process or node was lost"
+    )
+    stall_seconds: float = setting(
+        120.0,
+        "resources",
+        "shortest silence of all trials after which their processes are replaced; while they train, never "
+        "before 10 times the slowest epoch (before the first one: 10 times as long)",
+    )
+    fresh_actors: bool = setting(
+        False, "resources", "start a new process for every trial: slower, but nothing shared"
+    )
+    address: str | None = setting(
+        None,
+        "resources",
+        "running Ray cluster, auto or HOST:PORT (default: RAY_ADDRESS, else the one whose head this is, else "
+        "a Ray of its own)",
+    )
+    dashboard: bool = setting(False, "resources", "start Ray's dashboard with a Ray of its own, on loopback")
+
+    checkpoint_seconds: float = setting(30.0, "training", "longest time without a checkpoint, at epoch ends")
+    keep_checkpoints: int = setting(5, "training", "ended trials whose checkpoints are kept: the best ones")
+
+    name: str | None = setting(None, "run", "name of the run (default: task, date and time)")
+    storage_path: str = setting(
+        "runs", "run", "folder of the runs, or s3://BUCKET/PATH; this one is STORAGE_PATH/NAME"
+    )
+    open_dashboard: bool = setting(
+        False, "run", "serve optuna-dashboard on loopback while the search runs, and open a browser"
+    )
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    "Those of the task that are not its defaults, as JSON has them."
+
+    def __post_init__(self) -> None:
+        """Check each value that can be checked without looking at the machine."""
+        for name in ("num_samples", "max_epochs", "grace_period", "keep_checkpoints"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        most = self.max_concurrent_trials
+        self._require("max_concurrent_trials", most is None or most >= 1, "at least 1")
+        self._require("seed", 0 <= self.seed < 2**31, f"0 to {2**31 - 1}")
+        self._require(
+            "grace_period", self.grace_period <= self.max_epochs, f"at most max_epochs, {self.max_epochs}"
+        )
+        factor = self.reduction_factor
+        self._require("reduction_factor", math.isfinite(factor) and factor >= 2, "at least 2")
+        cpus = self.cpus_per_trial
+        self._require("cpus_per_trial", _is_share(cpus) and cpus > 0, f"above 0: {SHARE_RULE}")
+        gpus = self.gpus_per_trial
+        self._require("gpus_per_trial", gpus is None or _is_share(gpus), f"0, {SHARE_RULE}")
+        budget = self.time_budget
+        self._require("time_budget", budget is None or 0 < budget < math.inf, "above 0 seconds")
+        self._require("target", self.target is None or math.isfinite(self.target), "a finite number")
+        self._require("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0")
+        self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "above 0")
+        if ":" not in self.sampler:
+            self._one_of("sampler", ("tpe", "random", "qmc"))
+        self._one_of("scheduler", ("asha", "none"))
+        if self.mode is not None:
+            self._one_of("mode", ("max", "min"))
+        if self.trainable is not None:
+            for name in ("metric", "mode", "space"):
+                self._require(name, bool(getattr(self, name)), "given with a trainable")
+        self._require(
+            "name",
+            self.name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+            "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit",
+        )
+        path = self.storage_path
+        sound = path != "" and (":/" not in path or re.match(r"[\w.+-]+://[^/]+|file:///.", path) is not None)
+        self._require("storage_path", sound, "a folder or a URI such as s3://BUCKET/runs")
+        if re.match(r"\w+://[^/]*@", path):  # the value stays unsaid, here as in settings.json
+            raise ValueError(
+                "storage_path holds a key, but must not: give it in the environment or a profile"
+            )
+        self._require("max_failures", self.max_failures >= 0, "at least 0")
+        if "" in self.warm_start:
+            raise ValueError("warm_start is empty, but must be the folder or the URI of a run")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            raise ValueError(f"{name} is {value if value != '' else 'empty'}, but must be {rule}")
+
+    def _one_of(self, name: str, known: Sequence[str]) -> None:
+        self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+
+    def to_json(self) -> str:
+        """Write the settings as JSON; paths become absolute, so that the file holds from any folder."""
+        values = {name: _absolute(value) for name, value in dataclasses.asdict(self).items()}
+        values["warm_start"] = [
+            run if "://" in run else str(Path(run).expanduser().absolute()) for run in self.warm_start
+        ]
+        return json.dumps(values, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Read what ``to_json`` wrote, or what older versions did.
+
+        Raises:
+            ValueError: if it is not that.
+        """
+        try:
+            values = _renewed({**LEGACY_DEFAULTS, **json.loads(text)})
+            values["points"] = Path(values["points"]) if values["points"] is not None else None
+            values["warm_start"] = tuple(values["warm_start"])
+            for name, hint in typing.get_type_hints(cls).items():
+                hint = typing.get_origin(hint) if typing.get_origin(hint) in (tuple, Mapping) else hint
+                # A whole number stands for a float of that value in JSON.
+                if not isinstance(values[name], hint) and not (
+                    isinstance(values[name], int) and isinstance(float(values[name]), hint)
+                ):
+                    raise TypeError(f"{name} is {values[name]!r}, but must be {hint}")
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"these are no settings of a run: {error}") from error
+
+
+LEGACY_DEFAULTS: dict[str, Any] = {
+    **{"warm_start": (), "points": None, "open_dashboard": False, "stall_seconds": 120.0},
+    **{"keep_checkpoints": 5, "task": "mnist", "trainable": None, "metric": None, "mode": None},
+    **{"scheduler": "asha", "options": {}},
+}
+"""What the settings of runs by older versions are missing."""
+
+
+def _renewed(values: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings of an older version their present names: those of mnist were among the others."""
+    if "target" not in values:
+        values["target"] = values.pop("target_accuracy")
+    names = {field.name for field in dataclasses.fields(Settings)}
+    own = {name: values.pop(name) for name in list(values) if name not in names}
+    return {**values, "options": {**values["options"], **own}}
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _absolute(part) for name, part in value.items()}
+    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+
+
+RESUMABLE = (
+    *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
+    *("max_failures", "address", "dashboard", "open_dashboard", "stall_seconds", "keep_checkpoints"),
+)
+"""What a resume may change: how far to go, and what depends on the machines. Some of a task's options, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest:
+    """A run to resume, and the settings to change."""
+
+    run: str
+    "Its folder or URI."
+    changes: Mapping[str, Any]
+    "Settings, and options of the task."
+
+    def __post_init__(self) -> None:
+        """Check that there is a run."""
+        if not self.run:
+            raise ValueError("--resume is empty, but must be the folder or the URI of a run")
+
+    def settings_of(self, settings: Settings, resumable_options: Collection[str]) -> Settings:
+        """Give the run's settings with the changes.
+
+        Args:
+            settings: of the run.
+            resumable_options: those of the task's options that may change.
+
+        Raises:
+            ValueError: for a setting that a resume may not change, fewer trials than the run has, or a value
+                out of range.
+        """
+        options = {name: value for name, value in self.changes.items() if name in resumable_options}
+        changes = {name: value for name, value in self.changes.items() if name not in options}
+        for name, value in changes.items():
+            if name not in RESUMABLE:
+                shown = " ".join(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"{flag_of(name)} is {shown}, but must be left out: a resumed run keeps its own"
+                )
+        asked = changes.get("num_samples", settings.num_samples)
+        if asked < settings.num_samples:
+            rule = f"must be at least {settings.num_samples}, which the run has already"
+            raise ValueError(f"num_samples is {asked}, but {rule}")
+        # A browser is for who asks for it now.
+        changes = {"open_dashboard": False, **changes}
+        return dataclasses.replace(settings, **changes, options={**settings.options, **options})
+
+
+def flag_of(name: str) -> str:
+    """Write the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+SHARE_RULE = "a fraction of 1 or a whole number"
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value < math.inf and (value <= 1 or value == int(value))

@@ -1,0 +1,107 @@
+"""optuna-dashboard on the study of a running search: a child process, which ends with it.
+
+python -m tune_mnist.tuning.dashboard runs/NAME/study.journal      what the child runs; it prints its port
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+PACKAGE = "optuna_dashboard"
+"""What has to be installed for it."""
+HOST = "127.0.0.1"
+"""Nobody but this machine gets in: who does can change the study."""
+
+
+def check_installed() -> None:
+    """See that there is a dashboard to open.
+
+    Raises:
+        ValueError: if not.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise ValueError(
+            "open_dashboard is True, but must be left out: optuna-dashboard is not installed "
+            "(pip install 'tune-mnist[dashboard]')"
+        )
+
+
+@contextmanager
+def served(journal: Path) -> Iterator[str | None]:
+    """Serve a study for a block.
+
+    The child reads from a pipe that only this process holds open: whatever ends this process, a kill -9 too,
+    ends the pipe, and with it the child.
+
+    Yields:
+        Its address; None if it could not be started.
+    """
+    command = [sys.executable, "-m", "tune_mnist.tuning.dashboard", str(journal)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the search, which ends in order
+    ) as child:
+        try:
+            assert child.stdout is not None
+            port = child.stdout.readline().strip()
+            yield f"http://{HOST}:{port}" if port else None
+        finally:
+            child.terminate()
+
+
+def open_browser(url: str) -> None:
+    """Show a page in the person's browser, where there is one with a window."""
+    windows = sys.platform in ("darwin", "win32")
+    if windows or any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")):
+        threading.Thread(target=_open, args=(url,), daemon=True).start()  # some come back when it is closed
+
+
+def _open(url: str) -> None:
+    with suppress(OSError, webbrowser.Error):
+        webbrowser.open(url)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def main() -> None:
+    """Serve the study in the journal that the command line names, until standard input ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import optuna_dashboard
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    page = optuna_dashboard.wsgi(JournalStorage(JournalFileBackend(sys.argv[1])))
+    with make_server(HOST, 0, page, server_class=_Server, handler_class=_Quiet) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

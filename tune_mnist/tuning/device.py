@@ -1,0 +1,83 @@
+"""The device that a trial trains on: its threads, and the limits of its memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+CONTEXT_BYTES = 600 * 2**20
+"""GPU memory of a process that torch doesn't count: CUDA's context and the kernels. An estimate for an H100;
+`python -m benchmarks.gpu` measures it."""
+
+MEMORY_ERROR = re.compile(
+    r"out of memory|ALLOC_FAILED|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED|unable to find an engine",
+    re.IGNORECASE,
+)
+"""The ways in which CUDA, cuBLAS and cuDNN say that there is no memory left: the last two when they can't
+allocate their handle or a convolution's workspace."""
+
+
+class DeviceMemoryError(RuntimeError):
+    """The GPU does not have the memory that the training needs."""
+
+
+def use_threads(cpus: float) -> None:
+    """Let torch use a thread for each of so many cores: Ray's OMP_NUM_THREADS comes after torch is loaded."""
+    torch.set_num_threads(max(1, int(cpus)))
+
+
+def limit_memory(gpus: float) -> None:
+    """Limit this process to its fraction of the GPU's memory: trials on one GPU can't starve each other.
+
+    CUDA's own needs are subtracted from the fraction, as torch's limit doesn't count them.
+
+    Args:
+        gpus: of this process; where it is 0, or a whole number, nothing is limited.
+    """
+    if not 0 < gpus < 1:
+        return
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(gpus - CONTEXT_BYTES / total, gpus / 2))
+
+
+def is_memory_error(error: BaseException | None) -> bool:
+    """Tell whether an error says, or hides, that a GPU has no memory left.
+
+    The end of a failed graph capture raises an error of its own, whose context is the one that says it.
+    """
+    while error is not None:
+        if isinstance(error, RuntimeError) and MEMORY_ERROR.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def device_memory_errors(gpus: float) -> Iterator[None]:
+    """Turn CUDA's errors about memory into one sentence that names the cure, for a block.
+
+    Args:
+        gpus: fraction of a GPU that this process has been given; above 1, GPUs.
+
+    Raises:
+        DeviceMemoryError: in place of CUDA's own errors.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what cuBLAS and cuDNN raise
+        if not is_memory_error(error):
+            raise
+        cure = f"--gpus-per-trial {min(1.0, 2 * gpus):g}" if gpus < 1 else "a space with smaller batch_size"
+        raise DeviceMemoryError(
+            f"the GPU has no memory left for this trial, which has a fraction of {gpus:g}: ask for {cure}"
+        ) from error
+
+
+def release_memory() -> None:
+    """Give the memory that torch caches on a GPU back, for whatever trains next in this process."""
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):  # after an error of CUDA this raises too, and would hide the cause
+            torch.cuda.empty_cache()

@@ -1,0 +1,159 @@
+"""Counts the results of a running search, and hands them on as plain values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tune_mnist.run.ledger import CHECKPOINT_NAME, Ledger, TrialRecord
+from tune_mnist.task import Objective
+
+LOOK_SECONDS = 2.0
+"""Shortest time between two looks at the cluster."""
+IDLE_SECONDS = 20.0
+"""Time without a running trial after which it is said what the trials wait for; a new process takes 10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedTrial:
+    """How one trial ended."""
+
+    number: int
+    state: str
+    epochs: int
+    epochs_planned: int
+    value: float | None
+    "Its metric at the end."
+    config: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The counts of a running search."""
+
+    num_samples: int
+    objective: Objective
+    deadline: float | None = None
+    "When the time budget ends, on the clock of `time.monotonic`."
+    running: int = 0
+    epochs: int = 0
+    ended: list[EndedTrial] = field(default_factory=list)
+    resumed: int = 0
+    "How many of them had ended in an earlier session."
+    retries: int = 0
+    "How often a trial was lost with its process or node, and tried again."
+    waiting: str = ""
+    "What the cluster is still to start, in words."
+    best_value: float | None = None
+    best_config: dict[str, Any] | None = None
+    best_saved_value: float | None = None
+    "That of a report that came with a checkpoint."
+
+    def count(self, state: str) -> int:
+        """Count the ended trials of a state."""
+        return sum(trial.state == state for trial in self.ended)
+
+
+class Listener(Protocol):
+    """Whoever wants to show a search while it runs."""
+
+    def on_message(self, text: str) -> None:
+        """Take notice of something worth a line."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Take notice that a count has changed."""
+
+    def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None:
+        """Take notice of the end of a trial."""
+
+
+class ProgressKeeper:
+    """Keeps a `Progress` up to date, and tells a listener."""
+
+    def __init__(
+        self, progress: Progress, ledger: Ledger, listener: Listener | None, look: Callable[[], str]
+    ):
+        """Start from what the ledger has already.
+
+        Args:
+            progress: the counts to keep.
+            ledger: of the run.
+            listener: whom to tell.
+            look: says in words what the search waits for; "" where that is nothing.
+        """
+        self.progress, self.ledger, self.listener = progress, ledger, listener
+        self.look, self.look_due, self.idle_since = look, 0.0, time.monotonic()
+        progress.ended = [self._ended(trial) for trial in ledger.trials.values() if trial.state]
+        progress.resumed = len(progress.ended)
+        for trial in ledger.trials.values():
+            self._count(trial, trial.epochs)
+
+    def stepped(self, *, running: int, pending: int) -> None:
+        """Take the numbers of attempts that run, and that wait for a process."""
+        waiting = self._waiting(running, pending)
+        if (running, waiting) != (self.progress.running, self.progress.waiting):
+            self.progress.running, self.progress.waiting = running, waiting
+            self._updated()
+
+    def reported(self, trial: TrialRecord) -> None:
+        """Count an epoch."""
+        self._count(trial, trial.epochs[-1:])
+        self._updated()
+
+    def lost(self) -> None:
+        """Count a trial that was lost and is tried again."""
+        self.progress.retries += 1
+        self._updated()
+
+    def ended(self, trial: TrialRecord) -> None:
+        """Count the end of a trial."""
+        ended = self._ended(trial)
+        self.progress.ended.append(ended)
+        if self.listener:
+            self.listener.on_trial_end(self.progress, ended)
+        self._updated()
+
+    def tell(self, text: str) -> None:
+        """Say something worth a line."""
+        if self.listener:
+            self.listener.on_message(text)
+
+    def _waiting(self, running: int, pending: int) -> str:
+        """Say what trials wait for, in words; "" where they don't."""
+        now = time.monotonic()
+        if now < self.look_due:
+            return self.progress.waiting
+        self.look_due = now + LOOK_SECONDS
+        if words := self.look():
+            return words
+        if running or not pending:
+            self.idle_since = now
+        return "waiting for a node that has room" if now - self.idle_since > IDLE_SECONDS else ""
+
+    def _count(self, trial: TrialRecord, epochs: list[dict[str, Any]]) -> None:
+        progress = self.progress
+        progress.epochs = len(self.ledger.order)
+        objective = progress.objective
+        for epoch in epochs:
+            value = epoch[objective.metric]
+            if progress.best_value is None or objective.sign * (value - progress.best_value) > 0:
+                progress.best_value, progress.best_config = value, trial.config
+            if epoch.get(CHECKPOINT_NAME):
+                known = [] if progress.best_saved_value is None else [progress.best_saved_value]
+                progress.best_saved_value = objective.best([*known, value])
+
+    def _updated(self) -> None:
+        if self.listener:
+            self.listener.on_progress(self.progress)
+
+    def _ended(self, record: TrialRecord) -> EndedTrial:
+        return EndedTrial(
+            number=record.number,
+            state=record.shown_state,
+            epochs=record.epoch,
+            epochs_planned=record.epochs_planned,
+            value=record.last.get(self.progress.objective.metric),
+            config=record.config,
+        )

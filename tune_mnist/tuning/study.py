@@ -1,0 +1,201 @@
+"""The Optuna study of a run: what draws the trials, made from the ledger by Optuna's public ask and tell.
+
+It is made again from the ledger by each session, of a new run as of a resumed one: a sampler's random numbers
+depend on the seed and the number of the trial alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import RandomSampler
+from optuna.storages import JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from tune_mnist.run.folder import RunFolder, sync
+from tune_mnist.run.journal import JOURNAL as JOURNAL
+from tune_mnist.run.journal import Journal, notes
+from tune_mnist.run.ledger import EPOCH, InheritedTrial, Ledger, TrialRecord, trial_state
+from tune_mnist.run.settings import Settings
+from tune_mnist.run.space import planned_epochs, to_config
+from tune_mnist.task import Task
+from tune_mnist.tuning.points import first_points
+from tune_mnist.tuning.samplers import make_sampler
+
+RAY_TRIAL_ID = "ray_trial_id"
+"""User attribute of an Optuna trial: the id of its Ray trial; of several attempts, that of the first."""
+HAND_SET = "hand_set"
+"""User attribute of the Optuna trial that is the task's baseline."""
+STOPPED_BY = "stopped_by"
+"""User attribute of a trial that was stopped by the end of the search, not by ASHA: the reason."""
+INHERITED_FROM, NUMBER_THERE = "inherited_from", "number_there"
+"""User attributes of an inherited trial: the name of its run, and its number there."""
+NUMBER_HERE = "number_here"
+"""User attribute of the other trials of a study that has inherited ones: the number without those."""
+
+
+class TrialStudy:
+    """Draws trials, and writes down in ledger and study what they report and how they end.
+
+    The study tells pruned, complete and failed trials apart; Ray's `OptunaSearch` tells Optuna COMPLETE for
+    every trial that a scheduler stops, and never reports the value at which it was stopped.
+
+    The ledger's trials are in the study from the start, inherited ones first; the journal is rebuilt from
+    them, and renamed over the old one. Optuna numbers this run's trials on from the inherited ones, all else
+    from 0.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        space: Mapping[str, BaseDistribution],
+        ledger: Ledger,
+        folder: RunFolder,
+    ) -> None:
+        """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it."""
+        self.ledger = ledger
+        self._settings, self._task, self._space, self._folder = settings, task, dict(space), folder
+        self._asked: dict[str, Trial] = {}
+        "The trials that have not ended."
+        self._heard: dict[str, set[int]] = defaultdict(set)
+        "Epochs that the study knows of them."
+        journal, path = Journal(), folder.local / JOURNAL
+        storage = JournalStorage(journal)
+        self._study = optuna.create_study(
+            study_name=folder.name,
+            storage=storage,
+            sampler=RandomSampler(),
+            direction="maximize" if ledger.objective.mode == "max" else "minimize",
+        )
+        study_id = storage.get_study_id_from_name(folder.name)
+        for name, value in notes(path).items():
+            storage.set_study_system_attr(study_id, name, value)
+        self._study.add_trials([_inherited(trial, self._space) for trial in ledger.inherited])
+        records = sorted(ledger.trials.values(), key=lambda trial: trial.number)
+        for record in records:
+            if record.state:
+                self._study.add_trial(
+                    _ended(record, self._space, self._attributes(record), ledger.objective.metric)
+                )
+            else:
+                self._ask_again(record)
+        points = first_points(settings, task, space) if ledger.points is None else ledger.points
+        for point in points[len(records) :]:  # the others have had their trials
+            self._study.enqueue_trial(dict(point.params), {HAND_SET: True} if point.hand_set else None)
+        journal.put_in_place(path)
+
+    def draw(self, trial_id: str) -> TrialRecord:
+        """Draw the next trial and write it down on both sides."""
+        number = len(self.ledger.trials)
+        settings, space = self._settings, self._space
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.sampler = make_sampler(settings.sampler, settings.seed, number, space)
+            trial = self._study.ask(space)
+        self._asked[trial_id] = trial
+        trial.set_user_attr(RAY_TRIAL_ID, trial_id)
+        if self.ledger.inherited:
+            trial.set_user_attr(NUMBER_HERE, number)
+        config = to_config(self._task, trial.params, settings.max_epochs)
+        planned, hand_set = planned_epochs(config, settings.max_epochs), HAND_SET in trial.user_attrs
+        self.ledger.suggested(trial_id, number, trial.params, config, planned=planned, hand_set=hand_set)
+        self._folder.push_ledger()  # before the trial starts: its files must not be of a trial unknown
+        return self.ledger.trials[trial_id]
+
+    def report(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Write down what a trial reports for an epoch; of one that has ended, nothing."""
+        if trial_id in self._asked:
+            self.ledger.reported(trial_id, result)
+            self._catch_up(trial_id)
+
+    def end(self, trial_id: str, *, failed: bool = False) -> None:
+        """Write down that a trial has ended; of one that had already, nothing."""
+        if trial_id in self._asked:
+            self._tell(trial_id, self.ledger.ended(trial_id, failed=failed))
+
+    def close(self, reason: str) -> None:
+        """End in the study what the end of the session has cut short, and close the ledger.
+
+        In the ledger such trials are unfinished: a resume continues them.
+        """
+        for trial in self.ledger.unended():
+            self._asked[trial.trial_id].set_user_attr(STOPPED_BY, reason)
+            self._tell(trial.trial_id, trial_state(trial.epoch, trial.epochs_planned, failed=False))
+        sync(self._folder.local / JOURNAL)
+        self.ledger.close(reason)
+
+    def _ask_again(self, record: TrialRecord) -> None:
+        """Bring an unfinished trial into the study: the next number is its own, as is what it was given."""
+        self._study.enqueue_trial(record.params, self._attributes(record))
+        self._asked[record.trial_id] = self._study.ask(self._space)
+        self._catch_up(record.trial_id)
+
+    def _attributes(self, record: TrialRecord) -> dict[str, Any]:
+        attributes: dict[str, Any] = {RAY_TRIAL_ID: record.trial_id}
+        if self.ledger.inherited:
+            attributes[NUMBER_HERE] = record.number
+        if record.hand_set:
+            attributes[HAND_SET] = True
+        return attributes
+
+    def _tell(self, trial_id: str, state: str) -> None:
+        self._catch_up(trial_id)
+        value = (
+            self.ledger.trials[trial_id].last[self.ledger.objective.metric] if state == "COMPLETE" else None
+        )
+        self._study.tell(self._asked.pop(trial_id), value, state=TrialState[state])
+        self._heard.pop(trial_id, None)
+
+    def _catch_up(self, trial_id: str) -> None:
+        """Report to the study what the ledger knows of a trial, also from a checkpoint that was ahead."""
+        trial, heard, metric = self._asked[trial_id], self._heard[trial_id], self.ledger.objective.metric
+        for epoch in self.ledger.trials[trial_id].epochs:
+            if epoch[EPOCH] not in heard:
+                heard.add(epoch[EPOCH])
+                trial.report(epoch[metric], epoch[EPOCH])
+
+
+def _ended(
+    trial: TrialRecord, space: Mapping[str, BaseDistribution], attributes: dict[str, Any], metric: str
+) -> FrozenTrial:
+    state = TrialState[trial.state or ""]
+    return _frozen(
+        space,
+        trial.params,
+        state=state,
+        value=None if state == TrialState.FAIL else trial.last[metric],  # as `tell` does
+        intermediate_values={epoch[EPOCH]: epoch[metric] for epoch in trial.epochs},
+        user_attrs=attributes,
+        datetime_start=datetime.fromtimestamp(trial.started),
+        datetime_complete=datetime.fromtimestamp(trial.ended or trial.started),
+    )
+
+
+def _inherited(trial: InheritedTrial, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """Make the Optuna trial of an earlier run's trial, with the distributions of this run."""
+    return _frozen(
+        space,
+        trial.params,
+        state=TrialState[trial.state],
+        value=trial.value,
+        intermediate_values=dict(trial.epochs),
+        user_attrs={INHERITED_FROM: trial.run, NUMBER_THERE: trial.number},
+        datetime_start=datetime.fromtimestamp(trial.started),
+        datetime_complete=datetime.fromtimestamp(trial.ended),
+    )
+
+
+def _frozen(space: Mapping[str, BaseDistribution], params: Mapping[str, Any], **values: Any) -> FrozenTrial:
+    distributions = {name: space[name] for name in params}
+    # Not `create_trial`, which knows no times. The storage gives it number and id.
+    return FrozenTrial(
+        number=-1, trial_id=-1, params=dict(params), distributions=distributions, system_attrs={}, **values
+    )

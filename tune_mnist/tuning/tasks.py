@@ -1,0 +1,130 @@
+"""Finds what a search is told by name: a task, a space, a sampler; in a module or in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from ray import cloudpickle
+
+from tune_mnist.run.settings import Settings, flag_of
+from tune_mnist.run.space import checked_space
+from tune_mnist.task import Task
+
+KNOWN = {"mnist": "tune_mnist.mnist.task:TASK"}
+"""Tasks that have a name of their own."""
+
+
+def find_task(settings: Settings) -> Task:
+    """Give the task of a search.
+
+    Raises:
+        ValueError: if there is none of that name; the text is one line.
+    """
+    if settings.trainable is not None:
+        from tune_mnist.tuning.functions import task_of_function
+
+        return task_of_function(settings)
+    task = load_object("task", settings.task, KNOWN)
+    if not isinstance(task, Task):
+        raise ValueError(f"task is {settings.task}, but must be a tune_mnist.Task: it is {_kind(task)}")
+    return task
+
+
+def load_object(setting: str, name: str, known: Mapping[str, str] | None = None) -> Any:
+    """Load what a setting names: one of ``known``, ``package.module:NAME``, or ``FILE.py:NAME``.
+
+    What a file or a module outside of site-packages defines is sent to the nodes of a cluster by value, so
+    that it does not have to be installed there.
+
+    Raises:
+        ValueError: if there is no such thing; the text is one line.
+    """
+    known = known or {}
+    names = [*known, "FILE.py:NAME", "package.module:NAME"]
+    rule = f"{setting} is {name or 'empty'}, but must be {', '.join(names[:-1])} or {names[-1]}"
+    place, _, attribute = known.get(name, name).rpartition(":")
+    if not place or not attribute:
+        raise ValueError(rule)
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return getattr(module, attribute)
+    except Exception as error:  # the code is the user's, and may raise anything
+        raise ValueError(f"{rule} ({type(error).__name__}: {error})") from error
+
+
+def _load_file(path: Path) -> types.ModuleType:
+    path = path.expanduser().resolve()
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) and module.__name__ != "__main__":
+            return module
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # pickle looks for classes there
+    sys.path.insert(0, str(path.parent))  # where a script finds what lies next to it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+    return module
+
+
+def load_space(settings: Settings, task: Task) -> tuple[Settings, dict[str, BaseDistribution]]:
+    """Load the space of a search; its settings then have the name of it.
+
+    Raises:
+        ValueError: if there is no such space, or it has what the task cannot train.
+    """
+    name = settings.space or next(iter(task.spaces))
+    space = task.spaces.get(name) or load_object("space", name, dict.fromkeys(task.spaces, ""))
+    space = checked_space(task, name, space, settings.max_epochs)
+    return dataclasses.replace(settings, space=name), space
+
+
+def make_options(task: Task, given: Mapping[str, Any]) -> Any:
+    """Make a task's options of JSON values; None for a task without.
+
+    Raises:
+        ValueError: for one that the task does not have, or a value out of range.
+    """
+    if task.options is None:
+        if given:
+            raise ValueError(f"{', '.join(map(flag_of, given))}: task {task.name} has no options")
+        return None
+    hints = typing.get_type_hints(task.options)
+    values = {
+        name: Path(value) if isinstance(value, str) and "Path" in str(hints.get(name)) else value
+        for name, value in given.items()
+    }
+    try:
+        return task.options(**values)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(task.options))
+        raise ValueError(f"task {task.name} has the options {known} ({error})") from error
+
+
+def option_names(task: Task) -> list[str]:
+    """List the options of a task."""
+    return [field.name for field in dataclasses.fields(task.options)] if task.options else []
+
+
+def resumable_options(task: Task) -> set[str]:
+    """List the options of a task that a resume may change."""
+    fields = dataclasses.fields(task.options) if task.options else ()
+    return {field.name for field in fields if field.metadata.get("resumable")}
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"

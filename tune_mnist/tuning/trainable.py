@@ -1,0 +1,149 @@
+"""One attempt at a trial, as Ray runs it: resumes from a checkpoint, trains, and reports every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import time
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from ray.tune import report as report_to_ray  # bound here: `tune_session` replaces that of ray.tune
+
+from tune_mnist.run.checkpoints import TrialStorage
+from tune_mnist.run.ledger import EPOCH, OPTUNA_NUMBER
+from tune_mnist.task import DivergedError, Objective, Save, Train, Trial
+from tune_mnist.tuning.device import (
+    DeviceMemoryError,
+    device_memory_errors,
+    limit_memory,
+    release_memory,
+    use_threads,
+)
+
+ATTEMPT = "attempt"
+"""Key in the config of a Ray trial: what this attempt needs, as the trial's folder and its checkpoint."""
+SAVED = "saved"
+"""Key of a report: the name of the checkpoint that was written with it."""
+FAILURE, TRACEBACK = "failure", "traceback"
+"""Keys of a trial's last report where training failed: why, in one line, and where. Its metric is NaN."""
+
+
+def train_trial(
+    config: dict[str, Any],
+    *,
+    train: Train,
+    data: Any,
+    objective: Objective,
+    fs: Any,
+    run: str,
+    seed: int,
+    max_epochs: int,
+    rungs: Collection[int],
+    checkpoint_seconds: float,
+    target: float | None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+) -> None:
+    """Train one configuration, reporting what its task reports after each epoch.
+
+    What the training's own code raises is a result too: the last report then has FAILURE, nothing is tried
+    again, and the process is there for the next trial. What is raised from here is taken for a lost attempt.
+
+    Args:
+        config: the configuration, the number of the trial in the study, and the attempt.
+        train: of the task.
+        data: what the task has loaded; arrays in it are read-only memory shared with other trials.
+        objective: of the task.
+        fs: pyarrow's file system of the run folder.
+        run: the run folder on it.
+        seed: of the search; each trial adds its number in the study.
+        max_epochs: most epochs of a trial.
+        rungs: epochs that are written as a checkpoint because ASHA may stop there.
+        checkpoint_seconds: longest time without a checkpoint, looked at when an epoch ends.
+        target: the metric that ends the search; an epoch that reaches it is written too.
+        cpus: CPU cores of the trial: the number of threads it uses.
+        gpus: GPUs of the trial; a fraction is a limit of its memory.
+
+    Raises:
+        DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
+        OSError: if a checkpoint cannot be written or read.
+        RuntimeError: if the trial has a GPU and torch sees none.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()  # torch and Ray, whose 400,000 objects the collection below would walk through each time
+    config = dict(config)
+    number, attempt = config.pop(OPTUNA_NUMBER, 0), config.pop(ATTEMPT)
+    storage = TrialStorage(fs=fs, path=f"{run}/{attempt['directory']}")
+    device = "cuda" if gpus else "cpu"
+    trial = Trial(seed=seed + number, max_epochs=max_epochs, device=device, cpus=cpus, gpus=gpus)
+    use_threads(cpus)
+    epoch = 0
+    try:
+        with device_memory_errors(gpus):
+            if gpus and not torch.cuda.is_available():
+                raise RuntimeError(
+                    "this trial was given a GPU, but torch sees no CUDA device; it will not train on the CPU"
+                )
+            limit_memory(gpus)
+            saved_at = time.monotonic()
+            for report, reports, save in _reports(train, config, data, trial, storage, attempt, objective):
+                epoch = report[EPOCH]
+                value = report[objective.metric]
+                reached = target is not None and objective.sign * (value - target) >= 0
+                if (
+                    epoch in rungs
+                    or epoch >= max_epochs
+                    or epoch == config.get("epochs")
+                    or reached
+                    or time.monotonic() - saved_at > checkpoint_seconds
+                ) and save is not None:
+                    saved_at = time.monotonic()
+                    report[SAVED] = storage.write(epoch, save, reports)
+                report_to_ray(report)
+    except (OSError, DeviceMemoryError):  # an OSError is of storage that is away for a moment
+        raise
+    except Exception as error:
+        if gpus and not isinstance(error, DivergedError):
+            raise  # after most errors of CUDA a process can't use the GPU any more
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        failure = {FAILURE: text, TRACEBACK: traceback.format_exc(), objective.metric: math.nan}
+        report_to_ray({**failure, EPOCH: epoch + 1})
+    finally:
+        # The next trial may run in this process: leave it no memory of this one.
+        gc.collect()
+        release_memory()
+
+
+def _reports(
+    train: Train,
+    config: dict[str, Any],
+    data: Any,
+    trial: Trial,
+    storage: TrialStorage,
+    attempt: Mapping[str, Any],
+    objective: Objective,
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], Save | None]]:
+    """Give each report of the training, all of them up to there, and what saves it."""
+    reports: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        if attempt["resume_from"]:
+            checkpoint, reports = stack.enter_context(storage.read(attempt["resume_from"]))
+            trial = dataclasses.replace(trial, checkpoint=checkpoint, epoch=reports[-1][EPOCH])
+        started = time.perf_counter()
+        for place, (metrics, save) in enumerate(train(config, data, trial), trial.epoch + 1):
+            seconds = time.perf_counter() - started
+            report = {
+                EPOCH: int(metrics.get(objective.time_attr, place)),
+                "epoch_seconds": seconds,
+                **metrics,
+            }
+            if not math.isfinite(report[objective.metric]):
+                raise DivergedError(f"{objective.metric} is not finite after epoch {report[EPOCH]}")
+            reports.append({**report, "timestamp": time.time()})
+            yield report, reports, save
+            started = time.perf_counter()

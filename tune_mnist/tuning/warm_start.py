@@ -1,0 +1,174 @@
+"""Reads what earlier runs have found out, for a new one to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from optuna.distributions import json_to_distribution
+
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.ledger import EPOCH, LEDGER, InheritedTrial, Ledger, TaskFacts, TrialRecord
+from tune_mnist.run.settings import Settings
+from tune_mnist.run.space import describe_range, is_within
+from tune_mnist.run.words import count
+from tune_mnist.task import Objective, Space
+from tune_mnist.tuning.preflight import read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inheritance:
+    """What a search begins with."""
+
+    trials: list[InheritedTrial] = field(default_factory=list)
+    "In the order of the runs given, and of their numbers."
+    remarks: list[str] = field(default_factory=list)
+    "What the person should know of it, in lines."
+
+
+def read_earlier_runs(settings: Settings, task: TaskFacts, space: Space) -> Inheritance:
+    """Read the finished and pruned trials of the runs in ``settings.warm_start``.
+
+    Trials that failed or have not ended are left out, and so are those that a run itself had inherited.
+
+    Raises:
+        FolderError: for a folder or URI that is no run, or whose storage can't be read.
+        ValueError: for a run with another data set, another space, longer trainings, or without such a trial.
+    """
+    folders = [RunFolder(run) for run in settings.warm_start]
+    trials: list[InheritedTrial] = []
+    remarks: list[str] = []
+    for place, (run, folder) in enumerate(zip(settings.warm_start, folders, strict=True)):
+        if folder.uri in [one.uri for one in folders[:place]]:
+            raise ValueError(f"warm_start has {run} twice, but must have each run once")
+        ledger, theirs = folder.ledger(), read_settings(folder)
+        _check_task(run, ledger.task, theirs, task, settings)
+        _check_space(run, ledger, space)
+        usable = _usable(ledger, space)
+        if not usable:
+            raise _refusal(run, "must have a trial that is COMPLETE or PRUNED")
+        _check_epochs(run, usable, settings)
+        found = [_inherited(trial, folder.name, task.objective.metric) for trial in usable]
+        trials += found
+        remarks += [known(run, found, task.objective), *_remarks(run, ledger, theirs, settings, space)]
+    return Inheritance(trials=trials, remarks=remarks)
+
+
+def known(run: str, trials: list[InheritedTrial], objective: Objective) -> str:
+    """Say what the sampler knows of a run."""
+    number = len(trials)
+    return f"{count(number, 'trial')} of {run} {_are(number)} known ({describe_inherited(trials, objective)})"
+
+
+def known_again(ledger: Ledger) -> list[str]:
+    """Say what a resumed search knows of earlier runs, by their names."""
+    by_run: dict[str, list[InheritedTrial]] = {}
+    for trial in ledger.inherited:
+        by_run.setdefault(trial.run, []).append(trial)
+    return [known(run, trials, ledger.objective) for run, trials in by_run.items()]
+
+
+def _usable(ledger: Ledger, space: Space) -> list[TrialRecord]:
+    """List the trials that ended well, and of whose reports no line is lost."""
+    ended = [trial for trial in ledger.trials.values() if trial.state in ("COMPLETE", "PRUNED")]
+    return [
+        trial
+        for trial in sorted(ended, key=lambda trial: trial.number)
+        if trial.params.keys() == space.keys()
+        and trial.epochs
+        and trial.epoch == len(trial.epochs) * int(trial.epochs[0][EPOCH])  # or lines are lost
+        and (trial.state == "PRUNED" or trial.epoch >= trial.epochs_planned)
+    ]
+
+
+def _inherited(trial: TrialRecord, run: str, metric: str) -> InheritedTrial:
+    return InheritedTrial(
+        run=run,
+        number=trial.number,
+        state=trial.state or "",
+        params=trial.params,
+        epochs=[(epoch[EPOCH], epoch[metric]) for epoch in trial.epochs],
+        started=trial.started,
+        ended=trial.ended or trial.started,
+    )
+
+
+def describe_inherited(trials: Sequence[InheritedTrial], objective: Objective) -> str:
+    """Count trials by state and name the best value: "7 COMPLETE, 13 PRUNED; best 98.86%"."""
+    counts = [f"{sum(trial.state == state for trial in trials)} {state}" for state in ("COMPLETE", "PRUNED")]
+    return f"{', '.join(counts)}; best {objective.write(objective.best(trial.value for trial in trials))}"
+
+
+def _check_task(run: str, theirs: TaskFacts, there: Settings, ours: TaskFacts, here: Settings) -> None:
+    """See that the run's values are comparable: of the same task, metric and data set."""
+    if theirs.name != ours.name:
+        raise _refusal(run, f"must be of the task {ours.name}: it is of {theirs.name}")
+    if (theirs.objective.metric, theirs.objective.mode) != (ours.objective.metric, ours.objective.mode):
+        mode, metric = theirs.objective.mode, theirs.objective.metric
+        raise _refusal(run, f"must have the metric {ours.objective.metric}: it has the {mode} of {metric}")
+    datasets = [settings.options.get("dataset", ours.name) for settings in (there, here)]
+    if datasets[0] != datasets[1]:
+        raise _refusal(run, f"must be of the data set {datasets[1]}: it is of {datasets[0]}")
+
+
+def _check_space(run: str, ledger: Ledger, space: Space) -> None:
+    """See that what the run has drawn could be drawn here, parameter by parameter."""
+    if not ledger.distributions:
+        raise _refusal(run, f"must have a search space: the lines of its {LEDGER} that say it are lost")
+    theirs = {name: json_to_distribution(text) for name, text in ledger.distributions.items()}
+    for name in {**theirs, **space}:
+        there = f"is {describe_range(theirs[name])} there" if name in theirs else "is not drawn there"
+        here = f"{describe_range(space[name])} here" if name in space else "not drawn here"
+        if name not in theirs or name not in space or not is_within(theirs[name], space[name]):
+            raise _refusal(run, f"must have a space that this one holds: {name} {there}, and {here}")
+
+
+def _check_epochs(run: str, trials: list[TrialRecord], settings: Settings) -> None:
+    """See that no trial was to train longer than this run lets any: its result is out of reach here."""
+    longest = max(trial.epochs_planned for trial in trials)
+    if longest > settings.max_epochs:
+        rule = f"must be at least {longest}: so long were trials of {run} to train"
+        raise ValueError(f"max_epochs is {settings.max_epochs}, but {rule}")
+
+
+def _remarks(run: str, ledger: Ledger, theirs: Settings, ours: Settings, space: Space) -> list[str]:
+    """Say in what its trials are not like those of the new run, and what of them is not there."""
+    remarks = []
+    if ledger.lost_lines:
+        lost = count(ledger.lost_lines, "line")
+        remarks.append(f"{run}: {LEDGER} has {lost} that can't be read; the rest is taken")
+    if ledger.inherited:
+        number = len(ledger.inherited)
+        theirs_too = f"{count(number, 'trial')} that it had inherited {_are(number)} not taken"
+        remarks.append(f"{run}: {theirs_too}; name their runs too")
+    changed = _changed(theirs, ours)
+    if changed:
+        remarks.append(f"{run}: its values are of other data: {changed}")
+    if "epochs" not in space and theirs.max_epochs != ours.max_epochs:
+        remarks.append(
+            f"{run}: its trials trained at most {theirs.max_epochs} epochs, here it is {ours.max_epochs}"
+        )
+    return remarks
+
+
+def _changed(theirs: Settings, ours: Settings) -> str:
+    """Say which options that are numbers, as the sizes of splits, and which seed the runs do not share."""
+    pairs = {
+        name: (theirs.options.get(name), ours.options.get(name))
+        for name in dict.fromkeys([*theirs.options, *ours.options])
+    }
+    pairs["seed"] = (theirs.seed, ours.seed)
+    words = [
+        f"{name} {'unset' if there is None else there} there, {'unset' if here is None else here} here"
+        for name, (there, here) in pairs.items()
+        if there != here and (isinstance(there, int) or isinstance(here, int))
+    ]
+    return "; ".join(words)
+
+
+def _refusal(run: str, rule: str) -> ValueError:
+    return ValueError(f"warm_start is {run}, but {rule}")
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
