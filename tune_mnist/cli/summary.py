@@ -23,7 +23,6 @@ from tune_mnist.report.insights import (
     edges,
     facts,
     known_before,
-    note_of_error,
     say_how_it_ended,
 )
 from tune_mnist.report.timeline import best_so_far
@@ -176,15 +175,16 @@ def _print_winner(console: Console, view: View) -> None:
     objective = view.objective
     if baseline := compare_with_baseline(view):
         console.print(f"Baseline: {baseline.value}, {baseline.note}")
-    shown = f"{view.metric} {objective.write_with_error(winner.value, winner.n)}"
-    note = note_of_error(objective, winner.value, winner.n)
-    line = f"Winner, trial {winner.number} at epoch {winner.epoch}: {shown}{f' ({note})' if note else ''}"
+    shown = [f"validation {objective.write_with_error(winner.value, winner.n)}{_examples(winner.n)}"]
     if objective.metric in winner.test:
-        test = winner.test[objective.metric]
-        note = note_of_error(objective, test, winner.test_n)
-        shown = objective.write_with_error(test, winner.test_n)
-        line += f"; on the test set {shown}{f' ({note})' if note else ''}"
-    console.print(line)
+        test = objective.write_with_error(winner.test[objective.metric], winner.test_n)
+        shown.append(f"test {test}{_examples(winner.test_n)}")
+    note = " (± standard error)" if objective.standard_error else ""
+    console.print(f"Winner, trial {winner.number} at epoch {winner.epoch}: {', '.join(shown)}{note}")
+
+
+def _examples(n: int | None) -> str:
+    return f" (n = {n})" if n else ""
 
 
 def _print_failures(console: Console, view: View) -> None:

@@ -270,7 +270,7 @@ class Ledger:
         params: dict[str, Any],
         config: dict[str, Any],
         *,
-        planned: int,
+        planned: int | None = None,
         hand_set: bool,
     ) -> None:
         """Note a new trial."""
