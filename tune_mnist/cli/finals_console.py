@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.cli.console import PatientConsole
+from tune_mnist.cli.flags import command
 from tune_mnist.finalize.card import interval, percent, points, which_seed
 from tune_mnist.finalize.protocol import UNION, Job, Verdict
 from tune_mnist.finalize.scores import Scores
@@ -121,8 +121,7 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
     best = f"{folder.uri if folder.remote else where}/{BEST}"
     console.print(f"Written in {duration(seconds)}: {best}/{MODEL}, {EXPORTED}, {CARD}", markup=False)
     if not folder.remote:
-        model = shlex.quote(f"{best}/{EXPORTED}")
-        console.print(f"  python scripts/predict.py {model} IMAGE...", markup=False)
+        console.print(f"  {command('predict', f'{best}/{EXPORTED}')} IMAGE...", markup=False)
 
 
 def _validation_table(verdict: Verdict) -> Table:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
+import sys
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -13,10 +15,13 @@ from typing import Any, NoReturn
 
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.settings import RESUMABLE, ResumeRequest, Settings, flag_of
+from tune_mnist.run.words import short_path
 from tune_mnist.task import Task
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import find_task
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+"""The folder of the scripts, which are not installed with the package."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 CHOOSE_A_TASK = ("task", "trainable", "metric", "mode", "space", "resume")
 """Flags that say which other flags there are."""
@@ -115,6 +120,18 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def program() -> str:
+    """Name the command that was typed, for the beginning of a complaint."""
+    return Path(sys.argv[0]).name
+
+
+def command(name: str, *arguments: str) -> str:
+    """Write a command so that it works where it is printed: with its script, where that is there."""
+    script = SCRIPTS / f"{name}.py"
+    start = [str(short_path(script))] if script.exists() else ["-m", "tune_mnist", name]
+    return shlex.join([str(short_path(Path(sys.executable))), *start, *arguments])
 
 
 def _plain_type(hint: Any) -> Any:

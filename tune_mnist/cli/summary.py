@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tune_mnist.cli.flags import command
 from tune_mnist.report.curves import run_labels
 from tune_mnist.report.insights import (
     MIN_FINISHED,
@@ -31,10 +32,8 @@ from tune_mnist.run.ledger import LEDGER
 from tune_mnist.run.words import count, duration, short_path, short_value
 from tune_mnist.tuning.tuner import FINISHED, Outcome
 
-ANALYSE = Path(__file__).parents[2] / "scripts" / "analyse.py"
-"""The script that looks into a run; it is not installed with the package."""
 REPORT = "report.html"
-"""The page that it writes into the run's folder."""
+"""The page that analyse.py writes into the run's folder."""
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
@@ -119,8 +118,8 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
-    analyse = f"  {python} {shlex.quote(str(short_path(ANALYSE)))} {shlex.quote(where)}  # writes {REPORT}"
-    return [f"Run folder: {where}", *[analyse] * ANALYSE.exists(), f'  {python} -c "{table}"']
+    analyse = f"  {command('analyse', where)}  # writes {REPORT}"
+    return [f"Run folder: {where}", analyse, f'  {python} -c "{table}"']
 
 
 def exit_code(outcome: Outcome) -> int:

@@ -19,6 +19,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from tune_mnist.tuning.tasks import load_object
+
 
 def make_sampler(name: str, seed: int, number: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
     """Make the sampler that draws trial ``number`` of a search space.
@@ -37,7 +39,10 @@ def make_sampler(name: str, seed: int, number: int, space: Mapping[str, BaseDist
         return RandomSampler(seed=stream(seed, number))
     if name == "qmc":
         return SobolSampler(seed, number, space)
-    raise ValueError(f"sampler is {name}, but must be one of tpe, random, qmc")
+    sampler = load_object("sampler", name, dict.fromkeys(("tpe", "random", "qmc"), ""))(stream(seed, number))
+    if not isinstance(sampler, BaseSampler):
+        raise ValueError(f"sampler is {name}, but must be a function of a seed that gives an Optuna sampler")
+    return sampler
 
 
 def stream(seed: int, number: int) -> int:

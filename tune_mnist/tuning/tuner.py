@@ -48,6 +48,7 @@ from tune_mnist.tuning.preflight import (
     read_settings,
 )
 from tune_mnist.tuning.progress import Listener, Progress, ProgressKeeper
+from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.stop import REACHED, StopRequest
 from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.tasks import find_task as find_task
@@ -107,6 +108,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
             options = make_options(task, settings.options)
             settings = dataclasses.replace(settings, options=dataclasses.asdict(options) if options else {})
             settings, space = load_space(settings, task)
+            make_sampler(settings.sampler, settings.seed, 0, space)  # or say why not, before there is a run
             facts = describe_task(task, options, space, settings.max_epochs)
             given = read_points(settings.points, space) if settings.points else []
             earlier = read_earlier_runs(settings, facts, space)

@@ -1,0 +1,70 @@
+"""Train the best configurations of a search again, choose one on validation, test it, and write the model.
+
+python scripts/finalize.py runs/NAME
+python scripts/finalize.py s3://BUCKET/runs/NAME --top-k 3 --seeds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import fields
+
+from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
+from tune_mnist.cli.flags import OneLineParser, add_flags, program
+from tune_mnist.finalize.finalizer import AllDivergedError, finalize
+from tune_mnist.finalize.pool import TrainingError
+from tune_mnist.finalize.protocol import FinalsSettings
+from tune_mnist.mnist.task import Options
+from tune_mnist.run.folder import FolderError, RunFolder
+from tune_mnist.run.settings import Settings
+from tune_mnist.tuning import tuner
+
+OF_THE_RUN = ("address", "gpus_per_trial", "cpus_per_trial")
+OPTIONS = ("data_dir", "cuda_graph")
+"""Settings of the run that may be others on this machine."""
+
+
+def main() -> int:
+    """Make a run's winner final as the flags say; return the exit code."""
+    parser = OneLineParser(
+        description="Train the best configurations of a search again with fresh seeds, choose one on "
+        "validation, measure it on the test set beside the blog's, and write the model. All other settings "
+        "are those of the run. Started again, it goes on where it was stopped.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME")
+    add_flags(parser, FinalsSettings)
+    add_flags(parser, Settings, OF_THE_RUN)
+    add_flags(parser, Options, OPTIONS)
+    given = vars(parser.parse_args())
+    try:
+        Settings(**{name: given[name] for name in OF_THE_RUN if name in given})
+        Options(**{name: given[name] for name in OPTIONS if name in given})
+        run = given.pop("run")
+        own = {field.name for field in fields(FinalsSettings)} & set(given)
+        protocol = FinalsSettings(**{name: given.pop(name) for name in own})
+    except ValueError as error:
+        parser.error(str(error))
+
+    command = shlex.join(["python", "scripts/finalize.py", *sys.argv[1:]])
+    started = time.monotonic()
+    try:
+        with FinalsConsole() as console:
+            verdict = finalize(run, protocol, given, console, command=command)
+    except tuner.InputError as error:
+        return _say(f"error: {error}", 2)
+    except (FolderError, TrainingError, AllDivergedError) as error:
+        return _say(f"error: {error}", 1)
+    except SystemExit as stopped:
+        return _say(f"stopped; what has ended is kept, and the same command goes on: {command}", stopped.code)
+    print_verdict(console.console, verdict, RunFolder(run), time.monotonic() - started)
+    return 0
+
+
+def _say(text: str, code: int | str | None) -> int:
+    print(f"{program()}: {text}", file=sys.stderr)
+    return int(code or 0)

@@ -1,0 +1,44 @@
+"""Search the hyper-parameters of a training loop with Ray Tune, Optuna and ASHA.
+
+python scripts/tune.py --num-samples 64 --gpus-per-trial 0.5
+python scripts/tune.py --resume RUN
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tune_mnist.cli.console import SearchConsole
+from tune_mnist.cli.flags import parse_settings, program
+from tune_mnist.cli.summary import exit_code, print_summary
+from tune_mnist.cluster.connection import ClusterError
+from tune_mnist.run.folder import FolderError
+from tune_mnist.run.settings import ResumeRequest
+from tune_mnist.tuning import tuner
+
+
+def main() -> int:
+    """Search, or go on with a search, as the flags say; return the exit code."""
+    sys.path.append(str(Path.cwd()))  # where a --space of one's own lies
+    asked = parse_settings(description="Search the hyper-parameters of a training loop.")
+    with SearchConsole() as console:
+        try:
+            if isinstance(asked, ResumeRequest):
+                outcome = tuner.resume(asked, console)
+            else:
+                outcome = tuner.run(asked, console)
+        except tuner.InputError as error:
+            console.live.stop()
+            print(f"{program()}: error: {error}", file=sys.stderr)
+            return 2
+        except (FolderError, ClusterError) as error:
+            console.live.stop()
+            print(f"{program()}: error: {error}", file=sys.stderr)
+            return 1
+    if outcome is None:
+        assert isinstance(asked, ResumeRequest)  # a new search has something to do
+        console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")
+        return 0 if tuner.load_run(asked.run).winner else 1
+    print_summary(console.console, outcome)
+    return exit_code(outcome)

@@ -1,0 +1,65 @@
+"""Train the MNIST network once, without a search, and score it on the test set.
+
+python scripts/train.py --lr 0.001 --momentum 0.5 --optimizer sgd --epochs 1
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tune_mnist.cli.flags import OneLineParser, add_flags, program
+from tune_mnist.mnist.data import DATASETS, load_test, load_train_val
+from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.precision import PRECISIONS
+from tune_mnist.mnist.training import DivergedError, GraphCaptureError, Training, evaluate, fit
+
+
+def main() -> int:
+    """Train as the flags say; return the exit code."""
+    parser = OneLineParser(description="Train an MNIST network once.", allow_abbrev=False)
+    add_flags(parser, Hyperparameters)
+    parser.add_argument("--dataset", default="mnist", choices=DATASETS)
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="filled when empty (default: data)"
+    )
+    parser.add_argument(
+        "--train-size", type=int, help="training images (default: all but the validation part)"
+    )
+    parser.add_argument("--val-size", type=int, default=5000, help="images for validation (default: 5000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--cuda-graph", choices=("on", "off"), default="on")
+    flags = vars(parser.parse_args())
+    dataset, data_dir, seed = flags.pop("dataset"), flags.pop("data_dir"), flags.pop("seed")
+    sizes = {name: flags.pop(name) for name in ("train_size", "val_size")}
+    device, precision, cuda_graph = flags.pop("device"), flags.pop("precision"), flags.pop("cuda_graph")
+    try:
+        hyperparameters = Hyperparameters(**flags)
+        training = Training(hyperparameters, seed=seed, device=device, precision=precision)
+        train, validation = load_train_val(dataset, data_dir, seed=seed, **sizes)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    try:
+        for result in fit(training, train, validation, cuda_graph=cuda_graph == "on"):
+            print(
+                f"epoch {result.epoch}: validation accuracy {result.accuracy:.2%}, "
+                f"validation loss {result.val_loss:.4f}; "
+                f"training loss {result.train_loss:.4f}; {result.epoch_seconds:.1f} s, "
+                f"{result.images_per_second:,.0f} images/s",
+                flush=True,
+            )
+    except DivergedError as error:
+        print(f"{program()}: error: {error}; a lower --lr may help", file=sys.stderr)
+        return 1
+    except GraphCaptureError as error:
+        print(f"{program()}: error: {error}", file=sys.stderr)
+        return 1
+    accuracy, loss = evaluate(training.model, load_test(dataset, data_dir))
+    print(f"test accuracy {accuracy:.2%}, loss {loss:.4f}")
+    return 0
