@@ -86,7 +86,7 @@ def read(load: Load) -> dict[str, float]:
     with _timed(clocks, "epochs_frame, s"):
         results.epochs_frame(grid)
     with _timed(clocks, "page, s"):
-        page = make_report(View(tuner.look(str(load.folder))))
+        page = make_report(View(tuner.load_run(str(load.folder))))
     return clocks | {"page, MB": len(page) / 1e6, "process, MB": peak_megabytes()}
 
 

@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import cores
+from tune_mnist.cli.flags import OneLineParser
 from tune_mnist.mnist.data import DataError, load_train_val, prepare
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.spaces import WIDE, to_config
 from tune_mnist.mnist.training import DivergedError, EpochResult, Training, fit
-from tune_mnist.run.settings import OneLineParser
 from tune_mnist.run.words import first_line
 from tune_mnist.tuning.samplers import make_sampler
 

@@ -20,7 +20,7 @@ from benchmarks.loop import side_by_side
 from tune_mnist.cluster.connection import TRIAL_ENVIRONMENT
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.model import Network
-from tune_mnist.tuning.device import resolve_precision
+from tune_mnist.mnist.precision import resolve_precision
 
 BASE = "blog, all cores"
 """One process on all cores, as the blog's script runs; the others are one process a core, side by side."""

@@ -61,8 +61,9 @@ class Runner:
         self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": path}
         self.environment.pop("RAY_ADDRESS", None)
 
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(SCRIPTS / "tune.py"), "--data-dir", str(self.mnist_dir), *flags]
+    def start(self, *flags: str, mnist: bool = True) -> subprocess.Popen[str]:
+        data = ["--data-dir", str(self.mnist_dir)] * mnist
+        command = [sys.executable, str(SCRIPTS / "tune.py"), *data, *flags]
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -73,8 +74,8 @@ class Runner:
             start_new_session=True,
         )
 
-    def run(self, *flags: str) -> tuple[int, str, str]:
-        process = self.start(*flags)
+    def run(self, *flags: str, mnist: bool = True) -> tuple[int, str, str]:
+        process = self.start(*flags, mnist=mnist)
         out, err = process.communicate(timeout=200)
         return process.returncode, out, err
 
@@ -108,7 +109,8 @@ class WarmRunner:
     ) -> None:
         self.runner, self.monkeypatch, self.capfd = runner, monkeypatch, capfd
 
-    def run(self, *flags: str, script: str = "tune.py") -> tuple[int, str, str]:
+    def run(self, *flags: str, script: str = "tune.py", mnist: bool = True) -> tuple[int, str, str]:
+        data = ["--data-dir", str(self.runner.mnist_dir)] * mnist
         handler = signal.getsignal(signal.SIGINT)
         self.capfd.readouterr()
         with (
@@ -117,9 +119,7 @@ class WarmRunner:
         ):
             patch.chdir(self.runner.folder)
             patch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
-            patch.setattr(
-                sys, "argv", [str(SCRIPTS / script), "--data-dir", str(self.runner.mnist_dir), *flags]
-            )
+            patch.setattr(sys, "argv", [str(SCRIPTS / script), *data, *flags])
             try:
                 with pytest.raises(SystemExit) as ended:
                     runpy.run_path(sys.argv[0], run_name="__main__")

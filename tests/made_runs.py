@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -9,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 
-from tune_mnist.mnist.spaces import load_space, to_config
+from tune_mnist.mnist.spaces import to_config
+from tune_mnist.mnist.task import TASK, Options
 from tune_mnist.run.ledger import LEDGER, trial_state
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import rungs
 from tune_mnist.tuning.preflight import SETTINGS
+from tune_mnist.tuning.tasks import load_space
+from tune_mnist.tuning.tuner import describe_task
 
 EPOCH_SECONDS = 10
 START = 1_790_000_000.0
+
+
+def space_of(name: str, max_epochs: int = 5) -> dict[str, BaseDistribution]:
+    """A space as a search on MNIST has it."""
+    return load_space(Settings(space=name, max_epochs=max_epochs), TASK)[1]
 
 
 def make_run(
@@ -46,7 +55,7 @@ def make_run(
         reduction_factor=2,
         name=folder.name,
     )
-    distributions = load_space(space, max_epochs)
+    distributions = space_of(space, max_epochs)
     dice = random.Random(seed)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     scores: dict[int, list[float]] = {rung: [] for rung in rungs(settings)}
@@ -81,8 +90,11 @@ def make_run(
         state = trial_state(epoch, config["epochs"], failed=every_trial_fails)
         events.append({"event": "end", "trial_id": trial_id, "state": state, "time": now})
     events.sort(key=lambda event: event["time"])
-    session = {name: distribution_to_json(one) for name, one in distributions.items()}
-    events.insert(0, {"event": "session", "distributions": session, "time": START})
+    session = {
+        "distributions": {name: distribution_to_json(one) for name, one in distributions.items()},
+        "task": dataclasses.asdict(describe_task(TASK, Options(), distributions, max_epochs)),
+    }
+    events.insert(0, {"event": "session", **session, "time": START})
     if not running:
         events.append({"event": "close", "reason": "finished", "time": max(free) + 1})
     folder.mkdir(parents=True)

@@ -16,9 +16,10 @@ from tests.test_training import TRAIN, VALIDATION
 from tune_mnist.mnist import steps
 from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import normalise
+from tune_mnist.mnist.precision import full_fp32, side_stream
 from tune_mnist.mnist.steps import capture_graph
 from tune_mnist.mnist.training import EpochResult, Training, evaluate, fit
-from tune_mnist.tuning.device import full_fp32, release_memory, side_stream
+from tune_mnist.tuning.device import release_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,15 +9,13 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tune_mnist.mnist.precision import allow_tf32, full_fp32, resolve_precision
 from tune_mnist.tuning import device
 from tune_mnist.tuning.device import (
     DeviceMemoryError,
-    allow_tf32,
     device_memory_errors,
-    full_fp32,
     limit_memory,
     release_memory,
-    resolve_precision,
     use_threads,
 )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ray.tune import ResultGrid
 
+from tune_mnist.mnist.facts import FACTS
 from tune_mnist.results.grid import load_grid, saved_epochs
 from tune_mnist.run import checkpoints
 from tune_mnist.run.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
@@ -137,7 +138,7 @@ def run(tmp_path: Path) -> tuple[RunFolder, Ledger, Path]:
     """A run with one trial of 9 epochs, of which the ledger knows two, and a checkpoint of the second."""
     folder = created(RunFolder(tmp_path / "run"), "")
     ledger = Ledger.open(folder.local / LEDGER)
-    ledger.begin({})
+    ledger.begin({}, FACTS)
     ledger.suggested("a", 0, {}, {"epochs": 9}, hand_set=False)
     ledger.reported("a", report(1))
     ledger.reported("a", report(2, "checkpoint_000000"))
@@ -211,7 +212,7 @@ def test_a_folder_that_no_line_speaks_of_stops_a_resume_only_where_a_line_is_los
     run: tuple[RunFolder, Ledger, Path],
 ) -> None:
     folder, ledger, _ = run
-    ledger.begin({"lr": "{}"})
+    ledger.begin({"lr": "{}"}, FACTS)
     save(folder.local / "trial_00001_b", 0, epochs=1)
     check_readable(folder, folder.ledger())
     with (folder.local / LEDGER).open("a") as file:

@@ -26,7 +26,7 @@ from tune_mnist.tuning import tuner
 
 
 def view_of(folder: Path) -> View:
-    return View(tuner.look(str(folder)))
+    return View(tuner.load_run(str(folder)))
 
 
 def rewrite(folder: Path, change: Any) -> None:

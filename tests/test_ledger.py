@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tune_mnist.mnist.facts import FACTS
 from tune_mnist.run.ledger import Ledger
 
 
@@ -16,7 +17,7 @@ def report(epoch: int, accuracy: float = 0.5, **more: Any) -> dict[str, Any]:
 def written(path: Path) -> Ledger:
     """A run of three trials: one has ended, one has not, one has reported nothing."""
     ledger = Ledger.open(path)
-    ledger.begin({"lr": "{}"})
+    ledger.begin({"lr": "{}"}, FACTS)
     for number, name in enumerate("abc"):
         ledger.suggested(name, number, {"lr": 0.1}, {"lr": 0.1, "epochs": 2}, hand_set=number == 0)
     ledger.reported("a", report(1, 0.4))
@@ -52,7 +53,7 @@ def test_cut_at_any_byte_it_holds_what_is_whole_and_can_be_gone_on_with(tmp_path
         whole = Ledger.parse(content[: content.rfind(b"\n", 0, cut) + 1])
         ledger = Ledger.open(path)
         assert facts(ledger) == facts(whole) and ledger.lost_lines == 0
-        ledger.begin({"lr": "{}"})
+        ledger.begin({"lr": "{}"}, FACTS)
         assert facts(Ledger.open(path)) == facts(ledger)
 
 
@@ -110,7 +111,7 @@ def test_a_closed_session_shows_how_far_its_trials_came_and_a_new_one_goes_on_wi
     assert [trial.stopped_by for trial in ledger.trials.values()] == [None, "SIGINT", "SIGINT"]
     assert len(ledger.unended()) == 2
     ledger = Ledger.open(tmp_path / "ledger.jsonl")
-    ledger.begin({})
+    ledger.begin({}, FACTS)
     assert ledger.closed_by is None
     assert [trial.shown_state for trial in ledger.trials.values()] == ["COMPLETE", "RUNNING", "RUNNING"]
 
@@ -126,7 +127,7 @@ def test_a_closed_session_shows_how_far_its_trials_came_and_a_new_one_goes_on_wi
 )
 def test_a_trial_that_was_over_when_the_driver_died_is_ended(last: dict[str, Any], state: str | None) -> None:
     ledger = Ledger()
-    ledger.begin({})
+    ledger.begin({}, FACTS)
     ledger.suggested("a", 0, {}, {"epochs": 2}, hand_set=False)
     ledger.reported("a", last)
     ledger.end_what_was_over()
@@ -144,9 +145,9 @@ def test_the_wall_time_is_that_of_the_sessions(monkeypatch: pytest.MonkeyPatch) 
     now = iter([100.0, 101.0, 130.0, 1000.0, 1007.0])
     monkeypatch.setattr("time.time", lambda: next(now))
     ledger = Ledger()
-    ledger.begin({})
+    ledger.begin({}, FACTS)
     ledger.suggested("a", 0, {}, {"epochs": 2}, hand_set=False)
     ledger.reported("a", report(1))
-    ledger.begin({})
+    ledger.begin({}, FACTS)
     ledger.reported("a", report(2))
     assert ledger.seconds() == 30 + 7

@@ -9,13 +9,14 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tests.test_search import complete, result, searcher, suggest
-from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.mnist.spaces import BLOG, WIDE, blog_point
-from tune_mnist.run.ledger import LEDGER, FirstPoint, Ledger
+from tune_mnist.mnist.facts import FACTS
+from tune_mnist.mnist.spaces import BLOG, WIDE, baseline
+from tune_mnist.mnist.task import TASK
+from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, FirstPoint, Ledger
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.points import first_points, read_points
 
-BLOG_POINT = blog_point(BLOG, 5) or {}
+BASELINE = baseline(BLOG, 5)
 
 
 def written(folder: Path, points: Any) -> Path:
@@ -89,33 +90,33 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_the_blogs_point_goes_first_unless_it_is_given_or_known() -> None:
-    other = {**BLOG_POINT, "lr": 0.002}
-    settings, blog = Settings(points=Path("p.json")), FirstPoint(params=BLOG_POINT, hand_set=True)
-    assert first_points(settings, BLOG) == [blog]
-    assert first_points(settings, BLOG, [other]) == [blog, FirstPoint(params=other)]
-    assert first_points(settings, BLOG, [other, BLOG_POINT]) == [
-        FirstPoint(params=one) for one in (other, BLOG_POINT)
+def test_the_baseline_goes_first_unless_it_is_given_or_known() -> None:
+    other = {**BASELINE, "lr": 0.002}
+    settings, blog = Settings(points=Path("p.json")), FirstPoint(params=BASELINE, hand_set=True)
+    assert first_points(settings, TASK, BLOG) == [blog]
+    assert first_points(settings, TASK, BLOG, [other]) == [blog, FirstPoint(params=other)]
+    assert first_points(settings, TASK, BLOG, [other, BASELINE]) == [
+        FirstPoint(params=one) for one in (other, BASELINE)
     ]
-    assert first_points(settings, BLOG, [other], [other]) == [blog, FirstPoint(params=other)]
-    assert first_points(settings, BLOG, [], [other, BLOG_POINT]) == []
-    partial = {name: BLOG_POINT[name] for name in ("lr", "momentum")}
-    assert first_points(settings, BLOG, [partial])[0] == blog
+    assert first_points(settings, TASK, BLOG, [other], [other]) == [blog, FirstPoint(params=other)]
+    assert first_points(settings, TASK, BLOG, [], [other, BASELINE]) == []
+    partial = {name: BASELINE[name] for name in ("lr", "momentum")}
+    assert first_points(settings, TASK, BLOG, [partial])[0] == blog
 
 
 def test_more_points_than_trials_are_refused() -> None:
     settings = Settings(points=Path("p.json"), num_samples=3)
     points = [{"lr": 0.002}] * 3
-    assert len(first_points(settings, BLOG, points, [BLOG_POINT])) == 3
+    assert len(first_points(settings, TASK, BLOG, points, [BASELINE])) == 3
     with pytest.raises(
         ValueError,
-        match=r"^points is p.json with 3 points, but must have at most 2: num_samples is 3, and the blog's "
-        r"configuration goes first$",
+        match=r"^points is p.json with 3 points, but must have at most 2: num_samples is 3, and the "
+        r"baseline is tried first$",
     ):
-        first_points(settings, BLOG, points)
+        first_points(settings, TASK, BLOG, points)
     few = dataclasses.replace(settings, num_samples=2)
     with pytest.raises(ValueError, match=r"with 3 points, but must have at most 2: num_samples is 2$"):
-        first_points(few, BLOG, points, [BLOG_POINT])
+        first_points(few, TASK, BLOG, points, [BASELINE])
 
 
 POINTS: list[dict[str, Any]] = [
@@ -131,8 +132,8 @@ def test_each_point_gets_its_trial_in_whatever_session(sampler: str, tmp_path: P
     for name, breaks in (("whole", ()), ("broken", (0, 2, 3, 4))):
         (tmp_path / name).mkdir()
         ledger = Ledger.open(tmp_path / name / LEDGER)
-        ledger.begin({})
-        ledger.plan(first_points(Settings(), BLOG, POINTS))
+        ledger.begin({}, FACTS)
+        ledger.plan(first_points(Settings(), TASK, BLOG, POINTS))
         search = searcher(tmp_path / name, sampler=sampler)
         for i in range(6):
             if i in breaks:
@@ -141,7 +142,7 @@ def test_each_point_gets_its_trial_in_whatever_session(sampler: str, tmp_path: P
             drawn.setdefault(name, []).append(config)
             complete(search, str(i), result(config["epochs"], config["momentum"]))
     assert drawn["whole"] == drawn["broken"]
-    for config, point in zip(drawn["whole"], [BLOG_POINT, *POINTS], strict=False):
+    for config, point in zip(drawn["whole"], [BASELINE, *POINTS], strict=False):
         assert point.items() <= config.items()
     assert [config[OPTUNA_NUMBER] for config in drawn["whole"]] == list(range(6))
     # What a point leaves out is drawn, and not twice the same.

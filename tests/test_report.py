@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, shape in RUNS.items():
         run = make_run(folder / name, **shape)
-        (run / "report.html").write_text(make_report(View(tuner.look(str(run)))))
+        (run / "report.html").write_text(make_report(View(tuner.load_run(str(run)))))
     return folder
 
 
@@ -275,7 +275,7 @@ def test_a_comparison_draws_each_run_by_trials_epochs_and_seconds(
 ) -> None:
     names = ("wide", "running", "failed")
     file = tmp_path / "comparison.html"
-    file.write_text(make_comparison([View(tuner.look(str(runs / name))) for name in names]))
+    file.write_text(make_comparison([View(tuner.load_run(str(runs / name))) for name in names]))
     opened = Opened(browser, file)
     assert opened.drawn() == {"by-trials", "by-epochs", "by-seconds"}
     for axis in ("by-trials", "by-epochs", "by-seconds"):

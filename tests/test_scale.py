@@ -152,7 +152,7 @@ def test_rays_grid_knows_its_best_result(tmp_path: Path) -> None:
 
 
 def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = View(tuner.look(str(make_run(tmp_path / "run", 30))))
+    view = View(tuner.load_run(str(make_run(tmp_path / "run", 30))))
     first = view.study.trials[0]
     monkeypatch.setattr(FrozenTrial, "__deepcopy__", None, raising=False)  # copying raises
     assert view.study.trials[0] is first

@@ -13,11 +13,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler
 
-from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.mnist.spaces import load_space
+from tests.made_runs import space_of
+from tune_mnist.mnist.facts import FACTS
+from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
-from tune_mnist.run.ledger import LEDGER, Ledger, ray_config, trial_state
+from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, Ledger, ray_config, trial_state
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA, rungs
 from tune_mnist.tuning.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStudy
@@ -25,10 +26,11 @@ from tune_mnist.tuning.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStu
 
 def searcher(run_dir: Path, **changes: Any) -> TrialStudy:
     """A new session of the run in ``run_dir``: it begins with what the ledger there has."""
-    settings = Settings(**{"max_concurrent_trials": 100, **changes})
+    settings = Settings(**{"space": "blog", "max_concurrent_trials": 100, **changes})
     ledger = Ledger.open(run_dir / LEDGER)
-    ledger.begin({})
-    return TrialStudy(settings, load_space(settings.space, settings.max_epochs), ledger, RunFolder(run_dir))
+    ledger.begin({}, FACTS)
+    space = space_of(settings.space, settings.max_epochs)
+    return TrialStudy(settings, TASK, space, ledger, RunFolder(run_dir))
 
 
 def suggest(search: TrialStudy, name: str) -> dict[str, Any]:
@@ -348,7 +350,7 @@ def test_asha_goes_on_with_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
     """Driven through the same table, broken off after each of its lines, it decides the same."""
     for broken_after in range(len(ASHA_TABLE)):
         ledger = Ledger()
-        ledger.begin({})
+        ledger.begin({}, FACTS)
         for number, name in enumerate("abcde"):
             ledger.suggested(name, number, {}, {"epochs": 5}, hand_set=False)
         for name, epoch, accuracy, _ in ASHA_TABLE[:broken_after]:

@@ -16,8 +16,9 @@ from tests.test_training import TRAIN, VALIDATION, without_times
 from tune_mnist.mnist import steps, training
 from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import Network, normalise
-from tune_mnist.mnist.steps import DivergedError, GraphCaptureError, Steps, capture_graph
+from tune_mnist.mnist.steps import GraphCaptureError, Steps, capture_graph
 from tune_mnist.mnist.training import EpochResult, Training, fit
+from tune_mnist.task import DivergedError
 
 
 def trained(hyperparameters: Hyperparameters) -> tuple[list[EpochResult], dict[str, torch.Tensor]]:

@@ -22,6 +22,7 @@ from tests.test_live import fetch
 from tests.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
 from tests.test_search import complete, read_study, result, suggest
 from tune_mnist import results
+from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
 from tune_mnist.mnist.spaces import BLOG, WIDE, Space, blog_point, is_within, load_space, to_config
 from tune_mnist.run.folder import FolderError, RunFolder
@@ -71,7 +72,7 @@ def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: A
     settings = Settings(**{"max_concurrent_trials": 100, **changes})
     run_dir.mkdir(exist_ok=True)
     ledger = Ledger.open(run_dir / LEDGER)
-    ledger.begin({})
+    ledger.begin({}, FACTS)
     if inheritance:
         ledger.inherit(inheritance.trials)
         ledger.plan(first_points(settings, BLOG, (), [one.params for one in inheritance.trials]))

@@ -15,8 +15,9 @@ from benchmarks.gpu.step import Setup, StepError
 from tune_mnist.mnist import steps
 from tune_mnist.mnist.data import Split, load_train_val
 from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.precision import resolve_precision
 from tune_mnist.mnist.training import EpochResult, Training, fit
-from tune_mnist.tuning.device import release_memory, resolve_precision
+from tune_mnist.tuning.device import release_memory
 
 LEARNING_RATES = {"sgd": 0.05, "rmsprop": 0.0005, "adamw": 0.001}
 """Of each optimizer that is measured; they are high enough for the loss to fall at once."""

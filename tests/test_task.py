@@ -1,0 +1,266 @@
+"""A task of one's own, minimised, through all that mnist goes through; and an existing Ray Tune function."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+import tune_mnist
+from tests.conftest import ROOT, Runner, WarmRunner
+from tests.invariants import fingerprint, study_of
+from tests.test_resume import kill, wait_for_epochs
+from tune_mnist import Objective, Task, Trial, results
+from tune_mnist.run.settings import Settings
+from tune_mnist.run.space import to_config
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.functions import convert_space
+from tune_mnist.tuning.tasks import find_task, load_object
+
+EXAMPLES = ROOT / "examples"
+FUNCTION = EXAMPLES / "ray_function.py"
+REGRESSION = f"{EXAMPLES / 'regression.py'}:TASK"
+
+
+@pytest.fixture(scope="module")
+def slow_task(runner: Runner) -> str:
+    """The example, with an epoch that takes a moment."""
+    text = (EXAMPLES / "regression.py").read_text()
+    assert text.count("yield {") == 1
+    text = text.replace("        yield {", "        import time; time.sleep(0.2)\n        yield {")
+    (runner.folder / "slow_regression.py").write_text(text)
+    return "slow_regression.py:TASK"
+
+
+@pytest.fixture(scope="module")
+def minimised(runner: Runner, slow_task: str) -> Path:
+    """A run of it that was killed and resumed."""
+    run_dir = runner.folder / "runs" / "minimised"
+    process = runner.start(
+        *("--task", slow_task, "--num-samples", "8", "--name", "minimised", "--checkpoint-seconds", "0"),
+        mnist=False,
+    )
+    wait_for_epochs(6, run_dir / "ledger.jsonl", process)
+    kill(process)
+    code, out, err = runner.run("--resume", "runs/minimised", "--max-concurrent-trials", "2", mnist=False)
+    assert (code, err) == (0, ""), out
+    return run_dir
+
+
+def test_the_smallest_value_wins_everywhere(minimised: Path) -> None:
+    grid = results.load(minimised)
+    trials, epochs = results.trials_frame(grid), results.epochs_frame(grid)
+    best = epochs.loc[epochs["rmse"].idxmin()]
+    winner = json.loads((minimised / "best" / "metrics.json").read_text())
+    assert (winner["trial_id"], winner["epoch"], winner["rmse"]) == (best.trial_id, best.epoch, best.rmse)
+    by_ray = grid.get_best_result(scope="all")
+    assert by_ray.metrics is not None and by_ray.metrics["trial_id"] == best.trial_id
+    assert {"lr", "width", "activation"} <= set(trials.columns)
+    assert trials.dtypes[["lr", "width", "activation"]].astype(str).tolist()[:2] == ["float64", "int64"]
+
+
+def test_no_trial_is_lost_or_repeated_and_pruned_ones_are_the_worse(minimised: Path) -> None:
+    trials = results.trials_frame(results.load(minimised))
+    study = study_of(minimised)
+    assert len(trials) == len(study) == 8
+    assert trials["state"].tolist() == [trial.state.name for trial in study]
+    assert trials["rmse"].tolist() == [trial.value for trial in study]
+    assert set(trials["state"]) == {"COMPLETE", "PRUNED"}
+    epochs = results.epochs_frame(results.load(minimised))
+    assert not epochs.duplicated(["trial_id", "epoch"]).any()
+    first = epochs[epochs["epoch"] == 1].set_index("number")["rmse"]
+    finished = trials.set_index("number")["state"] == "COMPLETE"
+    assert first[finished].mean() < first[~finished].mean()
+
+
+def test_it_is_analysed_compared_and_learned_from(
+    minimised: Path, slow_task: str, warm_runner: WarmRunner, runner: Runner
+) -> None:
+    code, out, err = warm_runner.run("runs/minimised", script="analyse.py", mnist=False)
+    assert (code, err) == (0, "") and "validation RMSE" in (minimised / "report.html").read_text()
+    best = pd.read_parquet(minimised / "epochs.parquet")["rmse"].min()
+    assert re.search(rf"Best, validation +{best:.4f} ", out)
+    flags = ("--task", slow_task, "--warm-start", "runs/minimised", "--num-samples", "2", "--name", "taught")
+    code, out, err = warm_runner.run(*flags, mnist=False)
+    assert (code, err) == (0, ""), out
+    assert "8 trials of runs/minimised are known (" in out
+    code, out, err = warm_runner.run("runs/minimised", "runs/taught", script="analyse.py", mnist=False)
+    assert (code, err) == (0, "") and f"{best:.4f}" in out
+
+
+def test_a_run_is_read_without_its_tasks_code(
+    minimised: Path, runner: Runner, warm_runner: WarmRunner
+) -> None:
+    before = fingerprint(minimised)
+    hidden = runner.folder / "slow_regression.py"
+    text = hidden.read_text()
+    hidden.unlink()
+    try:
+        code, out, err = warm_runner.run(
+            "runs/minimised", "--out", "elsewhere", script="analyse.py", mnist=False
+        )
+        assert (code, err) == (0, "") and "8 of 8" in out
+    finally:
+        hidden.write_text(text)
+    assert fingerprint(minimised) == before
+
+
+def trial(**changes: object) -> Trial:
+    return Trial(**{"seed": 0, "max_epochs": 20, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def function() -> Task:
+    settings = Settings(
+        trainable=f"{FUNCTION}:train", space=f"{FUNCTION}:SPACE", metric="loss", mode="min", max_epochs=20
+    )
+    return find_task(settings)
+
+
+def test_a_ray_function_is_resumed_from_its_own_checkpoint(function: Task, tmp_path: Path) -> None:
+    config = to_config(function, {"lr": 0.1, "momentum": 0.5, "start": 2.0}, 20)
+    assert config == {"lr": 0.1, "momentum": 0.5, "start": 2.0, "steps": 20}
+    whole, saved = [], tmp_path / "saved"
+    for number, (report, save) in enumerate(function.train(config, None, trial()), 1):
+        whole.append(report["loss"])
+        if number == 7 and save:
+            save(saved)
+    rest = [report["loss"] for report, _ in function.train(config, None, trial(checkpoint=saved, epoch=7))]
+    assert len(whole) == 20 and rest == whole[7:]
+
+
+def test_a_ray_function_that_is_stopped_leaves_no_thread(function: Task) -> None:
+    import threading
+
+    before = threading.active_count()
+    reports = function.train(
+        to_config(function, {"lr": 0.1, "momentum": 0.5, "start": 2.0}, 20), None, trial()
+    )
+    assert isinstance(reports, Iterator)
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]
+    for thread in threading.enumerate():
+        if thread.daemon:
+            thread.join(5)
+    assert threading.active_count() == before
+
+
+def test_what_a_ray_function_raises_is_raised() -> None:
+    (task,) = [find_task_of("def train(config):\n    raise KeyError('lost')\n")]
+    with pytest.raises(KeyError, match="lost"):
+        list(task.train({}, None, trial()))
+
+
+def find_task_of(text: str) -> Task:
+    from tune_mnist.tuning.functions import _train
+
+    names: dict[str, object] = {}
+    exec(text, names)
+    return Task(
+        name="made",
+        objective=Objective(metric="loss", mode="min"),
+        spaces={"default": {"lr": FloatDistribution(0.1, 1.0)}},
+        train=lambda config, data, trial: _train(names["train"], config, data, trial),  # type: ignore[arg-type]
+    )
+
+
+def test_spaces_in_rays_terms_are_converted_or_refused_in_one_line() -> None:
+    from ray import tune
+
+    space = convert_space(
+        "s", {"lr": tune.loguniform(1e-3, 1), "net": {"width": tune.choice([8, 16])}, "n": 3}
+    )
+    assert space == {
+        "lr": FloatDistribution(1e-3, 1, log=True),
+        "net/width": CategoricalDistribution((8, 16)),
+    }
+    for spec, complaint in (
+        ({"lr": tune.grid_search([1, 2])}, "Grid"),
+        ({"lr": 1}, "has nothing to draw"),
+        (3, "is a int"),
+    ):
+        with pytest.raises(ValueError, match=complaint) as error:
+            convert_space("s", spec)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_asha_keeps_the_better_ones(mode: str) -> None:
+    from tune_mnist.run.ledger import Ledger, TaskFacts
+
+    ledger = Ledger()
+    ledger.facts = TaskFacts(name="t", objective=Objective(metric="m", mode=mode))
+    asha = ASHA(Settings(max_epochs=4, reduction_factor=2), ledger)
+    assert [asha.stops(str(value), 1, float(value)) for value in (3, 2, 4, 1, 5)] == (
+        [False, True, False, True, False] if mode == "max" else [False, False, True, False, True]
+    )
+
+
+def test_an_objective_writes_and_compares_values() -> None:
+    accuracy = Objective(metric="accuracy", format=".2%", standard_error="binomial")
+    assert accuracy.write_with_error(0.9886, 5000) == "98.86% ± 0.15%"
+    assert accuracy.compare(0.9886, 0.9834) == "0.52 points above it"
+    loss = Objective(metric="loss", mode="min", format=".3f")
+    assert (loss.write(0.12345), loss.compare(0.1, 0.3), loss.best([3.0, 1.0])) == (
+        "0.123",
+        "0.200 below it",
+        1.0,
+    )
+    assert loss.score({"loss": 1.0}) > loss.score({"loss": 2.0}) > loss.score({"loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"mode": "maximise"}, "mode is maximise, but must be max or min"),
+        ({"axis": "cubic"}, "axis is cubic, but must be one of linear, log, nines"),
+        ({"format": ".2q"}, "format is .2q, but must be a format of numbers"),
+        ({"metric": ""}, "metric is empty, but must be the name of a reported value"),
+    ],
+)
+def test_a_wrong_objective_is_refused_by_name(fields: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        Objective(**{"metric": "m", **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("mnistt", "must be mnist, FILE.py:NAME or package.module:NAME"),
+        ("none.py:TASK", "FileNotFoundError: there is no file"),
+        ("json:loads", "must be a tune_mnist.Task: it is a function"),
+    ],
+)
+def test_a_task_that_is_none_is_one_line(name: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as error:
+        find_task(Settings(task=name))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_loaded_once(tmp_path: Path) -> None:
+    (tmp_path / "loaded_once.py").write_text("VALUE = object()\n")
+    name = f"{tmp_path / 'loaded_once.py'}:VALUE"
+    assert load_object("task", name) is load_object("task", name)
+
+
+OF_MNIST = re.compile(
+    r"\bimages?\b|accurac|per cent|\bblog\b|momentum|dropout|lr_scale|batch_size", re.IGNORECASE
+)
+ITS_OWN = {"mnist", "finalize"}
+ALLOWED = {"finals_console.py", "train.py", "predict.py", "finalize.py", "scale.py"}
+
+
+def test_only_mnists_own_packages_speak_of_images() -> None:
+    package = Path(tune_mnist.__file__).parent
+    for file in package.rglob("*.py"):
+        if file.relative_to(package).parts[0] in ITS_OWN or file.name in ALLOWED:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                known = node.value in ("target_accuracy", "target accuracy", "say which digits are in images")
+                known |= "of mnist: blog, wide" in node.value
+                assert known or not OF_MNIST.search(node.value), f"{file.name}: {node.value}"
