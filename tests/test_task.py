@@ -248,7 +248,7 @@ def test_a_file_is_loaded_once(tmp_path: Path) -> None:
 
 
 OF_MNIST = re.compile(
-    r"\bimages?\b|accurac|per cent|\bblog\b|momentum|dropout|lr_scale|batch_size", re.IGNORECASE
+    r"\bimages?\b|accurac|\bper cent\b|\bblog\b|momentum|dropout|lr_scale|batch_size", re.IGNORECASE
 )
 ITS_OWN = {"mnist", "finalize"}
 ALLOWED = {"finals_console.py", "train.py", "predict.py", "finalize.py", "scale.py"}

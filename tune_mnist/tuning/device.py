@@ -70,7 +70,7 @@ def device_memory_errors(gpus: float) -> Iterator[None]:
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what cuBLAS and cuDNN raise
         if not is_memory_error(error):
             raise
-        cure = f"--gpus-per-trial {min(1.0, 2 * gpus):g}" if gpus < 1 else "a space with smaller batch_size"
+        cure = f"--gpus-per-trial {min(1.0, 2 * gpus):g}" if gpus < 1 else "a space with smaller batches"
         raise DeviceMemoryError(
             f"the GPU has no memory left for this trial, which has a fraction of {gpus:g}: ask for {cure}"
         ) from error
