@@ -13,9 +13,10 @@ from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
 from tests.test_search import read_study, searcher
-from tune_mnist.mnist.hyperparameters import ATTEMPT, FAILURE, METRIC, OPTUNA_NUMBER
+from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.run.checkpoints import TrialStorage, take_in_checkpoints
 from tune_mnist.run.folder import CHECKPOINT, RunFolder
+from tune_mnist.run.ledger import OPTUNA_NUMBER
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.attempts import (
@@ -28,6 +29,7 @@ from tune_mnist.tuning.attempts import (
 from tune_mnist.tuning.device import DeviceMemoryError
 from tune_mnist.tuning.progress import Progress, ProgressKeeper
 from tune_mnist.tuning.stop import StopRequest
+from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK
 
 
 class Loop:
@@ -43,7 +45,7 @@ class Loop:
         self.ledger = study.ledger
         take_in_checkpoints(self.folder, self.ledger)
         asha, self.stop = ASHA(settings, self.ledger), StopRequest(settings)
-        self.progress = Progress(num_samples=settings.num_samples)
+        self.progress = Progress(num_samples=settings.num_samples, objective=OBJECTIVE)
         keeper = ProgressKeeper(self.progress, self.ledger, None, lambda: "")
         self.attempts = Attempts(settings, self.folder, study, asha, keeper, self.stop)
         self.attempts.begin_round()
@@ -68,7 +70,7 @@ class Loop:
         if saved:
             path = f"{self.run_dir}/{trial.config[ATTEMPT]['directory']}"
             reports = [{**result, "epoch": n, "timestamp": n} for n in range(1, epoch + 1)]
-            result["saved"] = TrialStorage(fs=LocalFileSystem(), path=path).write(
+            result[SAVED] = TrialStorage(fs=LocalFileSystem(), path=path).write(
                 epoch, lambda file: torch.save({"epoch": epoch, "number": number}, file), reports
             )
         goes_on = self.hear(trial, result) and epoch < trial.config["epochs"]
@@ -193,10 +195,11 @@ def test_a_failure_that_is_reported_ends_the_trial_and_nothing_is_tried_again(tm
     loop = Loop(tmp_path)
     trial = loop.begin("a")
     loop.report(trial, 1, 0.5, saved=True)
-    failure = {FAILURE: "the loss is not finite", "traceback": "Traceback ...", METRIC: math.nan, "epoch": 2}
+    text, nan = "the loss is not finite", {OBJECTIVE.metric: math.nan}
+    failure = {FAILURE: text, TRACEBACK: "Traceback ...", **nan, "epoch": 2}
     assert not loop.hear(trial, failure)
     (record,) = loop.ledger.trials.values()
-    assert (record.state, record.error, record.epoch) == ("FAIL", "the loss is not finite", 1)
+    assert (record.state, record.error, record.epoch) == ("FAIL", text, 1)
     assert (tmp_path / record.directory / "error.txt").read_text() == "Traceback ...\n"
     assert loop.checkpoints() == {} and loop.begin("b").config[OPTUNA_NUMBER] == 1
 

@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.conftest import Runner
 from tune_mnist import results
 from tune_mnist.cli.console import SearchConsole
 from tune_mnist.cli.summary import exit_code
+from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.settings import Settings
@@ -20,27 +22,29 @@ from tune_mnist.run.words import describe, duration, first_line
 from tune_mnist.tuning.progress import EndedTrial, Progress, ProgressKeeper
 from tune_mnist.tuning.tuner import FINISHED, Outcome, _waiting_for
 
+counts = partial(Progress, objective=OBJECTIVE)
+
 
 def live_line(progress: Progress | None, *, seconds: float = 0.0) -> str:
     console = SearchConsole(Console(file=io.StringIO()))
     if progress is not None:
-        console.updated(progress)
+        console.on_progress(progress)
     console.started -= seconds
     return console._line().plain
 
 
 def ended(number: int, state: str) -> EndedTrial:
-    return EndedTrial(number=number, state=state, epochs=1, epochs_planned=5, accuracy=0.5, config={})
+    return EndedTrial(number=number, state=state, epochs=1, epochs_planned=5, value=0.5, config={})
 
 
 def test_the_live_line_counts() -> None:
-    progress = Progress(
+    progress = counts(
         num_samples=12,
         running=2,
         epochs=9,
         ended=[ended(0, "COMPLETE"), ended(1, "PRUNED"), ended(2, "FAIL")],
-        best_accuracy=0.98765,
-        best_config={"optimizer": "sgd", "lr": 0.0012345},
+        best_value=0.98765,
+        best_config={"lr": 0.0012345, "optimizer": "sgd"},
     )
     assert live_line(progress, seconds=60) == (
         "3/12 trials done · 2 running · 1 pruned · 1 failed · 9 epochs · "
@@ -48,21 +52,21 @@ def test_the_live_line_counts() -> None:
     )
     progress.deadline = time.monotonic() + 30.2
     assert live_line(progress, seconds=60).endswith("about 30 s left")
-    assert live_line(Progress(num_samples=3), seconds=7).endswith("0 epochs · 7 s")
+    assert live_line(counts(num_samples=3), seconds=7).endswith("0 epochs · 7 s")
     progress.deadline, progress.resumed, progress.retries = None, 2, 1
     assert live_line(progress, seconds=60).endswith(" · about 9 min 00 s left")  # one trial in this session
     assert " · 1 retried · " in live_line(progress)
     progress.waiting = "waiting for 2 nodes of type gpu"
     assert live_line(progress).endswith(" · waiting for 2 nodes of type gpu")
     assert live_line(None, seconds=3) == "starting Ray, reading the data ... 3 s"
-    assert "scoring the winner" in live_line(Progress(num_samples=1, ended=[ended(0, "COMPLETE")]))
+    assert "scoring the winner" in live_line(counts(num_samples=1, ended=[ended(0, "COMPLETE")]))
 
 
 def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     words = ""
-    progress, out = Progress(num_samples=3), io.StringIO()
+    progress, out = counts(num_samples=3), io.StringIO()
     console = SearchConsole(Console(file=out))
     keeper = ProgressKeeper(progress, Ledger(), console, lambda: words)
     said = []
@@ -101,8 +105,8 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_configuration_is_written_in_the_order_of_its_fields() -> None:
-    assert describe({"epochs": 3, "momentum": 0.52345, "lr": 1e-05}) == "lr=1e-05 momentum=0.523 epochs=3"
+def test_a_configuration_is_written_in_its_own_order() -> None:
+    assert describe({"lr": 1e-05, "momentum": 0.52345, "epochs": 3}) == "lr=1e-05 momentum=0.523 epochs=3"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_tf32_is_for_the_gpu_alone_and_can_be_suspended() -> None:
         (RuntimeError(CUBLAS.format("NOT_INITIALIZED")), 0.5, "--gpus-per-trial 1"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), 0.5, "--gpus-per-trial 1"),
         (RuntimeError(ENGINE), 0.5, "--gpus-per-trial 1"),
-        (torch.OutOfMemoryError("CUDA out of memory."), 1, "a space with smaller batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "a space with smaller batches"),
     ],
 )
 def test_a_gpu_without_memory_is_said_in_one_sentence_that_names_the_fraction_to_ask_for(

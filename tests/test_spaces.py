@@ -1,21 +1,22 @@
 """The search spaces: what they may hold, and what a draw from them becomes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from tests.made_runs import space_of
 from tune_mnist.mnist import spaces
 from tune_mnist.mnist.hyperparameters import Hyperparameters
-from tune_mnist.mnist.spaces import BLOG, SPACES, blog_point, load_space, to_config
+from tune_mnist.mnist.spaces import BLOG, SPACES, to_config
+from tune_mnist.mnist.task import TASK
+from tune_mnist.run.space import baseline_point
 
 OWN: dict[str, object] = {
     "lr": FloatDistribution(1e-4, 1e-1, log=True),
     "dropout_conv": FloatDistribution(0, 0.5, step=0.1),
 }
-EMPTY: dict[str, object] = {}
 
 
 def test_the_blogs_space_is_the_blogs() -> None:
@@ -30,15 +31,15 @@ def test_the_blogs_space_is_the_blogs() -> None:
 @pytest.mark.parametrize("name", SPACES)
 def test_a_hundred_draws_are_hyperparameters(name: str) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    space = load_space(name, max_epochs=4)
+    space = space_of(name, max_epochs=4)
     for _ in range(100):
         config = to_config(study.ask(space).params, max_epochs=4)
         assert 1 <= Hyperparameters(**config).epochs <= 4
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_blogs_point_lies_in_each_space_and_means_the_same_there(name: str) -> None:
-    point = blog_point(load_space(name, 5), 5)
+def test_the_baseline_lies_in_each_space_and_means_the_same_there(name: str) -> None:
+    point = baseline_point(TASK, space_of(name), 5)
     assert point is not None
     config = Hyperparameters(**to_config(point, 5))
     blog = Hyperparameters()
@@ -56,7 +57,7 @@ def test_the_blogs_point_lies_in_each_space_and_means_the_same_there(name: str) 
         ({"lr_scale": 2.0, "optimizer": "adam", "momentum": 0.9}, 0.002),
     ],
 )
-def test_lr_scale_is_in_units_of_the_optimizer(parameters: Mapping[str, Any], lr: float) -> None:
+def test_lr_scale_is_in_units_of_the_optimizer(parameters: dict[str, Any], lr: float) -> None:
     assert to_config(parameters, 5)["lr"] == pytest.approx(lr)
 
 
@@ -64,13 +65,13 @@ def test_lr_scale_is_in_units_of_the_optimizer(parameters: Mapping[str, Any], lr
     ("max_epochs", "low", "high"), [(5, 3, 5), (9, 3, 5), (4, 3, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1)]
 )
 def test_epochs_are_cut_to_max_epochs(max_epochs: int, low: int, high: int) -> None:
-    assert load_space("blog", max_epochs)["epochs"] == IntDistribution(low, high)
+    assert space_of("blog", max_epochs)["epochs"] == IntDistribution(low, high)
 
 
 def test_one_s_own_space_trains_max_epochs() -> None:
-    assert load_space("tests.test_spaces:OWN", 7) == OWN
+    assert space_of("tests.test_spaces:OWN", 7) == OWN
     assert to_config({"lr": 0.01}, 7) == {"lr": 0.01, "epochs": 7}
-    assert blog_point(load_space("tests.test_spaces:OWN", 7), 7) is None  # 0.25 is no step of 0.1
+    assert baseline_point(TASK, space_of("tests.test_spaces:OWN"), 7) is None  # 0.25 is no step of 0.1
 
 
 @pytest.mark.parametrize(
@@ -92,8 +93,8 @@ def test_one_s_own_space_trains_max_epochs() -> None:
 )
 def test_a_bad_space_is_named(space: object, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spaces, "OWN", space, raising=False)
-    with pytest.raises(ValueError, match=r"tune_mnist\.spaces:OWN") as error:
-        load_space("tune_mnist.mnist.spaces:OWN", 5)
+    with pytest.raises(ValueError, match=r"^space tune_mnist\.mnist\.spaces:OWN") as error:
+        space_of("tune_mnist.mnist.spaces:OWN")
     assert complaint in str(error.value)
 
 
@@ -101,5 +102,7 @@ def test_a_bad_space_is_named(space: object, complaint: str, monkeypatch: pytest
     "name", ["blogg", "no.such.module:SPACE", "tune_mnist.mnist.spaces:NOTHING", ":", "a:"]
 )
 def test_an_unknown_space_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"space is {name}, but must be blog, wide or package.module:NAME"):
-        load_space(name, 5)
+    with pytest.raises(
+        ValueError, match=f"space is {name}, but must be blog, wide, FILE.py:NAME or"
+    ):
+        space_of(name)
