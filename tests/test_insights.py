@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tune_mnist.run.inherited import InheritedTrial
 
 from tests.made_runs import EPOCH_SECONDS, make_run
 from tune_mnist.cli.summary import print_summary
-from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.curves import run_labels
-from tune_mnist.report.insights import View, best_epoch, edges, facts
-from tune_mnist.report.scale import accuracy_of, accuracy_ticks, nines, tick_texts
+from tune_mnist.report.insights import View, edges, facts
+from tune_mnist.report.scale import Scale, accuracy_ticks, nines
 from tune_mnist.report.timeline import best_so_far, elapsed, stretches
 from tune_mnist.results.winner import Winner
-from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.ledger import InheritedTrial, Ledger
 from tune_mnist.tuning import tuner
 
 
@@ -41,7 +40,7 @@ def rewrite(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(("accuracy", "count"), [(0.0, 0), (0.9, 1), (0.99, 2), (0.999, 3), (1.0, 6)])
 def test_nines(accuracy: float, count: float) -> None:
     assert nines(accuracy) == pytest.approx(count)
-    assert accuracy_of(count) == pytest.approx(accuracy, abs=1.1e-6)
+    assert Scale(OBJECTIVE).value(count) == pytest.approx(accuracy, abs=1.1e-6)
 
 
 def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
@@ -55,7 +54,7 @@ def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
         assert all(low <= place <= high for place in places)
         assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
     assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
-    assert tick_texts([0.0, 0.9, 0.995, 0.9985, 1.0]) == ["0%", "90%", "99.5%", "99.85%", "100%"]
+    assert Scale(OBJECTIVE).ticks(0.9, 3.1)[1] == ["90%", "95%", "99%", "99.5%", "99.9%"]
 
 
 def made_ledger() -> Ledger:
@@ -126,14 +125,14 @@ def test_a_run_in_a_few_lines(tmp_path: Path) -> None:
         f"{states.count('COMPLETE')} COMPLETE, {states.count('PRUNED')} PRUNED, 0 FAIL",
     )
     assert lines["Epochs"][0] == str(epochs)
-    assert lines["Wall time"][1] == "1 session; at most 4 trials side by side"
+    assert lines["Wall time"][1] == "1 session; at most 4 trials in parallel"
     assert lines["Pace"][0] == f"{20 * 3600 / seconds:.0f} trials an hour"
     assert seconds == pytest.approx(epochs * EPOCH_SECONDS / 4, rel=0.5)
     best = max(epoch["accuracy"] for trial in view.trials for epoch in trial.epochs)
     assert lines["Best, validation"][0].startswith(f"{best:.2%} ± ")
 
 
-def test_the_blog_s_trial_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path: Path) -> None:
+def test_the_baseline_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 20)
     view = view_of(run)
     cut = next(trial for trial in view.trials if trial.shown_state == "PRUNED")
@@ -144,7 +143,7 @@ def test_the_blog_s_trial_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path:
             event["hand_set"] = event["number"] == cut.number
 
     rewrite(run, hand_set)
-    (fact,) = (fact for fact in facts(view_of(run)) if fact.label == "Blog's settings")
+    (fact,) = (fact for fact in facts(view_of(run)) if fact.label == "Baseline")
     then = view.best.find(cut.epoch)
     assert then is not None and fact.value == f"{cut.last['accuracy']:.2%}"
     assert fact.note == f"stopped at epoch {cut.epoch}, where the best trial had {then['accuracy']:.2%}"
@@ -153,17 +152,16 @@ def test_the_blog_s_trial_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path:
 def printed_summary(view: View) -> list[str]:
     """What tune.py prints of the run at its end, with a winner that nobody had to train."""
     assert view.best is not None
-    report = best_epoch(view.best)
+    report = view.best_epoch(view.best)
     winner = Winner(
         trial_id=view.best.trial_id,
         number=view.best.number,
-        hyperparameters=Hyperparameters(),
+        config={},
         epoch=report["epoch"],
-        accuracy=report["accuracy"],
-        val_size=5000,
-        test_accuracy=0.98,
-        test_loss=0.1,
-        test_size=10_000,
+        value=report["accuracy"],
+        n=5000,
+        test={"accuracy": 0.98, "loss": 0.1},
+        test_n=10_000,
     )
     console = Console(file=io.StringIO(), soft_wrap=True)
     print_summary(console, dataclasses.replace(view.outcome, winner=winner))
@@ -200,20 +198,20 @@ def test_the_summary_says_what_the_facts_say(tmp_path: Path) -> None:
     lines = printed_summary(view)
     assert lines[1] == f"{told['Trials'].value} trials ({told['Trials'].note}) in {told['Wall time'].value}"
     assert f"Epochs trained: {told['Epochs'].value} {told['Epochs'].note}" in lines
-    blog = told["Blog's settings"]
-    assert blog.note.startswith(f"stopped at epoch {cut.epoch}, where the best trial had ")
-    assert f"The blog's hand-set configuration: {blog.value}, {blog.note}" in lines
+    baseline = told["Baseline"]
+    assert baseline.note.startswith(f"stopped at epoch {cut.epoch}, where the best trial had ")
+    assert f"Baseline: {baseline.value}, {baseline.note}" in lines
     (line,) = (line for line in lines if line.startswith("Winner, "))
     assert f": validation {told['Best, validation'].value} (n = 5000), test 98.00% ± 0.14% (n = 10000" in line
 
 
-def test_the_blog_s_trial_that_finished_is_compared_with_the_best_as_they_are(tmp_path: Path) -> None:
-    view = view_of(make_run(tmp_path / "run", 20, grace_period=5))  # all finish, and the blog's is the first
-    blog = view.trials[0]
-    assert view.best is not None and view.best is not blog
-    points = 100 * (best_epoch(view.best)["accuracy"] - blog.last["accuracy"])
-    expected = f"{blog.last['accuracy']:.2%}, epoch {blog.epoch}; the best is {points:.2f} points above it"
-    assert f"The blog's hand-set configuration: {expected}" in printed_summary(view)
+def test_the_baseline_that_finished_is_compared_with_the_best_as_they_are(tmp_path: Path) -> None:
+    view = view_of(make_run(tmp_path / "run", 20, grace_period=5))  # all finish, the baseline first
+    first = view.trials[0]
+    assert view.best is not None and view.best is not first
+    points = 100 * (view.best_epoch(view.best)["accuracy"] - first.last["accuracy"])
+    expected = f"{first.last['accuracy']:.2%}, epoch {first.epoch}; the best is {points:.2f} points above it"
+    assert f"Baseline: {expected}" in printed_summary(view)
 
 
 @pytest.mark.parametrize(

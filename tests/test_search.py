@@ -222,7 +222,7 @@ def test_each_trial_knows_its_other_id(tmp_path: Path) -> None:
     assert [trial.user_attrs[RAY_TRIAL_ID] for trial in read_study(tmp_path).trials] == list("abc")
 
 
-def test_the_blogs_configuration_goes_first_and_the_direction_is_the_studys(tmp_path: Path) -> None:
+def test_the_baseline_goes_first_and_the_direction_is_the_studys(tmp_path: Path) -> None:
     first = suggest(searcher(tmp_path), "a")
     study = read_study(tmp_path)
     assert first == {"lr": 0.001, "momentum": 0.5, "optimizer": "sgd", "epochs": 5, OPTUNA_NUMBER: 0}

@@ -102,7 +102,5 @@ def test_a_bad_space_is_named(space: object, complaint: str, monkeypatch: pytest
     "name", ["blogg", "no.such.module:SPACE", "tune_mnist.mnist.spaces:NOTHING", ":", "a:"]
 )
 def test_an_unknown_space_is_named(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"space is {name}, but must be blog, wide, FILE.py:NAME or"
-    ):
+    with pytest.raises(ValueError, match=f"space is {name}, but must be blog, wide, FILE.py:NAME or"):
         space_of(name)

@@ -18,23 +18,26 @@ from optuna.distributions import (
 
 from tests.conftest import Runner, WarmRunner
 from tests.invariants import check, study_of
+from tests.made_runs import space_of
 from tests.test_live import fetch
 from tests.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
 from tests.test_search import complete, read_study, result, suggest
 from tune_mnist import results
 from tune_mnist.mnist.facts import FACTS
-from tune_mnist.mnist.hyperparameters import OPTUNA_NUMBER
-from tune_mnist.mnist.spaces import BLOG, WIDE, Space, blog_point, is_within, load_space, to_config
+from tune_mnist.mnist.spaces import BLOG, WIDE, baseline, to_config
+from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, Ledger
 from tune_mnist.run.settings import Settings
+from tune_mnist.run.space import baseline_point, is_within
+from tune_mnist.task import Space
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.points import first_points
 from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.study import HAND_SET, TrialStudy
 from tune_mnist.tuning.warm_start import Inheritance, known_again, read_earlier_runs
 
-BLOG_POINT = blog_point(BLOG, 5) or {}
+BASELINE = baseline(BLOG, 5)
 
 
 def accuracy(params: dict[str, Any], epoch: int = 5) -> float:
@@ -43,14 +46,14 @@ def accuracy(params: dict[str, Any], epoch: int = 5) -> float:
 
 
 def earlier_run(run_dir: Path, trials: int = 12, space: Space = BLOG, **settings: Any) -> Ledger:
-    """Trials with random parameters: the first is the blog's, every third one PRUNED after 2 epochs."""
+    """Trials with random parameters: the first is the baseline, every third one PRUNED after 2 epochs."""
     run_dir.mkdir(parents=True)
     given = Settings(name=run_dir.name, **settings)
     (run_dir / "settings.json").write_text(given.to_json())
     ledger = Ledger.open(run_dir / LEDGER)
-    ledger.begin({name: distribution_to_json(one) for name, one in space.items()})
+    ledger.begin({name: distribution_to_json(one) for name, one in space.items()}, FACTS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
-    if point := blog_point(space, given.max_epochs):
+    if point := baseline_point(TASK, space, given.max_epochs):
         study.enqueue_trial(point)
     for number in range(trials):
         params = study.ask(dict(space)).params
@@ -64,7 +67,7 @@ def earlier_run(run_dir: Path, trials: int = 12, space: Space = BLOG, **settings
 
 def inherit(*runs: Path, space: Space = BLOG, **changes: Any) -> Inheritance:
     settings = Settings(**{"max_epochs": 5, "warm_start": tuple(map(str, runs)), **changes})
-    return read_earlier_runs(settings, space)
+    return read_earlier_runs(settings, FACTS, space)
 
 
 def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: Any) -> TrialStudy:
@@ -75,16 +78,16 @@ def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: A
     ledger.begin({}, FACTS)
     if inheritance:
         ledger.inherit(inheritance.trials)
-        ledger.plan(first_points(settings, BLOG, (), [one.params for one in inheritance.trials]))
-    return TrialStudy(settings, dict(BLOG), ledger, RunFolder(run_dir))
+        ledger.plan(first_points(settings, TASK, BLOG, (), [one.params for one in inheritance.trials]))
+    return TrialStudy(settings, TASK, BLOG, ledger, RunFolder(run_dir))
 
 
 def test_finished_and_pruned_trials_are_taken_as_they_are(tmp_path: Path) -> None:
     ledger = earlier_run(tmp_path / "first")
-    ledger.suggested("failed", 12, BLOG_POINT, {**BLOG_POINT, "epochs": 5}, hand_set=False)
+    ledger.suggested("failed", 12, BASELINE, {**BASELINE, "epochs": 5}, hand_set=False)
     ledger.reported("failed", {"epoch": 1, "accuracy": 0.5})
     ledger.ended("failed", failed=True)
-    ledger.suggested("unended", 13, BLOG_POINT, {**BLOG_POINT, "epochs": 5}, hand_set=False)
+    ledger.suggested("unended", 13, BASELINE, {**BASELINE, "epochs": 5}, hand_set=False)
     ledger.reported("unended", {"epoch": 1, "accuracy": 0.5})
     ledger.close("time budget")
     taken = inherit(tmp_path / "first")
@@ -139,7 +142,7 @@ def test_the_first_draws_are_what_a_search_draws_that_knows_20_trials(tmp_path: 
     earlier_run(tmp_path / "first", trials=20)
     search = searcher(tmp_path / "second", inherit(tmp_path / "first"))
     fresh = searcher(tmp_path / "fresh")
-    suggest(fresh, "the blog's")
+    suggest(fresh, "the baseline")
     momenta = []
     for i in range(8):
         config = suggest(search, str(i))
@@ -168,18 +171,18 @@ def test_a_resumed_warm_started_search_draws_what_it_would_have_drawn(sampler: s
     assert drawn["whole"] == drawn["broken"]
     if sampler != "tpe":  # which alone looks at what is known
         search = searcher(tmp_path / "fresh", Inheritance(), sampler=sampler)
-        suggest(search, "the blog's")
+        suggest(search, "the baseline")
         fresh = [suggest(search, str(i)) for i in range(1, 7)]
         assert fresh == drawn["whole"][1:]
 
 
-def test_the_blogs_point_is_tried_again_only_where_it_is_not_known(tmp_path: Path) -> None:
+def test_the_baseline_is_tried_again_only_where_it_is_not_known(tmp_path: Path) -> None:
     earlier_run(tmp_path / "first")
     taken = inherit(tmp_path / "first")
     without = Inheritance(trials=taken.trials[1:])
     for name, inheritance, tried in (("a", taken, False), ("b", without, True)):
         config = suggest(searcher(tmp_path / name, inheritance), "x")
-        assert (config["lr"] == BLOG_POINT["lr"]) == tried
+        assert (config["lr"] == BASELINE["lr"]) == tried
         assert (HAND_SET in study_of(tmp_path / name)[0].user_attrs) == tried
 
 
@@ -193,7 +196,7 @@ def test_ashas_rungs_are_of_the_own_trials(tmp_path: Path) -> None:
 
 def test_several_runs_are_taken_in_their_order_but_not_what_they_had_inherited(tmp_path: Path) -> None:
     earlier_run(tmp_path / "first", trials=3)
-    second = earlier_run(tmp_path / "second", trials=2, seed=1, train_size=4096)
+    second = earlier_run(tmp_path / "second", trials=2, seed=1, options={"train_size": 4096})
     second.inherit(inherit(tmp_path / "first").trials)
     taken = inherit(tmp_path / "second", tmp_path / "first")
     assert [(trial.run, trial.number) for trial in taken.trials] == [
@@ -202,11 +205,11 @@ def test_several_runs_are_taken_in_their_order_but_not_what_they_had_inherited(t
     there = tmp_path / "second"
     assert taken.remarks[1:3] == [
         f"{there}: 3 trials that it had inherited are not taken; name their runs too",
-        f"{there}: its accuracies are of other images: train_size 4096 there, all here; seed 1 there, 0 here",
+        f"{there}: its values are of other data: train_size 4096 there, unset here; seed 1 there, 0 here",
     ]
     assert len(taken.remarks) == 4 and taken.remarks[3].startswith(f"3 trials of {tmp_path / 'first'} are")
     with pytest.raises(ValueError, match=r"^warm_start has \S+/first/ twice, but must have each run once$"):
-        read_earlier_runs(Settings(warm_start=(f"{tmp_path}/first", f"{tmp_path}/first/")), BLOG)
+        read_earlier_runs(Settings(warm_start=(f"{tmp_path}/first", f"{tmp_path}/first/")), FACTS, BLOG)
 
 
 def test_lost_lines_are_told_and_cost_their_trials_alone(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path: Path) -> None
         inherit(run)
     with pytest.raises(FolderError, match=r"^\S+ is not the folder of a run: it has no ledger.jsonl$"):
         inherit(tmp_path)
-    earlier_run(tmp_path / "other", dataset="kmnist")
+    earlier_run(tmp_path / "other", options={"dataset": "kmnist"})
     with pytest.raises(ValueError, match=r"other, but must be of the data set mnist: it is of kmnist$"):
         inherit(tmp_path / "other")
     (tmp_path / "other" / "settings.json").write_text("{}")
@@ -310,8 +313,8 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
 ) -> None:
     runs, points, visited = runner.folder / "runs", runner.folder / "points.json", tmp_path / "visited"
     shutil.copytree(finished[0], runs / "known")
-    space = load_space("blog", 3)
-    earlier_run(runs / "made-up", space=space, max_epochs=3, train_size=512, val_size=500)
+    space = space_of("blog", 3)
+    earlier_run(runs / "made-up", space=space, max_epochs=3, options={"train_size": 512, "val_size": 500})
     points.write_text('{"momentum": 0.77}')
     (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {visited}\n')
     (tmp_path / "browser").chmod(0o755)
@@ -346,7 +349,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     assert len(read_study(runs / "warm").trials) == 25
     trials = results.trials_frame(results.load(runs / "warm"))
     assert trials["number"].tolist() == list(range(5))
-    assert trials["momentum"][0] == 0.77  # and the blog's point, which is known, was not tried
+    assert trials["momentum"][0] == 0.77  # and the baseline, which is known, was not tried
     for number in (1, 2, 3, 4):
         study = optuna.create_study(sampler=make_sampler("random", 0, number, space))
         assert trials["lr"][number] != study.ask(space).params["lr"]
