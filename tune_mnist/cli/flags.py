@@ -99,18 +99,18 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, names: Collection
         title = field.metadata.get("group", "options")
         group = groups.setdefault(title, parser.add_argument_group(title))
         flag, help = flag_of(field.name), field.metadata.get("help", "")
-        if hints[field.name] is bool:
-            group.add_argument(flag, action="store_true", help=help, default=parser.argument_default)
+        default: dict[str, Any] = (
+            {} if parser.argument_default == argparse.SUPPRESS else {"default": field.default}
+        )
+        kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **default)
             continue
         if typing.get_origin(hints[field.name]) is tuple:
             group.add_argument(flag, nargs="+", action="extend", help=help, metavar="RUN")
             continue
         if field.default not in (None, ""):
             help = f"{help} (default: {field.default})"
-        kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
-        default: dict[str, Any] = (
-            {} if parser.argument_default == argparse.SUPPRESS else {"default": field.default}
-        )
         group.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)
 
 

@@ -69,8 +69,8 @@ Trained on the training split ({train_size} images), scored once on the validati
       model = torch.export.load("model.pt2").module()
       log_probabilities = model(images)  # uint8 [n, 28, 28], 0 background to 255 ink -> float32 [n, 10]
 
-- `model.pt`, the state dict of `tune_mnist.mnist.model.Network(Hyperparameters(**values))`, where `values` is what
-  `hyperparameters.json` has.
+- `model.pt`, the state dict of `tune_mnist.mnist.model.Network(Hyperparameters(**values))`, where `values` is
+  what `hyperparameters.json` has.
 
 ## Versions
 

@@ -64,20 +64,20 @@ def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
 
 def _frame(rows: list[dict[str, object]], fixed: dict[str, str], others: list[str]) -> pd.DataFrame:
     """Make a frame of columns with fixed types, and of others whose types pandas infers from their values."""
-    frame = pd.DataFrame(rows, columns=[*fixed, *others]).astype(fixed)
-    return frame.astype({name: _dtype(frame[name]) for name in others})
+    frame = pd.DataFrame(rows, columns=[*fixed, *others], dtype=object)
+    return frame.astype({name: fixed.get(name) or _dtype(frame[name]) for name in frame})
 
 
-def _dtype(column: pd.Series[Any]) -> Any:
-    kinds = {type(value) for value in column if value is not None and value == value}
-    missing = len(column) and column.isna().any()
+def _dtype(values: pd.Series[Any]) -> str:
+    """Give the pandas type of values that may be missing; for a mixture of types it is string."""
+    kinds = set(map(type, values.dropna()))
+    if kinds == {pd.Timestamp}:
+        return "datetime64[ms]"
     if kinds == {bool}:
         return "boolean"
     if kinds == {int}:
-        return "Int64" if missing else "int64"
-    if kinds and kinds <= {int, float}:
-        return "float64"
-    return "string" if kinds == {str} or not kinds else column.dtype
+        return "Int64" if values.hasnans else "int64"
+    return "float64" if kinds <= {int, float} else "string"
 
 
 def write_tables(grid: ResultGrid, put: Callable[[str, bytes], None], *, csv: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -50,10 +51,20 @@ def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[st
     ]
     for point in points:
         try:
-            to_config(task, point, max_epochs)
+            _check_plain({**task.defaults, **to_config(task, point, max_epochs)})
         except (ValueError, TypeError) as error:
             raise ValueError(f"space {name}: {error}") from error
     return checked
+
+
+def _check_plain(config: Mapping[str, Any]) -> None:
+    for name, value in config.items():
+        if not isinstance(value, bool | int | float | str | None):
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                rule = "must be a bool, int, float, str or None, or a list or dict of such"
+                raise ValueError(f"{name} is {value!r}, but {rule}") from error
 
 
 def to_config(task: Task, parameters: Mapping[str, Any], max_epochs: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, Ledger, TaskFacts
 from tune_mnist.run.settings import ResumeRequest, Settings
-from tune_mnist.run.space import wider_ends
+from tune_mnist.run.space import checked_space, wider_ends
 from tune_mnist.run.words import first_line
 from tune_mnist.task import Task
 from tune_mnist.tuning import dashboard, versions
@@ -37,6 +37,7 @@ from tune_mnist.tuning.attempts import (
     AttemptSearcher,
     AttemptStopper,
 )
+from tune_mnist.tuning.changes import check_unchanged, describe_changes
 from tune_mnist.tuning.live import ways_to_watch
 from tune_mnist.tuning.points import first_points, read_points
 from tune_mnist.tuning.preflight import (
@@ -164,6 +165,9 @@ def resume(
             options = make_options(task, settings.options)
             if _is_finished(folder, known, before, settings):
                 return None
+            check_unchanged(known, task, folder.uri)
+            space = {name: json_to_distribution(one) for name, one in known.distributions.items()}
+            checked_space(task, f"of {folder.uri}", space, settings.max_epochs)
             if settings.open_dashboard:
                 dashboard.check_installed()
             stop = stack.enter_context(StopRequest(settings))
@@ -171,7 +175,6 @@ def resume(
             settings, slots, connection = fit_to_cluster(settings, task, folder, stop, stack, listener)
             folder.pull()
             ledger = Ledger.open(folder.local / LEDGER)
-            space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
         folder.remove(TRIALS_TABLE)
         folder.write(SETTINGS, settings.to_json())
         ledger.begin(ledger.distributions, describe_task(task, options, space, settings.max_epochs))
@@ -180,7 +183,7 @@ def resume(
         settings = dataclasses.replace(settings, max_concurrent_trials=slots)
         session = _Session(
             *(settings, task, options, space, folder, ledger, data, connection, listener, stop),
-            known_again(ledger),
+            [*known_again(ledger), *filter(None, [describe_changes(known, task)])],
         )
         return _search(session, stack)
 
