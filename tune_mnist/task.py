@@ -24,7 +24,7 @@ AXES = ("linear", "log", "nines")
 
 
 class DivergedError(ArithmeticError):
-    """Training cannot continue, as a loss is not finite; the trial fails at once, and its process lives on."""
+    """Training cannot continue, as a loss is not finite; the trial fails, and its process lives on."""
 
 
 class CheckpointError(RuntimeError):
@@ -49,7 +49,7 @@ class Objective:
     format: str = ".4g"
     "Python's format specification of a value."
     axis: str = "linear"
-    "The scale that it is plotted on: linear, log, or nines, on which 98 % and 99 % lie as far apart as 80 and 90."
+    "The scale of its plots: linear, log, or nines, on which 98 and 99 % lie as far apart as 80 and 90 %."
     standard_error: str | None = None
     "binomial, for a fraction of independent examples; None where nothing is known about it."
     time_attr: str = "epoch"
@@ -167,24 +167,24 @@ class Task:
     spaces: Mapping[str, Space]
     "Search spaces by name; the first is the default."
     train: Train
-    """``train(config, data, trial)`` trains one configuration: a generator that yields, an epoch each, what it
-    reports (numbers by name, `Objective.metric` among them) and a `Save`; without one, None, a trial that is lost
-    starts over."""
+    """``train(config, data, trial)`` trains one configuration: a generator that yields, for each epoch, what
+    it reports (numbers by name, `Objective.metric` among them) and a `Save`; where that is None, a trial that
+    is lost starts over."""
     load: Callable[[Any, int], Any] | None = None
     """``load(options, seed)`` loads the data, once, on the driver; trials share NumPy arrays in it. Raises
     ValueError or OSError, in one line, where there are none."""
     options: type | None = None
     "A dataclass whose fields become flags, see `option`."
     baseline: Mapping[str, Any] | Callable[[Space, int], Mapping[str, Any]] | None = None
-    """A configuration in the terms of the space that is tried first; or ``baseline(space, max_epochs)`` gives it.
-    In a space that cannot have it, it is left out."""
+    """A configuration in the terms of the space, which is tried first; or ``baseline(space, max_epochs)``
+    gives it. In a space that cannot have it, it is left out."""
     complete: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
     """``complete(parameters, max_epochs)`` turns drawn parameters into the configuration to train. Raises
     ValueError for one that cannot be. An integer ``epochs`` in it is the trial's own budget."""
     test: Callable[[dict[str, Any], Path, Any], TestSet] | None = None
     "``test(config, checkpoint, options)`` scores a checkpoint on the test set, once, for the winner."
     validation_examples: Callable[[Any], int] | None = None
-    "``validation_examples(options)`` counts the examples that the metric is measured on, for standard errors."
+    "``validation_examples(options)`` counts the examples of the metric, for its standard error."
     describe: Callable[[Any], str] | None = None
     "``describe(options)`` says in words what is trained on."
     preload: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ def option(default: Any, help: str, *, group: str = "task", resumable: bool = Fa
         default: its value where the flag is not given.
         help: what ``--help`` says.
         group: the heading above it there.
-        resumable: whether a resume may change it, as what belongs to the machine and does not change a result.
+        resumable: whether a resume may change it, as what belongs to the machine and changes no result.
     """
     return field(default=default, metadata={"group": group, "help": help, "resumable": resumable})
 

@@ -135,7 +135,9 @@ class NotebookLine(Listener):
 
         self.console = Console(force_jupyter=False, width=120, highlight=False)
         self.started = self.shown = time.monotonic()
-        self.line = display({"text/plain": "starting Ray ..."}, raw=True, display_id=True)
+        self.line: Any = display(  # type: ignore[no-untyped-call]
+            {"text/plain": "starting Ray ..."}, raw=True, display_id=True
+        )
 
     def __enter__(self) -> NotebookLine:
         return self

@@ -54,7 +54,7 @@ def learning_curves(view: View) -> Plot:
         title="Learning curves",
         caption=f"{capital(view.objective.name)} by epoch. "
         + (
-            f"Dotted: ASHA's rungs, epochs {', '.join(map(str, judged))}, where worse trials are pruned (grey)."
+            f"Dotted: ASHA's rungs, epochs {', '.join(map(str, judged))}, where worse trials end (grey)."
             if judged
             else "No trial was stopped early."
         ),

@@ -204,7 +204,7 @@ def _epochs(view: View) -> Figure:
 
 
 def _mark_values(axis: Axes, view: View, values: Sequence[float]) -> tuple[float, float]:
-    """Give a y axis of the objective's places room around values, and values as its marks; return its ends."""
+    """Give a y axis room around values of the objective, and such values as its marks; return its ends."""
     low, high = view.scale.room(values)
     axis.set_ylim(low, high)
     _write_values(axis, view, low, high)

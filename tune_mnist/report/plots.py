@@ -82,8 +82,8 @@ def history(view: View) -> Plot:
     return Plot(
         name="history",
         title="Optimization history",
-        caption=f"{capital(view.objective.name)} of finished trials. The others have no final result: ticks at the foot "
-        "say when they came.",
+        caption=f"{capital(view.objective.name)} of finished trials. The others have no final result: "
+        "ticks at the foot say when they came.",
         figures={"": figure} if trials else {},
     )
 
@@ -238,7 +238,8 @@ def contours(view: View) -> Plot:
     return Plot(
         name="contour",
         title="Contour",
-        caption=f"{capital(view.objective.name)} between {shown} finished trials (dots); cut ones (crosses) don't shape it."
+        caption=f"{capital(view.objective.name)} between {shown} finished trials (dots); pruned ones (crosses) "
+        "don't shape it."
         if figures
         else "Needs two finished trials that differ in two hyper-parameters.",
         figures=figures,

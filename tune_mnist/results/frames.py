@@ -27,9 +27,9 @@ BOOKKEEPING = {
 def trials_frame(grid: ResultGrid) -> pd.DataFrame:
     """One row a trial, in the order of the study.
 
-    ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the metric
-    and the other values of the task are of the last epoch, NaN before the first; ``seconds`` is training time;
-    ``node`` the host name. Each hyper-parameter has a column of its own, with its default where the search
+    ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the
+    metric and the other values of the task are of the last epoch, NaN before the first; ``seconds`` is
+    training time; ``node`` the host name. Each hyper-parameter has a column of its own, with its default where the search
     did not draw it.
     """
     task = ledger_of(grid).task
@@ -65,7 +65,7 @@ def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
 def _frame(rows: list[dict[str, object]], fixed: dict[str, str], others: list[str]) -> pd.DataFrame:
     """Make a frame of columns with fixed types, and of others whose types pandas infers from their values."""
     frame = pd.DataFrame(rows, columns=[*fixed, *others], dtype=object)
-    return frame.astype({name: fixed.get(name) or _dtype(frame[name]) for name in frame})
+    return frame.astype({str(name): fixed.get(str(name)) or _dtype(frame[name]) for name in frame})
 
 
 def _dtype(values: pd.Series[Any]) -> str:

@@ -127,8 +127,8 @@ class Settings:
         self._require("target", self.target is None or math.isfinite(self.target), "a finite number")
         self._require("checkpoint_seconds", self.checkpoint_seconds >= 0, "at least 0")
         self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "above 0")
-        if ":" not in self.sampler:
-            self._one_of("sampler", ("tpe", "random", "qmc"))
+        known = ":" in self.sampler or self.sampler in ("tpe", "random", "qmc")
+        self._require("sampler", known, "tpe, random, qmc, FILE.py:NAME or package.module:NAME")
         self._one_of("scheduler", ("asha", "none"))
         if self.mode is not None:
             self._one_of("mode", ("max", "min"))
@@ -217,7 +217,7 @@ RESUMABLE = (
     *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
     *("max_failures", "address", "dashboard", "open_dashboard", "stall_seconds", "keep_checkpoints"),
 )
-"""What a resume may change: how far to go, and what depends on the machines. Some of a task's options, too."""
+"""What a resume may change: how far to go, and what depends on the machines. A task may have more of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ray import tune
 
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.results.frames import TRIALS_TABLE, write_tables
-from tune_mnist.results.grid import ResultGrid, load_grid, saved_epochs
+from tune_mnist.results.grid import ResultGrid, ledger_of, load_grid, saved_epochs
 from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.checkpoints import take_in_checkpoints
 from tune_mnist.run.folder import FolderError, RunFolder
@@ -111,6 +111,8 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
             settings, space = load_space(settings, task)
             make_sampler(settings.sampler, settings.seed, 0, space)  # or say why not, before there is a run
             facts = describe_task(task, options, space, settings.max_epochs)
+            if task.objective.standard_error == "binomial" and not 0 < (settings.target or 1) <= 1:
+                raise ValueError(f"target is {settings.target:g}, but must be above 0 and at most 1")
             given = read_points(settings.points, space) if settings.points else []
             earlier = read_earlier_runs(settings, facts, space)
             points = first_points(settings, task, space, given, [trial.params for trial in earlier.trials])
@@ -195,11 +197,18 @@ def load_run(run: str) -> Outcome:
         FolderError: if there is no such run.
     """
     folder = RunFolder(run)
-    ledger = folder.ledger()
+    settings, grid = read_settings(folder), load_grid(folder)
+    ledger = ledger_of(grid)
+    if ledger.facts is None:  # of an older version
+        with suppress(ValueError):
+            task = find_task(settings)
+            space = {name: json_to_distribution(text) for name, text in ledger.distributions.items()}
+            options = make_options(task, settings.options)
+            ledger.facts = describe_task(task, options, space, settings.max_epochs)
     return Outcome(
-        settings=read_settings(folder),
+        settings=settings,
         folder=folder,
-        grid=load_grid(folder),
+        grid=grid,
         ended_by=ledger.closed_by,
         seconds=ledger.seconds(),
         winner=read_winner(folder, ledger.task),
