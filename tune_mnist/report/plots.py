@@ -238,8 +238,8 @@ def contours(view: View) -> Plot:
     return Plot(
         name="contour",
         title="Contour",
-        caption=f"{capital(view.objective.name)} between {shown} finished trials (dots); pruned ones (crosses) "
-        "don't shape it."
+        caption=f"{capital(view.objective.name)} between {shown} finished trials (dots); pruned ones "
+        "(crosses) don't shape it."
         if figures
         else "Needs two finished trials that differ in two hyper-parameters.",
         figures=figures,

@@ -29,7 +29,8 @@ def trials_frame(grid: ResultGrid) -> pd.DataFrame:
 
     ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the
     metric and the other values of the task are of the last epoch, NaN before the first; ``seconds`` is
-    training time; ``node`` the host name. Each hyper-parameter has a column of its own, with its default where the search
+    training time; ``node`` the host name. Each hyper-parameter has a column of its own, with its default
+    where the search
     did not draw it.
     """
     task = ledger_of(grid).task
