@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.search import Searcher
 
 from tests.test_search import read_study, searcher
@@ -226,6 +226,49 @@ def test_no_more_attempts_are_made_than_may_run_and_none_is_for_while_one_runs_o
     for trial in loop.trials[1:]:
         loop.attempts.completed(trial.trial_id, {})
     assert loop.begin("d") == Searcher.FINISHED and not loop.attempts.unfinished
+
+
+NOT_IMPORTED = """The actor died unexpectedly before finishing this task.
+Worker exit detail: Worker exits with an exit code None. Traceback (most recent call last):
+  File "python/ray/_raylet.pyx", line 2198, in ray._raylet.execute_task
+RuntimeError: The actor with name ImplicitFunc failed to import on the worker. This may be because ...:
+
+Traceback (most recent call last):
+  File "function_manager.py", line 696, in _load_actor_class_from_gcs
+    actor_class = pickle.loads(pickled_class)
+                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^
+ModuleNotFoundError: No module named 'torch'
+
+
+During handling of the above exception, another exception occurred:
+"""
+
+
+def test_attempts_that_no_process_can_import_end_the_search_and_fail_no_trial(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, max_failures=0)
+    assert isinstance(loop.searcher.suggest("a"), dict) and isinstance(loop.searcher.suggest("b"), dict)
+    loop.attempts.lost("a", RayError(NOT_IMPORTED))
+    assert loop.searcher.suggest("c") is None  # perhaps "b" is on a better node
+    loop.attempts.lost("b", RayError(NOT_IMPORTED))
+    assert not loop.stopper.stop_all() and isinstance(loop.searcher.suggest("c"), dict)
+    loop.attempts.lost("c", RayError(NOT_IMPORTED))
+    assert loop.stopper.stop_all() and loop.searcher.suggest("d") == Searcher.FINISHED
+    assert loop.states() == [None, None] and loop.progress.retries == 0
+    for trial in loop.ledger.trials.values():
+        assert (trial.lost, trial.error) == (0, "ModuleNotFoundError: No module named 'torch'")
+        assert "No module named 'torch'" in (tmp_path / trial.directory / "error.txt").read_text()
+
+
+def test_an_attempt_that_one_node_cannot_import_waits_for_another_node(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, max_failures=0)
+    good = loop.begin("good")
+    assert isinstance(loop.searcher.suggest("bad"), dict)
+    loop.attempts.lost("bad", RayError(NOT_IMPORTED))
+    assert loop.searcher.suggest("again") is None
+    while loop.report(good, loop.ledger.trials["good"].epoch + 1, 0.5):
+        pass
+    assert loop.begin("again").config[OPTUNA_NUMBER] == 1
+    assert isinstance(loop.searcher.suggest("next"), dict) and not loop.stopper.stop_all()
 
 
 def test_a_round_that_was_ended_gives_its_attempts_back_and_counts_no_loss(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import ipaddress
+import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._raylet import GcsClient
 from ray.tune.execution import class_cache
 
 from tests.lab import isolated
@@ -111,7 +114,7 @@ def test_the_cpus_named_are_those_beside_the_gpus(monkeypatch: pytest.MonkeyPatc
         fit_resources(16, 0.5, None)
 
 
-def connect(address: str) -> str:
+def connect(address: str | None) -> str:
     started = time.monotonic()
     with pytest.raises(ClusterError) as error, connected(address):
         pass
@@ -316,3 +319,23 @@ def test_a_cluster_with_a_token() -> None:
     assert another_search() == "JOINED 127.0.0.1:6379"
     joined = another_search("127.0.0.1:6379", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     assert joined == "JOINED 127.0.0.1:6379"
+
+
+@isolated
+def test_a_cluster_of_another_version_is_refused() -> None:
+    start_head(1)
+    head, python = "127.0.0.1:6379", platform.python_version()
+    client: Any = GcsClient(address=head)  # type: ignore[no-untyped-call]
+    for there, here, addresses in (
+        (("2.50.1", python), ray.__version__, (None, "auto", head)),
+        ((ray.__version__, "3.9.1"), f"{ray.__version__} on Python {python}", (None,)),
+    ):
+        # What a cluster notes of itself, for Ray to compare; there is no second Ray here to start one with.
+        noted = json.dumps(dict(zip(("ray_version", "python_version"), there, strict=True)))
+        client.internal_kv_put(b"CLUSTER_METADATA", noted.encode(), True, b"cluster")
+        other = " on Python ".join(there) if "Python" in here else there[0]
+        message = f"the Ray cluster at {head} has Ray {other}, but here is Ray {here}: they must be the same"
+        for address in addresses:
+            assert connect(address) == message
+    os.environ["RAY_ADDRESS"] = head
+    assert connect(None) == message

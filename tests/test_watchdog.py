@@ -1,12 +1,18 @@
-"""A search in which nothing moves any more, as its workers hang. A dead raylet: tests/lab/stress.py."""
+"""A search in which nothing moves any more, as its workers hang or its raylet is dead, or cannot begin."""
 
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.conftest import Runner
+import pytest
+
+from tests.conftest import ROOT, SCRIPTS, SMALL, Runner
 from tests.invariants import check
+from tests.lab import isolated
+from tests.lab.fake_autoscaler import start_head
 from tests.test_resume import SAVE_ALL, trial_processes, wait_for_epochs
 
 
@@ -28,3 +34,30 @@ def test_workers_that_hang_are_replaced(runner: Runner) -> None:
     assert stopped and "nothing moves: connecting to Ray again" in out
     assert broke(run_dir) and "0 FAIL" in out
     check(run_dir, 4)
+
+
+def tune(*flags: str) -> tuple[int, str, str]:
+    """Run the script in the home."""
+    command = [sys.executable, str(SCRIPTS / "tune.py"), "--data-dir", str(ROOT / "data"), *flags]
+    done = subprocess.run(command, cwd=Path.home(), capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.usefixtures("mnist_dir")
+@isolated
+def test_workers_that_cannot_import_a_trial_end_the_search_and_it_is_resumed_when_they_can() -> None:
+    broken, run_dir = Path.home() / "path" / "torch.py", Path.home() / "runs" / "broken"
+    broken.parent.mkdir()
+    broken.write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    start_head(2, environment={"PYTHONPATH": str(broken.parent)})
+    code, out, err = tune("--num-samples", "3", "--name", "broken", *SMALL, "--max-epochs", "1")
+    cause = "ModuleNotFoundError: No module named 'torch'"
+    assert f"a worker cannot import what a trial needs: {cause}" in out
+    assert code == 1 and err.splitlines()[-1] == (
+        f"tune.py: error: no worker can import what a trial needs, and nothing was trained: {cause} "
+        f"(--resume {run_dir} continues)"
+    )
+    broken.unlink()
+    code, out, err = tune("--resume", str(run_dir))
+    assert code == 0, out + err
+    assert check(run_dir, 3)["sessions"] == 2 and "0 FAIL" in out

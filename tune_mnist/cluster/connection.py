@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -51,8 +52,8 @@ class ClusterError(RuntimeError):
     """There is no such cluster, or it can't give what a trial asks for."""
 
 
-class TokenError(ClusterError):
-    """The cluster wants a token, and has been given none or another one."""
+class RefusedError(ClusterError):
+    """There is such a cluster, but it wants a token, or other versions of Ray or Python than those here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,8 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         preload: a module that a cluster of our own imports in a worker for each core, before there is a task.
 
     Raises:
-        ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token, or the
-            dashboard is not installed.
+        ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token or
+            runs other versions, or the dashboard is not installed.
     """
     if ray.is_initialized():
         yield Connection(
@@ -263,6 +264,7 @@ def _join(address: str) -> Any:
     try:
         return ray.init(address=address, runtime_env=_runtime_env(), **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        _check_versions(address, str(error))
         raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
 
 
@@ -294,7 +296,7 @@ def _running_here() -> str | None:
     cluster that another search has started for itself, and names a dead one after a crash.
 
     Raises:
-        TokenError: if it wants a token that is not to be had here.
+        RefusedError: if it wants a token or versions that are missing here.
     """
     address = ray_private.address_of_this_machine()
     if not address:
@@ -302,7 +304,7 @@ def _running_here() -> str | None:
     ray_private.use_token_of_this_machine()
     try:
         _check_answers(address)
-    except TokenError:
+    except RefusedError:
         raise
     except ClusterError:
         return None
@@ -325,10 +327,27 @@ def _check_answers(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
     except subprocess.SubprocessError as error:
-        if isinstance(error, subprocess.CalledProcessError) and b"InvalidAuthToken" in error.stderr:
-            raise TokenError(
+        complaint = (getattr(error, "stderr", None) or b"").decode(errors="replace")
+        if "InvalidAuthToken" in complaint:
+            raise RefusedError(
                 f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
             ) from error
+        _check_versions(address, complaint)
         raise ClusterError(
             f"what answers at {address} is no Ray cluster of version {ray.__version__}"
         ) from error
+
+
+def _check_versions(address: str, complaint: str) -> None:
+    """Raise `RefusedError` where Ray complains that a cluster's versions differ from those of this process.
+
+    `ray health-check` names both versions of Ray, the cluster's first; `ray.init` those of Python too.
+    """
+    named = r"(?:cluster has Ray version|local Ray version is|Ray:|Python:) (\S+)"
+    versions = re.findall(named, complaint) if "ersion mismatch" in complaint else []
+    if len(versions) in (2, 4):
+        half = len(versions) // 2
+        there, here = (" on Python ".join(both) for both in (versions[:half], versions[half:]))
+        raise RefusedError(
+            f"the Ray cluster at {address} has Ray {there}, but here is Ray {here}: they must be the same"
+        )

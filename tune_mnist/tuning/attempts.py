@@ -9,6 +9,7 @@ retries lose trials whose process dies while it is being reused, or end them wit
 from __future__ import annotations
 
 import json
+import re
 import time
 import traceback
 from collections import deque
@@ -42,6 +43,10 @@ REPORTS_FILE, ERROR_FILE = "result.json", "error.txt"
 SLOWEST = 10.0
 """How many times as long as the slowest epoch so far nothing may be heard of a trial that trains."""
 SILENT_LOSS = "Ray has ended it without a word"
+LOAD_ERROR = re.compile(r"failed to import on the worker.*?\nTraceback.*?\n(\w[^\n]*)", re.DOTALL)
+"""Where Ray's text about a lost attempt has what its process raised when it imported the trial."""
+LOAD_ERRORS = 3
+"""Fewest attempts in a row that cannot be imported before a search gives up."""
 
 
 @dataclass
@@ -76,6 +81,10 @@ class Attempts:
         self.stalled = False
         "Whether this round is ended for want of any sign of life."
         self.heard = time.monotonic()
+        self.load_error = ""
+        "Why the last attempt that a process could not import was lost."
+        self._load_errors = 0
+        "Such losses since an attempt last got a process."
         self._stalls = 0
         self._slowest = max(
             (
@@ -92,6 +101,15 @@ class Attempts:
         """Whether there is a trial that has not ended, or still to be drawn."""
         return bool(self.ledger.unended()) or len(self.ledger.trials) < self.settings.num_samples
 
+    @property
+    def cannot_load(self) -> bool:
+        """Whether the last attempts, as many as may run concurrently, could not be imported anywhere."""
+        return not self.live and self._load_errors >= max(self._slots, LOAD_ERRORS)
+
+    @property
+    def _slots(self) -> int:
+        return self.settings.max_concurrent_trials or 1
+
     def begin_round(self) -> None:
         """Take back what an earlier call of ``fit()`` has left under way; it does not count as lost."""
         self.live.clear()
@@ -103,9 +121,10 @@ class Attempts:
 
         None is for while an attempt is under way only: with none, Ray would wait for minutes and ask nobody.
         """
-        if self.stop.reason or self.stalled:
+        if self.stop.reason or self.stalled or self.cannot_load:
             return Searcher.FINISHED
-        if len(self.live) >= (self.settings.max_concurrent_trials or 1):
+        # The room of an attempt that could not be imported may be on a node that would lose the next one too.
+        if self.live and len(self.live) + self._load_errors >= self._slots:
             return None
         trial, resume_from = self._next(attempt)
         if trial is None:
@@ -134,6 +153,7 @@ class Attempts:
     def started(self, attempt: str) -> None:
         """Take note that an attempt has a process."""
         self.heard = time.monotonic()
+        self._load_errors = 0
         if attempt in self.live:
             self.live[attempt].started = True
 
@@ -175,6 +195,7 @@ class Attempts:
         """Write down that an attempt was lost; its trial is tried again, unless that was once too often.
 
         What training itself has raised out of its process would be raised again: that is the trial's end.
+        That a process could not import it is no fault of the trial, and does not count.
         """
         if attempt not in self.live:
             return
@@ -185,6 +206,14 @@ class Attempts:
         text = cause if isinstance(cause, str) else first_line(cause)
         details = error if isinstance(error, str) else "".join(traceback.format_exception(error))
         self._append(trial, ERROR_FILE, details)
+        if load_error := LOAD_ERROR.search(details):
+            self._load_errors += 1
+            if load_error[1] != self.load_error:
+                self.load_error = load_error[1]
+                self.progress.tell(f"a worker cannot import what a trial needs: {self.load_error}")
+            self.ledger.raised(trial.trial_id, self.load_error)
+            self.waiting.appendleft(trial)
+            return
         if isinstance(error, RayTaskError) and not isinstance(cause, RayError | OSError):
             self.ledger.raised(trial.trial_id, text)
             self._end(trial, failed=True)
@@ -211,7 +240,7 @@ class Attempts:
             self.stalled = True
             self._stalls += 1
             self.ledger.broke(f"nothing was heard of {len(self.live)} attempts")
-        return self.stalled or self.stop.reason is not None
+        return self.stalled or self.cannot_load or self.stop.reason is not None
 
     def close(self) -> None:
         """Close the files."""

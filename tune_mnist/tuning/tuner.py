@@ -344,7 +344,7 @@ def _run_trials(session: _Session, study: TrialStudy) -> None:
     """Let Ray Tune run the trials; again, where its loop breaks or hears of nothing any more.
 
     Raises:
-        ClusterError: if no trial reports anything, however often that is tried.
+        ClusterError: if no trial reports anything, however often that is tried, or can be imported.
     """
     ledger, stop = session.ledger, session.stop
     progress = ProgressKeeper(
@@ -359,6 +359,12 @@ def _run_trials(session: _Session, study: TrialStudy) -> None:
     rounds, known, trouble = 0, -1, ""
     try:
         while attempts.unfinished and not stop.reason:
+            if attempts.cannot_load:
+                trained = "" if ledger.order else ", and nothing was trained"
+                raise cluster.ClusterError(
+                    f"no worker can import what a trial needs{trained}: {attempts.load_error} "
+                    f"(--resume {session.folder.uri} continues)"
+                )
             if rounds:  # Ray may take this process for one that has ended, and would not say so
                 progress.tell(f"nothing moves: connecting to Ray again ({trouble})")
                 with stop.deferred():
