@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("versions", "search", "attempts", "run", "resume", "analyse", "report", "cluster")
 
 
-def make_environment(ray: str, optuna: str) -> Path:
+def make_environment(ray: str, optuna: str) -> str:
     """Make the environment of a pair, or complete it; give its Python."""
     folder = Path(sys.prefix) / "compat" / f"ray-{ray}-optuna-{optuna}"
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python = str(folder / "bin" / "python")
+    if not Path(python).exists():
         venv.create(folder, symlinks=True)
     (own,) = folder.glob("lib/python*/site-packages")
     (own / "venv.pth").write_text(sysconfig.get_path("purelib"))
