@@ -18,7 +18,7 @@ PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
 # Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help tune test stress bench gpu setup format clean
+.PHONY: help tune test compat stress bench gpu setup format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to p
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(WORKERS) $(ARGS)
+
+compat: $(VENV)/.installed ## the core of the tests on the oldest, a middle and the newest Ray and Optuna; ARGS="..." goes to pytest
+	@$(RUN) -m tests.lab.compat $(WORKERS) $(ARGS)
 
 stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, Linux); ARGS="-n 60"
 	@$(RUN) -c 'import pathlib; from tune_mnist.mnist import data; data.prepare("mnist", pathlib.Path("data"))'

@@ -21,6 +21,8 @@ import ray
 from ray._raylet import GcsClient
 from ray.tune.execution import class_cache
 
+from tests.conftest import ROOT, SCRIPTS, SMALL
+from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
 from tune_mnist.cluster import connection as cluster
@@ -302,6 +304,17 @@ def test_the_cluster_that_this_machine_belongs_to_is_used_while_it_lives() -> No
     crash("raylet")
     assert Path("/tmp/ray/ray_current_cluster").exists()
     assert another_search().startswith("EMBEDDED 127.0.0.1:")
+
+
+@pytest.mark.usefixtures("mnist_dir")
+@isolated
+def test_a_search_runs_on_the_cluster_that_it_is_given() -> None:
+    start_head(2)
+    command = [*(sys.executable, str(SCRIPTS / "tune.py"), "--address", "127.0.0.1:6379"), *SMALL]
+    command += ["--num-samples", "3", "--data-dir", str(ROOT / "data"), "--name", "joined"]
+    done = subprocess.run(command, cwd=Path.home(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check(Path.home() / "runs" / "joined", 3)
 
 
 @isolated

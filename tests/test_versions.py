@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.conftest import ROOT
-from tune_mnist.tuning.versions import TRIED, notices
+from tune_mnist.tuning.versions import PAIRS, TRIED, notices
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,13 @@ def test_versions_outside_the_tried_ones_are_named(
     assert [line[: len(start)] for line, start in zip(notices(), said, strict=True)] == said
 
 
-def test_the_dependencies_begin_with_the_oldest_tried_version_and_the_constraints_are_within() -> None:
+def test_the_dependencies_begin_with_the_oldest_pair_the_newest_is_pinned_and_the_readme_names_all() -> None:
     required = (ROOT / "pyproject.toml").read_text()
     pinned = (ROOT / "constraints.txt").read_text()
-    for package, (oldest, newest) in TRIED.items():
-        bound = re.search(rf'"{package}(?:\[tune\])?>=(\d+)\.(\d+)"', required)
-        assert bound and tuple(map(int, bound.groups())) == oldest
-        pin = re.search(rf"^{package}==(\d+)\.(\d+)", pinned, re.MULTILINE)
-        assert pin and oldest <= tuple(map(int, pin.groups())) <= newest
-        for major, minor in (oldest, newest):
-            assert f"{major}.{minor}" in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for package, versions in zip(TRIED, zip(*PAIRS, strict=True), strict=True):
+        assert re.search(rf'"{package}(?:\[tune\])?>={re.escape(versions[0].rpartition(".")[0])}"', required)
+        assert re.search(rf"^{package}=={re.escape(versions[-1])}$", pinned, re.MULTILINE)
+    assert ", ".join(f"{ray} with {optuna}" for ray, optuna in PAIRS) in " ".join(readme.split())
+    for oldest, newest in TRIED.values():
+        assert "{}.{} to {}.{}".format(*oldest, *newest) in readme

@@ -1,7 +1,7 @@
 """All that is private of Ray and used nevertheless; the rest of the package keeps to Ray's public interface.
 
 Each function says why it is needed, what a user loses without it, and where upstream the public way is asked
-for or missing. Tried with Ray 2.50.1 and 2.60.0. On a version that lacks something, that feature is
+for or missing. Tried with Ray 2.50.1, 2.55.1 and 2.60.0. On a version that lacks something, that feature is
 skipped, and `skipped` has a line about it.
 """
 
@@ -129,20 +129,18 @@ def address_of_this_machine() -> str | None:
 def use_token_of_this_machine() -> None:
     """Turn tokens on where RAY_AUTH_MODE is unset and a token is at hand, as Ray does for address auto.
 
-    Why: for HOST:PORT Ray does not. Without: RAY_AUTH_MODE=token must be set. Versions before 2.52 have no
-    tokens. https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
+    Why: for HOST:PORT Ray does not. Without: RAY_AUTH_MODE=token must be set, as a line says then. Nothing is
+    skipped up to Ray 2.55, which does not do so for auto either.
+    https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
     """
-    name, loss = "use_token_of_this_machine", "a token in the home is not used unasked"
     module = "ray._private.authentication.authentication_token_setup"
-    if not _exists(module):  # an older Ray, without tokens
+    try:
+        enable = importlib.import_module(module).maybe_enable_token_auth_if_token_available
+    except (ImportError, AttributeError):
         return
-
-    def enable() -> None:
-        setup = importlib.import_module(module)
-        with _replaced(name, loss, module, "_warn_token_auth_enabled", lambda _: lambda *_: None):
-            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-    _tried(name, loss, enable, None)
+    name, loss = "use_token_of_this_machine", "a token in the home is not used unasked"
+    with _replaced(name, loss, module, "_warn_token_auth_enabled", lambda _: lambda *_: None):
+        _tried(name, loss, lambda: enable(warn_if_disabled=False), None)
 
 
 class AutoscalerState:
@@ -197,14 +195,6 @@ class AutoscalerState:
         self.pending.update(report.get("pending_launches") or {})
         self.pending.update(node_type for _, node_type, _ in report.get("pending_nodes") or ())
         self.v1_node_types = list((report.get("node_type_mapping") or {}).values())
-
-
-def _exists(module: str) -> bool:
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return False
-    return True
 
 
 def _gcs() -> Any:

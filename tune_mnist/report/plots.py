@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
+from typing import Any
 
+import numpy as np
 import optuna.visualization as optuna_plots
+import plotly.graph_objects as go
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from plotly.colors import sample_colorscale
 
@@ -25,10 +31,11 @@ from tune_mnist.report.panels import (
     parameter_values,
     whole_step,
 )
-from tune_mnist.run.words import capital, count
+from tune_mnist.run.words import capital, count, short_value
 
 LINE_SCALE = [[0.0, "rgb(142,163,198)"], [0.6, "rgb(138,99,210)"], [1.0, "rgb(224,85,154)"]]
 """Colours of the parallel coordinates, from the worst to the best, on a bright page as on a dark one."""
+AXIS_MARK: dict[str, Any] = {"showarrow": False, "xanchor": "right", "xshift": -4, "font_size": 10}
 MOST_LINES = 100
 """Finished trials that the parallel coordinates show at most; more can't be told apart."""
 MOST_CELLS = 60
@@ -116,38 +123,45 @@ def importance(view: View) -> Plot:
 
 
 def parallel_coordinates(view: View) -> Plot:
-    """Draw each finished trial as a line through its hyper-parameters (Optuna)."""
+    """Draw each finished trial as a line through its hyper-parameters; Optuna before 5 draws other traces."""
     finished = len(view.finished)
+    trials = view.study_of_best(MOST_LINES).get_trials(deepcopy=False)
     figures = {}
-    if finished and view.space:  # which a spoilt ledger may have lost
-        study = view.study_of_best(MOST_LINES)
-        figure = optuna_plots.plot_parallel_coordinate(study, target_name=view.objective.name)
-        values = [float(trial.value or 0.0) for trial in study.get_trials(deepcopy=False)]
-        spread = max(values) - min(values) or 1.0
-        lines = [trace for trace in figure.data if trace.customdata is not None]
-        for trace, value in zip(lines, values, strict=True):
-            rows = [list(row) for row in trace.customdata]
-            rows[0][1] = view.scale.write(value)
-            trace.customdata = rows
-            # Of Optuna's blues the best one can't be seen on a dark page.
-            place = (value - min(values)) / spread
-            place = place if view.objective.mode == "max" else 1 - place
-            trace.update(line_color=sample_colorscale(LINE_SCALE, [place])[0], opacity=0.35 + 0.6 * place)
-        figure.data[-1].marker.update(
-            colorbar=color_bar(view.scale, values),
-            colorscale=LINE_SCALE,
-            reversescale=view.objective.mode == "min",
-            showscale=len(set(values)) > 1,
-        )
-        for note in figure.layout.annotations:
-            note.font.color = None
-            if note.x == 0:
-                note.text = view.scale.write(min(values) + note.y * (max(values) - min(values)))
-            if len(note.text) > 10:
-                note.text = f"{note.text[:9]}…"
-        axes = len(figure.layout.xaxis.tickvals)
-        figure.update_xaxes(range=[-0.75, axes - 0.8])
-        dress(figure, height=380, margin_b=40, margin_t=16)
+    if trials and view.space:  # which a spoilt ledger may have lost
+        values = [float(trial.value or 0.0) for trial in trials]
+        axes = {view.metric: FloatDistribution(min(values), max(values)), **view.space}
+        figure = go.Figure()
+        for trial, value in zip(trials, values, strict=True):
+            row = {view.metric: value, **trial.params}
+            height = _height(value, axes[view.metric])
+            good = height if view.objective.mode == "max" else 1 - height
+            figure.add_scatter(
+                x=list(range(len(axes))),
+                y=[_height(row[name], one) for name, one in axes.items()],
+                customdata=[[name, _text(view, name, row[name])] for name in axes],
+                hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
+                mode="lines",
+                line={"color": sample_colorscale(LINE_SCALE, [good])[0], "width": 1.2},
+                opacity=0.35 + 0.6 * good,
+            )
+        scale = {"colorscale": LINE_SCALE, "reversescale": view.objective.mode == "min"}
+        scale |= {"showscale": len(set(values)) > 1, "colorbar": color_bar(view.scale, values)}
+        ends = {"color": [min(values), max(values)], **scale}
+        figure.add_scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
+        for place, (name, one) in enumerate(axes.items()):
+            figure.add_vline(x=place, line={"color": "#888", "width": 1}, layer="below")
+            for mark in _marks(one):
+                figure.add_annotation(
+                    text=_text(view, name, mark), x=place, y=_height(mark, one), **AXIS_MARK
+                )
+        names = {
+            "tickvals": list(range(len(axes))),
+            "ticktext": list(axes),
+            "range": [-0.75, len(axes) - 0.8],
+        }
+        dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False)
+        figure.update_xaxes(**names, showgrid=False, zeroline=False)
+        figure.update_yaxes(range=[-0.08, 1.08], visible=False, fixedrange=True)
         figures[""] = figure
     shown = f"The best {MOST_LINES} of " if finished > MOST_LINES else ""
     return Plot(
@@ -157,6 +171,29 @@ def parallel_coordinates(view: View) -> Plot:
         figures=figures,
         min_width=105 * (1 + len(view.space)),
     )
+
+
+def _height(value: Any, one: BaseDistribution) -> float:
+    """Give where a value lies in its range: 0 at the low end, 1 at the high one."""
+    if isinstance(one, CategoricalDistribution):
+        return one.choices.index(value) / max(1, len(one.choices) - 1)
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    at, low, high = (math.log(number) if one.log else number for number in (value, one.low, one.high))
+    return (at - low) / (high - low or 1.0)
+
+
+def _marks(one: BaseDistribution) -> Sequence[Any]:
+    """List what marks the axis of a hyper-parameter: its choices, or five numbers over its range."""
+    if isinstance(one, CategoricalDistribution):
+        return one.choices
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    marks = (np.geomspace if one.log else np.linspace)(one.low, one.high, 5).tolist()
+    return sorted({round(mark) if isinstance(one, IntDistribution) else mark for mark in marks})
+
+
+def _text(view: View, name: str, value: Any) -> str:
+    text = view.scale.write(value) if name == view.metric else short_value(value)
+    return text if len(text) <= 10 else f"{text[:9]}…"
 
 
 def slices(view: View) -> Plot:

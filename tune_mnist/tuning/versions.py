@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 
-TRIED = {"ray": ((2, 50), (2, 60)), "optuna": ((4, 0), (5, 0))}
-"""Oldest and newest minor version of each package; what the README names too."""
+PAIRS = (("2.50.1", "4.0.0"), ("2.55.1", "4.5.0"), ("2.60.0", "5.0.0"))
+"""Ray and Optuna that `make compat` tests together: oldest, in between, and what constraints.txt pins."""
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+TRIED = {
+    package: (_minor(oldest), _minor(newest))
+    for package, oldest, newest in zip(("ray", "optuna"), PAIRS[0], PAIRS[-1], strict=True)
+}
+"""Oldest and newest minor version of each package."""
 
 
 def notices() -> list[str]:
@@ -13,8 +25,7 @@ def notices() -> list[str]:
     lines = []
     for package, (oldest, newest) in TRIED.items():
         version = importlib.metadata.version(package)
-        major, minor = (int(part) for part in version.split(".")[:2])
-        if not oldest <= (major, minor) <= newest:
+        if not oldest <= _minor(version) <= newest:
             tried = " to ".join(".".join(map(str, bound)) for bound in (oldest, newest))
             lines.append(f"{package} {version} was not tried with this search; {tried} were")
     return lines

@@ -1,0 +1,91 @@
+"""Runs the core of the tests on each pair of Ray and Optuna that is supported, and says how each one did.
+
+make compat ARGS="-k resume"        (ARGS goes to pytest)
+
+Each pair has an environment of its own in .venv/compat: its Ray and its Optuna come first, then the packages
+of .venv, so that torch is installed once.
+"""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+from tune_mnist.tuning.versions import PAIRS
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = {
+    "versions": (),
+    "search": (),
+    "attempts": (),
+    "run": (
+        "the_console_is_quiet",
+        "the_study_agrees_with_rays_own_files",
+        "the_tables_agree_with_the_study",
+        "a_run_can_be_loaded_again",
+        "a_diverged_trial_fails_at_once_and_the_search_goes_on",
+        "sigterm_ends_the_search_in_order",
+    ),
+    "resume": (
+        "a_killed_search_goes_on_in_another_place_and_then_gets_more_trials",
+        "a_lost_process_costs_at_most_what_was_not_saved",
+    ),
+    "analyse": (),
+    "report": (),
+    "cluster": (
+        "a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody[False]",
+        "the_cluster_that_this_machine_belongs_to_is_used_while_it_lives",
+        "a_search_runs_on_the_cluster_that_it_is_given",
+    ),
+}
+"""The core: by file, names of tests; none means all."""
+
+
+def make_environment(ray: str, optuna: str) -> str:
+    """Make the environment of a pair, or complete it; give its Python."""
+    folder = Path(sys.prefix) / "compat" / f"ray-{ray}-optuna-{optuna}"
+    python = str(folder / "bin" / "python")
+    if not Path(python).exists():
+        venv.create(folder, symlinks=True)
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "venv.pth").write_text(sysconfig.get_path("purelib"))
+    # The pip is that of .venv, whose packages it sees as another environment's, and leaves alone.
+    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-compile"]
+    subprocess.run([*pip, f"ray[default,tune]=={ray}", f"optuna=={optuna}"], check=True)
+    return python
+
+
+def run_tests(ray: str, optuna: str, flags: list[str]) -> tuple[str, int]:
+    """Run the tests on a pair; give the last line of pytest's and the exit code."""
+    python, last = make_environment(ray, optuna), ""
+    imported = "import ray, optuna; print(ray.__version__, optuna.__version__)"
+    found = subprocess.run([python, "-c", imported], capture_output=True, text=True, check=True).stdout
+    assert found.split() == [ray, optuna], f"{found.strip()} are imported"
+    tests = [
+        f"tests/test_{file}.py{name and f'::test_{name}'}" for file in TESTS for name in TESTS[file] or ("",)
+    ]
+    command = [python, "-m", "pytest", *flags, *tests]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for last in process.stdout or ():
+            print(last, end="", flush=True)
+    return last.strip("= \n"), process.returncode
+
+
+def main() -> int:
+    """Test every pair, also after one that failed."""
+    rows, failed = [], False
+    for ray, optuna in PAIRS:
+        print(f"Ray {ray}, Optuna {optuna}", flush=True)
+        try:
+            said, code = run_tests(ray, optuna, sys.argv[1:])
+        except (subprocess.CalledProcessError, AssertionError) as error:
+            said, code = str(error), 1
+        failed |= code != 0
+        rows.append(f"Ray {ray:8} Optuna {optuna:7} {'FAILED' if code else 'passed'}  {said}")
+    print("", *rows, sep="\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
