@@ -8,22 +8,15 @@ retries lose trials whose process dies while it is being reused, or end them wit
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import traceback
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
-from ray.tune import Callback, Stopper
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_mnist.run.checkpoints import CheckpointKeeper, take_in_trial
@@ -32,17 +25,14 @@ from tune_mnist.run.ledger import CHECKPOINT_NAME, EPOCH, TrialRecord, ray_confi
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
 from tune_mnist.tuning.asha import ASHA
-from tune_mnist.tuning.curves_log import CurvesLog
 from tune_mnist.tuning.progress import ProgressKeeper
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK
+from tune_mnist.tuning.trial_files import TrialFiles
 
-REPORTS_FILE, ERROR_FILE = "result.json", "error.txt"
-"""Names of files in a trial's folder: its reports, a line each, and what training or an attempt raised."""
 SLOWEST = 10.0
 """How many times as long as the slowest epoch so far nothing may be heard of a trial that trains."""
-SILENT_LOSS = "Ray has ended it without a word"
 LOAD_ERROR = re.compile(r"failed to import on the worker.*?\nTraceback.*?\n(\w[^\n]*)", re.DOTALL)
 """Where Ray's text about a lost attempt has what its process raised when it imported the trial."""
 LOAD_ERRORS = 3
@@ -73,7 +63,7 @@ class Attempts:
         self.asha, self.progress, self.stop = asha, progress, stop
         self.keeper = CheckpointKeeper(folder, self.ledger, settings.keep_checkpoints)
         self.metric = self.ledger.objective.metric
-        self.curves = CurvesLog(folder, self.metric)
+        self.files = TrialFiles(folder, self.metric)
         self.live: dict[str, _Attempt] = {}
         "By the id of their Ray trials."
         self.waiting: deque[TrialRecord] = deque()
@@ -144,7 +134,7 @@ class Attempts:
                 self.asha.stops(trial.trial_id, epoch[EPOCH], epoch[self.metric])
                 self.progress.reported(trial)
             if not self._end_if_over(trial):
-                self._write_reports(trial)
+                self.files.begin(trial)
                 return trial, resume_from
         if len(self.ledger.trials) < self.settings.num_samples:
             return self.study.draw(attempt), None
@@ -172,7 +162,7 @@ class Attempts:
         trial = self.live[attempt].trial
         if FAILURE in result:
             self.ledger.raised(trial.trial_id, result[FAILURE])
-            self._append(trial, ERROR_FILE, result.get(TRACEBACK) or result[FAILURE])
+            self.files.raised(trial, result.get(TRACEBACK) or result[FAILURE])
             return
         report = {key: value for key, value in result.items() if key not in (SAVED, "training_iteration")}
         report |= {CHECKPOINT_NAME: result.get(SAVED), "training_iteration": result[EPOCH]}
@@ -180,8 +170,7 @@ class Attempts:
         self.study.report(trial.trial_id, report)
         self._slowest = max(self._slowest, float(result.get("epoch_seconds", 0.0)))
         if len(trial.epochs) > known:
-            self._append(trial, REPORTS_FILE, _line(trial, trial.epochs[-1]))
-            self.curves.add(trial, trial.epochs[-1])
+            self.files.reported(trial)
         if report[CHECKPOINT_NAME]:
             self.keeper.saved(trial)
         self.progress.reported(trial)
@@ -205,7 +194,7 @@ class Attempts:
         cause = getattr(error, "cause", None) or error
         text = cause if isinstance(cause, str) else first_line(cause)
         details = error if isinstance(error, str) else "".join(traceback.format_exception(error))
-        self._append(trial, ERROR_FILE, details)
+        self.files.raised(trial, details)
         if load_error := LOAD_ERROR.search(details):
             self._load_errors += 1
             if load_error[1] != self.load_error:
@@ -245,7 +234,7 @@ class Attempts:
     def close(self) -> None:
         """Close the files."""
         self.keeper.close()
-        self.curves.close()
+        self.files.close()
 
     def _is_silent(self) -> bool:
         """Tell whether nothing was heard of any attempt for longer than their epochs or a start explain.
@@ -291,130 +280,5 @@ class Attempts:
     def _end(self, trial: TrialRecord, *, failed: bool) -> None:
         self.study.end(trial.trial_id, failed=failed)
         self.keeper.ended(trial)
-        self.curves.end(trial)
+        self.files.ended(trial)
         self.progress.ended(trial)
-
-    def _write_reports(self, trial: TrialRecord) -> None:
-        """Begin a trial's file with what the ledger knows: after a resume or a loss that is not nothing."""
-        if trial.epochs:
-            path = self._file(trial, REPORTS_FILE)
-            path.write_text("".join(f"{_line(trial, epoch)}\n" for epoch in trial.epochs))
-
-    def _append(self, trial: TrialRecord, name: str, text: str) -> None:
-        with self._file(trial, name).open("a") as file:
-            file.write(f"{text.rstrip()}\n")
-
-    def _file(self, trial: TrialRecord, name: str) -> Path:
-        path = self.folder.local / trial.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-
-def _line(trial: TrialRecord, epoch: dict[str, Any]) -> str:
-    return json.dumps({**epoch, "trial_id": trial.trial_id, "config": ray_config(trial)})
-
-
-class _Stateless:
-    """What Ray pickles into its folder, of which nobody reads anything: the ledger has it all."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class AttemptSearcher(_Stateless, Searcher):
-    """Asks for the next attempt, and says which have ended."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        super().__init__(metric=attempts.metric, mode=attempts.ledger.objective.mode)
-        self._attempts = attempts
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Give the config of the next attempt."""
-        return self._attempts.suggest(trial_id)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Take note of an end; of a loss, `AttemptCallback` hears next, and with the error."""
-        if not error:
-            self._attempts.completed(trial_id, result)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing."""
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
-
-
-class AttemptScheduler(_Stateless, FIFOScheduler):
-    """Starts attempts in their order and stops them as ASHA says."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._attempts = attempts
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge a report."""
-        stops = self._attempts.stops(trial.trial_id, result)
-        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
-
-
-class AttemptStopper(_Stateless, Stopper):
-    """Ends attempts whose training has failed, and all of them where the search is to end."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        self._attempts = attempts
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Tell whether an attempt has reported its failure."""
-        return FAILURE in result
-
-    def stop_all(self) -> bool:
-        """Tell whether to end all; Ray asks after each step of its loop."""
-        return self._attempts.must_end()
-
-
-class AttemptCallback(_Stateless, Callback):
-    """Hands on what Ray's loop sees, and finds the attempts that it has ended without a word."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        self._attempts, self._seen = attempts, 0
-        self._open: dict[str, Trial] = {}
-        "Ray's trials that have not ended; it only adds to their list."
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Take note of a process."""
-        self._attempts.started(trial.trial_id)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Write a report down."""
-        self._attempts.reported(trial.trial_id, result)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write a loss down."""
-        self._attempts.lost(trial.trial_id, _error_of(trial))
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look for attempts that have ended, though nobody was told, and at the clock."""
-        for trial in trials[self._seen :]:
-            self._open[trial.trial_id] = trial
-        self._seen = len(trials)
-        ended = [trial for trial in self._open.values() if trial.status in (Trial.ERROR, Trial.TERMINATED)]
-        for trial in ended:
-            del self._open[trial.trial_id]
-            self._attempts.lost(trial.trial_id, SILENT_LOSS)  # nothing, where it was told
-        self._attempts.step()
-
-
-def _error_of(trial: Trial) -> BaseException | str:
-    """Give what Ray says of the loss of an attempt; it keeps it in files."""
-    with suppress(Exception):
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        if isinstance(error, BaseException):
-            return error
-    with suppress(Exception):
-        return str(Path(trial.error_file).read_text().splitlines()[1])
-    return "it was lost"
