@@ -20,16 +20,15 @@ from ray.tune.execution import class_cache
 
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
+from tune_mnist.cluster import autoscaler, shared
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.cluster.connection import (
     TRIAL_ENVIRONMENT,
     ClusterError,
-    autoscaler,
     connected,
     count_slots,
     fit_resources,
     pending_nodes,
-    shared,
 )
 
 
