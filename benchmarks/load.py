@@ -31,7 +31,8 @@ from ray.tune.execution import tune_controller
 
 from benchmarks.pretence import PretendedActors, made_up, sleeper
 from tune_mnist.cluster import connection as cluster
-from tune_mnist.mnist.spaces import load_space
+from tune_mnist.mnist.facts import FACTS
+from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.ledger import LEDGER, Ledger
@@ -40,6 +41,7 @@ from tune_mnist.tuning import tuner
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.points import first_points
 from tune_mnist.tuning.study import TrialStudy
+from tune_mnist.tuning.tasks import load_space
 
 MAX_EPOCHS = 9
 SPACE = "wide"
@@ -68,21 +70,19 @@ class Load:
             gpus_per_trial=0,
             name=self.folder.name,
             storage_path=str(self.folder.parent),
-            data_dir=self.data_dir,
-            train_size=512,
-            val_size=500,
+            options={"data_dir": self.data_dir, "train_size": 512, "val_size": 500},
         )
 
 
 def parts(load: Load) -> dict[str, float]:
     """Drive searcher, scheduler, ledger and journal as Ray's loop would, with nothing in between."""
-    settings, folder = load.settings, RunFolder(load.folder)
-    space = load_space(settings.space, settings.max_epochs)
+    folder = RunFolder(load.folder)
+    settings, space = load_space(load.settings, TASK)
     load.folder.mkdir(parents=True)
     ledger = Ledger.open(load.folder / LEDGER)
-    ledger.begin({name: distribution_to_json(one) for name, one in space.items()})
-    ledger.plan(first_points(settings, space))
-    study = TrialStudy(settings, space, ledger, folder)
+    ledger.begin({name: distribution_to_json(one) for name, one in space.items()}, FACTS)
+    ledger.plan(first_points(settings, TASK, space))
+    study = TrialStudy(settings, TASK, space, ledger, folder)
     asha = ASHA(settings, ledger)
     running: deque[tuple[str, int]] = deque()
     digesting = 0.0

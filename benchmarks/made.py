@@ -18,6 +18,7 @@ from benchmarks.load import MAX_EPOCHS, SPACE, Load, peak_megabytes, started_ray
 from benchmarks.pretence import made_up
 from tests.made_runs import make_run
 from tune_mnist import results
+from tune_mnist.mnist.task import TASK
 from tune_mnist.report.insights import View
 from tune_mnist.report.page import make_report
 from tune_mnist.run.folder import RunFolder
@@ -43,7 +44,7 @@ def known(load: Load) -> dict[str, float]:
         asha = ASHA(load.settings, ledger)
     space = {name: json_to_distribution(one) for name, one in ledger.distributions.items()}
     with _timed(clocks, "study made, s"):
-        study = TrialStudy(load.settings, space, ledger, folder)
+        study = TrialStudy(load.settings, TASK, space, ledger, folder)
     names = [f"new{number}" for number in range(min(10, load.concurrent))]
     taken, spent = [], time.process_time()
     for name in names:

@@ -18,16 +18,17 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_mnist.mnist.hyperparameters import METRIC, MODE, TIME_ATTR
-from tune_mnist.mnist.spaces import load_space
+from tune_mnist.mnist.facts import FACTS, OBJECTIVE
+from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.ledger import EPOCH, LEDGER, Ledger
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning import study
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.points import first_points
 from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.study import TrialStudy
+from tune_mnist.tuning.tasks import load_space
 
 Ask = Callable[[str], Mapping[str, Any]]
 """Gives the parameters drawn for a new trial, by its id."""
@@ -119,7 +120,7 @@ def _steps(
         if best is None or accuracy > best[0]:
             best = accuracy, trial
         # Ray's searcher counts Ray's iterations, which are the epochs where nothing is lost.
-        result = {TIME_ATTR: trial.epoch, METRIC: accuracy, "training_iteration": trial.epoch}
+        result = {EPOCH: trial.epoch, OBJECTIVE.metric: accuracy, "training_iteration": trial.epoch}
         stop = scheduler.on_trial_result(nobody, cast(Any, trial), result) == TrialScheduler.STOP
         if stop:
             searcher.on_trial_complete(trial.trial_id, result)
@@ -162,9 +163,9 @@ class _Trial:
 
 def _ours(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Searcher, TrialScheduler]:
     ledger = Ledger.open(folder / LEDGER)
-    ledger.begin({})
-    space = load_space(settings.space, settings.max_epochs)
-    trials = TrialStudy(settings, space, ledger, RunFolder(folder))
+    ledger.begin({}, FACTS)
+    settings, space = load_space(settings, TASK)
+    trials = TrialStudy(settings, TASK, space, ledger, RunFolder(folder))
     return lambda trial_id: trials.draw(trial_id).params, _Teller(trials), _Judge(ASHA(settings, Ledger()))
 
 
@@ -196,24 +197,24 @@ class _Judge(FIFOScheduler):
         pass
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        stops = self.asha.stops(trial.trial_id, result[TIME_ATTR], result[METRIC])
+        stops = self.asha.stops(trial.trial_id, result[EPOCH], result[OBJECTIVE.metric])
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
 
 def _plain(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Searcher, TrialScheduler]:
     """Make what a user of Ray alone would make, with the same first points."""
-    space = load_space(settings.space, settings.max_epochs)
+    settings, space = load_space(settings, TASK)
     searcher = OptunaSearch(
         space,
-        metric=METRIC,
-        mode=MODE,
+        metric=OBJECTIVE.metric,
+        mode=OBJECTIVE.mode,
         sampler=variant.make_sampler(settings.sampler, settings.seed, 0, space),
-        points_to_evaluate=[dict(point.params) for point in first_points(settings, space)],
+        points_to_evaluate=[dict(point.params) for point in first_points(settings, TASK, space)],
     )
     scheduler = ASHAScheduler(
-        time_attr=TIME_ATTR,
-        metric=METRIC,
-        mode=MODE,
+        time_attr=OBJECTIVE.time_attr,
+        metric=OBJECTIVE.metric,
+        mode=OBJECTIVE.mode,
         max_t=settings.max_epochs,
         grace_period=settings.grace_period,
         reduction_factor=settings.reduction_factor,

@@ -12,15 +12,14 @@ from ray.cloudpickle import dumps
 
 from tests.lab import fake_autoscaler, isolated
 from tests.lab.fake_autoscaler import node_type
+from tune_mnist.cluster import autoscaler, shared
 from tune_mnist.cluster.autoscaler import Autoscaler, NodeType
 from tune_mnist.cluster.connection import (
     ClusterError,
     Resources,
-    autoscaler,
     connected,
     fit_resources,
     pending_nodes,
-    shared,
 )
 
 NODE_TYPES = {"cpu": node_type(1, CPU=2), "gpu": node_type(2, CPU=2, GPU=1)}

@@ -25,16 +25,15 @@ from tests.conftest import ROOT, SCRIPTS, SMALL
 from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
+from tune_mnist.cluster import autoscaler, shared
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.cluster.connection import (
     TRIAL_ENVIRONMENT,
     ClusterError,
-    autoscaler,
     connected,
     count_slots,
     fit_resources,
     pending_nodes,
-    shared,
 )
 
 

@@ -24,10 +24,10 @@ from benchmarks import process, search, throughput
 from benchmarks.contestants import common
 from benchmarks.loop import side_by_side
 from tests.conftest import ROOT
+from tests.made_runs import space_of
 from tune_mnist.mnist.data import load_train_val
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.model import Network
-from tune_mnist.mnist.spaces import load_space
 from tune_mnist.mnist.training import evaluate
 
 WORK = search.Work(
@@ -82,7 +82,7 @@ def test_optunas_processes_share_the_budget_and_prune(mnist_dir: Path, tmp_path:
 def test_the_contestants_space_is_ours(max_epochs: int) -> None:
     trial = optuna.create_study().ask()
     common.suggest(trial, max_epochs)
-    assert trial.distributions == load_space("blog", max_epochs)
+    assert trial.distributions == space_of("blog", max_epochs)
 
 
 def test_the_contestants_split_is_ours(mnist_dir: Path) -> None:

@@ -32,9 +32,11 @@ from tune_mnist.finalize.protocol import Candidate, FinalsSettings, Job, Verdict
 from tune_mnist.finalize.scores import Scores, difference, scores_of
 from tune_mnist.mnist.data import load_test, load_train_val
 from tune_mnist.mnist.export import export_model, quiet_load
+from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.model import Network
 from tune_mnist.mnist.retraining import Step, join, retrain
+from tune_mnist.mnist.task import TASK, Options, splits
 from tune_mnist.mnist.training import Training, evaluate, fit
 from tune_mnist.results.grid import load_grid
 from tune_mnist.results.winner import Winner, read_winner, score_winner
@@ -42,6 +44,7 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import TrialRecord
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.preflight import read_settings
+from tune_mnist.tuning.tasks import make_options
 from tune_mnist.tuning.tuner import InputError
 
 FLAGS = ["--top-k", "2", "--seeds", "2"]
@@ -66,7 +69,7 @@ def finalized(runner: Runner) -> Finalized:
     all_finish = ["--num-samples", "3", "--grace-period", "3"]
     code, out, err = runner.run("--name", "final", *SMALL, *all_finish)
     assert code == 0, out + err
-    searched = read_winner(RunFolder(run_dir))
+    searched = read_winner(RunFolder(run_dir), FACTS)
     process = start(runner, "runs/final", *FLAGS)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -132,13 +135,11 @@ def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finali
 
 
 def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was_killed(
-    finalized: Finalized, mnist_dir: Path
+    finalized: Finalized,
 ) -> None:
     assert finalized.killed
     settings = read_settings(RunFolder(finalized.run_dir))
-    train, validation = load_train_val(
-        "mnist", mnist_dir, train_size=settings.train_size, val_size=settings.val_size, seed=settings.seed
-    )
+    train, validation = splits(make_options(TASK, settings.options), settings.seed)
     results = finals_of(finalized.run_dir)
     for job in [job for job in results if job.part == protocol.TRAINING][-2:]:  # one of them was killed
         training = Training(job.hyperparameters, seed=job.seed)
@@ -234,17 +235,17 @@ def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
     run_dir = tmp_path / "more"
     shutil.copytree(finalized.run_dir, run_dir)
     folder, best = RunFolder(run_dir), run_dir / "best"
-    winner = read_winner(folder)
+    winner = read_winner(folder, FACTS)
     assert winner == finalized.searched
-    settings, grid = read_settings(folder), load_grid(folder)
-    assert score_winner(settings, grid, folder) == winner
+    options, grid = make_options(TASK, read_settings(folder).options), load_grid(folder)
+    assert score_winner(TASK, options, grid, folder) == winner
     assert (best / "card.md").exists() and (best / "model.pt2").exists()
     metrics = json.loads((best / "metrics.json").read_text())
     (best / "metrics.json").write_text(json.dumps({**metrics, "trial_id": "another"}))
-    assert score_winner(settings, grid, folder) == winner
+    assert score_winner(TASK, options, grid, folder) == winner
     assert not (best / "card.md").exists() and not (best / "model.pt2").exists()
     drawn = json.loads((best / "hyperparameters.json").read_text())
-    assert winner and Hyperparameters(**drawn) == winner.hyperparameters
+    assert winner and drawn == winner.config
 
 
 @pytest.mark.parametrize(
@@ -448,6 +449,7 @@ def verdict(tmp_path: Path) -> Verdict:
     one, two = candidate(12), candidate(3)
     return Verdict(
         settings=Settings(),
+        options=Options(),
         protocol=FinalsSettings(top_k=2, seeds=3),
         validation={one: Scores(values=(0.98, 0.99), failed=1), two: Scores(values=(0.981, 0.982, 0.98))},
         winner=two,
@@ -487,9 +489,9 @@ def test_a_terminal_shows_a_bar_with_the_time_left() -> None:
     terminal = Console(file=file, force_terminal=True, width=60, highlight=False)
     jobs = {job_of(seed): "trial 3" for seed in range(3)}
     with finals_console.FinalsConsole(terminal) as console:
-        console.began("choosing", jobs, list(jobs)[1:])
-        console.stepped(job_of(1), Step(epoch=1))
-        console.stepped(job_of(1), Step(epoch=5, ended=True, accuracy=0.9))
+        console.on_phase("choosing", jobs, list(jobs)[1:])
+        console.on_step(job_of(1), Step(epoch=1))
+        console.on_step(job_of(1), Step(epoch=5, ended=True, accuracy=0.9))
         assert console.bar.tasks[0].total == 10 and console.bar.tasks[0].completed == 1
         console.bar.refresh()
     assert "choosing: 1 of 3 trainings were there already" in file.getvalue()

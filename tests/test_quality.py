@@ -21,7 +21,7 @@ from benchmarks.quality import OURS, RANDOM, RANDOM_ASHA, TPE_RAY, beside_ours, 
 from benchmarks.record import EPOCHS, VAL_SIZE
 from benchmarks.simulate import Step, Variant
 from benchmarks.surrogate import Surrogate
-from tune_mnist.mnist.spaces import WIDE, blog_point
+from tune_mnist.mnist.spaces import WIDE, baseline
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA
@@ -78,8 +78,7 @@ def test_random_search_without_stopping_is_a_plain_loop() -> None:
     best, expected = -math.inf, []
     for number in range(trials):
         study = optuna.create_study(sampler=RandomSampler(seed=stream(seed, number)))
-        params = blog_point(WIDE, EPOCHS) if number == 0 else study.ask(dict(WIDE)).params
-        assert params
+        params = baseline(WIDE, EPOCHS) if number == 0 else study.ask(dict(WIDE)).params
         best = max(best, curves.train(params)[1])
         expected.append(best)
     steps = simulate(RANDOM, workers=1, budget=trials * EPOCHS, seed=seed)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SCRIPTS
+from tune_mnist.cli.flags import parse_settings
 from tune_mnist.finalize.protocol import FinalsSettings
 from tune_mnist.mnist.spaces import BLOG
-from tune_mnist.run.settings import Settings, parse_settings
+from tune_mnist.mnist.task import Options
+from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.points import read_points
 
 README = (ROOT / "README.md").read_text()
@@ -43,7 +45,9 @@ def test_the_search_commands_parse() -> None:
 def test_the_final_commands_have_flags_that_there_are() -> None:
     commands = [line for line in COMMANDS if line.startswith("python scripts/finalize.py")]
     assert commands
-    known = {field.name for field in dataclasses.fields(FinalsSettings)} | set(vars(Settings()))
+    known = {field.name for field in dataclasses.fields(FinalsSettings)} | set(
+        vars(Settings()) | vars(Options())
+    )
     for command in commands:
         flags = re.findall(r"--([a-z-]+)", command)
         assert {flag.replace("-", "_") for flag in flags} <= known
@@ -72,7 +76,7 @@ def test_the_named_scripts_exist() -> None:
 
 
 def test_the_flags_and_their_defaults_are_the_settings() -> None:
-    defaults = vars(Settings())
+    defaults = vars(Settings()) | vars(Options())
     rows = re.findall(r"^\| (`--[^|]+) \| ([^|]+) \|", README, re.MULTILINE)
     assert len(rows) >= 8
     for flags, default in rows:

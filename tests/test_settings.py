@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_settings_come_back_from_json() -> None:
     older = {name: value for name, value in values.items() if name not in LEGACY_DEFAULTS}
     older |= {"target_accuracy": older.pop("target"), **options}  # what is MNIST's lay among the others
     assert Settings.from_json(json.dumps(older)) == settings
-    spoilt = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{}, []]
+    spoilt: list[Any] = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{}, []]
     for text in ("{", "", *map(json.dumps, spoilt), json.dumps({"data_dir": "d", "seed": 1})):
         with pytest.raises(ValueError):
             Settings.from_json(text)
