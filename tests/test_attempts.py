@@ -19,15 +19,10 @@ from tune_mnist.run.folder import CHECKPOINT, RunFolder
 from tune_mnist.run.ledger import OPTUNA_NUMBER
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA
-from tune_mnist.tuning.attempts import (
-    AttemptCallback,
-    Attempts,
-    AttemptScheduler,
-    AttemptSearcher,
-    AttemptStopper,
-)
+from tune_mnist.tuning.attempts import Attempts
 from tune_mnist.tuning.device import DeviceMemoryError
 from tune_mnist.tuning.progress import Progress, ProgressKeeper
+from tune_mnist.tuning.ray_parts import AttemptCallback, AttemptScheduler, AttemptSearcher, AttemptStopper
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK
 
