@@ -45,7 +45,8 @@ def network(config: dict) -> nn.Module:
     norm = nn.BatchNorm2d if config["batch_norm"] else nn.Identity
     return nn.Sequential(
         nn.Conv2d(1, channels, kernel, padding="same"), norm(channels), nn.ReLU(), nn.MaxPool2d(4),
-        nn.Conv2d(channels, 2 * channels, kernel, padding="same"), norm(2 * channels), nn.ReLU(), nn.MaxPool2d(7),
+        nn.Conv2d(channels, 2 * channels, kernel, padding="same"), norm(2 * channels), nn.ReLU(),
+        nn.MaxPool2d(7),
         nn.Flatten(), nn.Linear(2 * channels, 10),
     )  # fmt: skip
 
@@ -64,7 +65,8 @@ def accuracy(model: nn.Module, split: mnist.Split) -> float:
 def train(config: dict, data: dict, trial: Trial) -> Iterator[tuple[dict[str, float], Save]]:
     """Train one configuration, giving the accuracy on the validation images after each epoch."""
     torch.manual_seed(trial.seed)
-    split, validation = (mnist.Split.from_arrays(**data[name]).to(torch.device(trial.device)) for name in data)
+    device = torch.device(trial.device)
+    split, validation = (mnist.Split.from_arrays(**data[name]).to(device) for name in data)
     model = network(config).to(trial.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
     if trial.checkpoint:
