@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray._raylet import GcsClient
 from ray.tune.execution import class_cache
 
 from tests.conftest import ROOT, SCRIPTS, SMALL
@@ -189,9 +188,9 @@ def another_search(address: str | None = None, **environment: str) -> str:
     return (done.stdout or done.stderr).splitlines()[-1]
 
 
-def add_node(before: str = ":") -> None:
+def add_node(before: str = ":", cpus: int = 1) -> None:
     """Start one more node in this pid namespace, in a mount namespace where a command was run before."""
-    start = f"{sys.executable} -m ray.scripts.scripts start --address=127.0.0.1:6379 --num-cpus=1"
+    start = f"{sys.executable} -m ray.scripts.scripts start --address=127.0.0.1:6379 --num-cpus={cpus}"
     command = f"{before} && {start} --object-store-memory={150 * 2**20}"
     subprocess.run(["unshare", "--mount", "bash", "-c", command], check=True, capture_output=True)
 
@@ -337,7 +336,8 @@ def test_a_cluster_with_a_token() -> None:
 def test_a_cluster_of_another_version_is_refused() -> None:
     start_head(1)
     head, python = "127.0.0.1:6379", platform.python_version()
-    client: Any = GcsClient(address=head)  # type: ignore[no-untyped-call]
+    raylet: Any = ray._raylet
+    client = raylet.GcsClient(address=head)
     for there, here, addresses in (
         (("2.50.1", python), ray.__version__, (None, "auto", head)),
         ((ray.__version__, "3.9.1"), f"{ray.__version__} on Python {python}", (None,)),

@@ -13,6 +13,7 @@ from tests.conftest import ROOT, SCRIPTS, SMALL, Runner
 from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
+from tests.test_cluster import add_node
 from tests.test_resume import SAVE_ALL, trial_processes, wait_for_epochs
 
 
@@ -36,11 +37,11 @@ def test_workers_that_hang_are_replaced(runner: Runner) -> None:
     check(run_dir, 4)
 
 
-def tune(*flags: str) -> tuple[int, str, str]:
-    """Run the script in the home."""
+def tune(*flags: str) -> "subprocess.Popen[str]":
+    """Start the script in the home."""
     command = [sys.executable, str(SCRIPTS / "tune.py"), "--data-dir", str(ROOT / "data"), *flags]
-    done = subprocess.run(command, cwd=Path.home(), capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=Path.home(), stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.usefixtures("mnist_dir")
@@ -50,14 +51,37 @@ def test_workers_that_cannot_import_a_trial_end_the_search_and_it_is_resumed_whe
     broken.parent.mkdir()
     broken.write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     start_head(2, environment={"PYTHONPATH": str(broken.parent)})
-    code, out, err = tune("--num-samples", "3", "--name", "broken", *SMALL, "--max-epochs", "1")
+    search = tune("--num-samples", "3", "--name", "broken", *SMALL, "--max-epochs", "1")
+    out, err = search.communicate(timeout=100)
     cause = "ModuleNotFoundError: No module named 'torch'"
     assert f"a worker cannot import what a trial needs: {cause}" in out
-    assert code == 1 and err.splitlines()[-1] == (
+    assert search.returncode == 1 and err.splitlines()[-1] == (
         f"tune.py: error: no worker can import what a trial needs, and nothing was trained: {cause} "
         f"(--resume {run_dir} continues)"
     )
     broken.unlink()
-    code, out, err = tune("--resume", str(run_dir))
-    assert code == 0, out + err
+    resumed = tune("--resume", str(run_dir))
+    out, err = resumed.communicate(timeout=100)
+    assert resumed.returncode == 0, out + err
     assert check(run_dir, 3)["sessions"] == 2 and "0 FAIL" in out
+
+
+@pytest.mark.usefixtures("mnist_dir")
+@isolated
+def test_a_driver_whose_raylet_dies_ends_with_it_and_the_search_is_resumed_through_another_one() -> None:
+    # Ray ends a process that uses the object store of a dead raylet, as the driver does for the data it gave.
+    start_head(1, environment={"RAY_health_check_period_ms": "500"})
+    raylet = int(subprocess.check_output(["pgrep", "-x", "raylet"]))
+    # One core more than a trial needs: Ray has finished the job by then, but still creates a placement group
+    # for its next attempt, and never removes it.
+    add_node(cpus=2)
+    run_dir = Path.home() / "runs" / "alone"
+    process = tune("--num-samples", "4", "--name", "alone", "--max-concurrent-trials", "1", *SAVE_ALL)
+    wait_for_epochs(1, run_dir / "ledger.jsonl", process)
+    os.kill(raylet, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode, out + err
+    resumed = tune("--resume", str(run_dir))
+    out, err = resumed.communicate(timeout=100)
+    assert resumed.returncode == 0, out + err
+    assert check(run_dir, 4)["sessions"] == 2 and "0 FAIL" in out
