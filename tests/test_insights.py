@@ -132,6 +132,17 @@ def test_a_run_in_a_few_lines(tmp_path: Path) -> None:
     assert lines["Best, validation"][0].startswith(f"{best:.2%} ± ")
 
 
+def test_a_run_of_an_older_version_is_told_by_its_settings(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 2)
+    rewrite(run, lambda event: event.pop("task", None))
+    values = json.loads((run / "settings.json").read_text())
+    del values["options"]
+    (run / "settings.json").write_text(json.dumps({**values, "val_size": 500, "train_size": 512}))
+    lines = {fact.label: fact.note for fact in facts(view_of(run))}
+    assert "; mnist, 512 training images; " in lines["Search"]
+    assert lines["Best, validation"].endswith("; n = 500, ± standard error")
+
+
 def test_the_baseline_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 20)
     view = view_of(run)

@@ -321,6 +321,7 @@ def corrupt_data(tmp_path: Path, mnist_dir: Path) -> Path:
             r"storage_path is \S+a-file, but must be a folder that can be written \(\S.*\)",
         ),
         (["--space", "wild"], r"space is wild, but must be blog, wide, FILE.py:NAME or package.module:NAME"),
+        (["--target-accuracy", "99"], r"target is 99, but must be above 0 and at most 1"),
         (["--val-size", "70000"], r"val_size is 70000, but must be 1 to 59999"),
         (["--train-size", "59000"], r"train_size is 59000, but must be 1 to 55000"),
         (

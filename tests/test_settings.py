@@ -12,6 +12,7 @@ from tune_mnist.mnist.data import DATASETS
 from tune_mnist.mnist.precision import PRECISIONS
 from tune_mnist.mnist.task import TASK, Options
 from tune_mnist.run.settings import LEGACY_DEFAULTS, RESUMABLE, ResumeRequest, Settings
+from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.tasks import resumable_options
 
 OPTIONS = resumable_options(TASK)
@@ -36,7 +37,7 @@ BAD_FLAGS = [
     ("--val-size -5", "val_size is -5, but must be at least 1"),
     ("--seed -1", "seed is -1, but must be 0 to 2147483647"),
     ("--dataset cifar", "dataset is cifar, but must be one of mnist, fashion-mnist, kmnist"),
-    ("--sampler cma", "sampler is cma, but must be one of tpe, random, qmc"),
+    ("--sampler cma", "sampler is cma, but must be tpe, random, qmc, FILE.py:NAME or package.module:NAME"),
     ("--precision fp16", "precision is fp16, but must be one of auto, fp32, bf16"),
     ("--time-budget soon", "'soon' is not a number of seconds, nor one like 90s, 10m or 2h"),
     ("--time-budget 0", "time_budget is 0.0, but must be above 0 seconds"),
@@ -109,6 +110,11 @@ def test_the_names_are_those_that_the_code_knows() -> None:
     for field, known in (("dataset", DATASETS), ("precision", PRECISIONS)):
         with pytest.raises(ValueError, match=f"must be one of {', '.join(known)}$"):
             Options(**{field: "other"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sampler is other") as here:
+        Settings(sampler="other")
+    with pytest.raises(ValueError) as there:
+        make_sampler("other", seed=0, number=0, space={})
+    assert str(here.value) == str(there.value)
 
 
 def test_settings_come_back_from_json() -> None:
