@@ -20,7 +20,8 @@ from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import describe, duration, first_line
 from tune_mnist.tuning.progress import EndedTrial, Progress, ProgressKeeper
-from tune_mnist.tuning.tuner import FINISHED, Outcome, _waiting_for
+from tune_mnist.tuning.rounds import _waiting_for
+from tune_mnist.tuning.tuner import FINISHED, Outcome
 
 counts = partial(Progress, objective=OBJECTIVE)
 

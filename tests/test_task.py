@@ -110,7 +110,7 @@ def test_a_run_is_read_without_its_tasks_code(
 
 
 def trial(**changes: object) -> Trial:
-    return Trial(**{"seed": 0, "max_epochs": 20, **changes})  # type: ignore[arg-type]
+    return Trial(**{"seed": 0, "max_epochs": 20, **changes})
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def find_task_of(text: str) -> Task:
         name="made",
         objective=Objective(metric="loss", mode="min"),
         spaces={"default": {"lr": FloatDistribution(0.1, 1.0)}},
-        train=lambda config, data, trial: _train(names["train"], config, data, trial),  # type: ignore[arg-type]
+        train=lambda config, data, trial: _train(names["train"], config, data, trial),
     )
 
 
@@ -224,7 +224,7 @@ def test_an_objective_writes_and_compares_values() -> None:
 )
 def test_a_wrong_objective_is_refused_by_name(fields: dict[str, str], complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
-        Objective(**{"metric": "m", **fields})  # type: ignore[arg-type]
+        Objective(**{"metric": "m", **fields})
 
 
 @pytest.mark.parametrize(
