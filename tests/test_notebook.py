@@ -20,7 +20,7 @@ def cells(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     folder = tmp_path_factory.mktemp("notebook")
     for name in ("notebook.ipynb", "regression.py"):
         shutil.copy(ROOT / "examples" / name, folder)
-    notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}})
     client.execute(env=runner.environment)
     return [dict(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
