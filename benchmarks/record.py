@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import cores
-from tune_mnist.cli.flags import OneLineParser
+from tune_mnist.cli.parser import OneLineParser
 from tune_mnist.mnist.data import DataError, load_train_val, prepare
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.spaces import WIDE, to_config

@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks.record import FIRST_REFINED, arguments, record
 from benchmarks.surrogate import KINDS, optimum, regression
-from tune_mnist.cli.flags import OneLineParser
+from tune_mnist.cli.parser import OneLineParser
 
 ROUNDS = 16
 """Fits, each to what was trained before it too; a round trains the optimum of each surrogate."""

@@ -121,7 +121,7 @@ def test_runs_are_compared(analyse: Analyse, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     heading, *rows, empty, last = out.splitlines()
     assert re.fullmatch(
-        r" run +trials +epochs +wall time +best +until \d+\.\d%: trials +epochs +seconds ", heading
+        r" run +trials +epochs +wall time +best +until \d+\.\d\d%: trials +epochs +seconds ", heading
     )
     assert [row.split()[:2] for row in rows] == [["one", "20"], ["two", "20"]]
     assert empty == "" and last == "In .: comparison.html, 1 picture in plots/"

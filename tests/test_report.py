@@ -173,20 +173,20 @@ def test_the_table_sorts_filters_and_opens(browser: Browser, runs: Path) -> None
     opened = Opened(browser, run / "report.html")
     page = opened.page
     assert opened.column("trial") == [str(number) for number in range(64)]
-    page.click("#trials th:has-text('validation') button")
-    shares = [float(text.rstrip("%")) for text in opened.column("validation")]
+    page.click("#trials th:has-text('accuracy') button")
+    shares = [float(text.rstrip("%")) for text in opened.column("accuracy")]
     assert len(shares) == 64 and shares == sorted(shares, reverse=True)
-    page.click("#trials th:has-text('validation') button")
-    assert [float(text.rstrip("%")) for text in opened.column("validation")] == sorted(shares)
+    page.click("#trials th:has-text('accuracy') button")
+    assert [float(text.rstrip("%")) for text in opened.column("accuracy")] == sorted(shares)
     states = [line["state"] for line in ledger_lines(run, "end")]
     page.fill("input[aria-label='Filter state']", "compl")
     assert opened.column("state") == ["COMPLETE"] * states.count("COMPLETE")
-    page.fill("input[aria-label='Filter validation']", ">98.5%")
+    page.fill("input[aria-label='Filter accuracy']", ">98.5%")
     good = [share for share in shares if share > 98.5]
     assert 0 < len(opened.column("trial")) <= len(good)
     page.fill("input[aria-label='Filter state']", "")
     assert len(opened.column("trial")) == len(good)
-    page.fill("input[aria-label='Filter validation']", "0.97..0.98")
+    page.fill("input[aria-label='Filter accuracy']", "0.97..0.98")
     assert len(opened.column("trial")) == sum(97 <= share <= 98 for share in shares)
     page.click("#clear")
     assert page.locator("#shown").inner_text() == "64 of 64 trials"

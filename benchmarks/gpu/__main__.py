@@ -24,7 +24,7 @@ from benchmarks.gpu.output import Output, OutputError
 from benchmarks.gpu.plan import PLAN, plan
 from benchmarks.gpu.runner import PATIENCE_SECONDS, Step, run_steps, step_environment
 from benchmarks.gpu.table import show_rows, verdict
-from tune_mnist.cli.flags import OneLineParser
+from tune_mnist.cli.parser import OneLineParser
 
 ROOT = Path(__file__).parents[2]
 RESERVED_SECONDS = 12.0

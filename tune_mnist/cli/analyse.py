@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 
 from tune_mnist.cli.console import PatientConsole
-from tune_mnist.cli.flags import OneLineParser, program
+from tune_mnist.cli.parser import OneLineParser, program
 from tune_mnist.cli.summary import REPORT, print_analysis, print_comparison
 from tune_mnist.report.insights import View
 from tune_mnist.report.page import make_comparison, make_report

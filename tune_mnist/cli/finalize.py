@@ -13,7 +13,7 @@ import time
 from dataclasses import fields
 
 from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
-from tune_mnist.cli.flags import OneLineParser, add_flags, program
+from tune_mnist.cli.parser import OneLineParser, add_flags, program
 from tune_mnist.finalize.finalizer import AllDivergedError, finalize
 from tune_mnist.finalize.pool import TrainingError
 from tune_mnist.finalize.protocol import FinalsSettings

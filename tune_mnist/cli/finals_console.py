@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.cli.console import PatientConsole
-from tune_mnist.cli.flags import command
+from tune_mnist.cli.parser import command
 from tune_mnist.finalize.card import interval, percent, points, which_seed
 from tune_mnist.finalize.protocol import UNION, Job, Verdict
 from tune_mnist.finalize.scores import Scores

@@ -14,7 +14,7 @@ if hasattr(signal, "SIGPIPE"):
 import numpy as np
 import torch
 
-from tune_mnist.cli.flags import OneLineParser
+from tune_mnist.cli.parser import OneLineParser
 from tune_mnist.mnist.export import quiet_load
 from tune_mnist.mnist.images import INVERT, ImageError, NamedImage, read_images
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from tune_mnist.cli.console import SearchConsole
-from tune_mnist.cli.flags import parse_settings, program
+from tune_mnist.cli.flags import parse_settings
+from tune_mnist.cli.parser import program
 from tune_mnist.cli.summary import exit_code, print_summary
 from tune_mnist.cluster.connection import ClusterError
 from tune_mnist.run.folder import FolderError

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tune_mnist.cli.flags import command
+from tune_mnist.cli.parser import command
 from tune_mnist.report.curves import run_labels
 from tune_mnist.report.insights import (
     MIN_FINISHED,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tune_mnist.cli.flags import OneLineParser, add_flags, program
+from tune_mnist.cli.parser import OneLineParser, add_flags, program
 from tune_mnist.mnist.data import DATASETS, load_test, load_train_val
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.precision import PRECISIONS

@@ -178,8 +178,8 @@ def load_run(run: str) -> Outcome:
         FolderError: if there is no such run.
     """
     folder = RunFolder(run)
-    settings, grid = read_settings(folder), load_grid(folder)
-    ledger = ledger_of(grid)
+    grid = load_grid(folder)
+    settings, ledger = read_settings(folder), ledger_of(grid)
     if ledger.facts is None:  # of an older version
         with suppress(ValueError):
             task = find_task(settings)

@@ -1,0 +1,92 @@
+"""A parser of flags that are the fields of dataclasses, whose complaint is one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tune_mnist.run.settings import flag_of
+from tune_mnist.run.words import short_path
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+"""The folder of the scripts, which are not installed with the package."""
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type, names: Collection[str] | None = None) -> None:
+    """Add one flag for each field of a dataclass, grouped and explained by the fields' metadata.
+
+    Args:
+        parser: where to.
+        settings: the dataclass.
+        names: the fields that become flags; None takes all.
+    """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        if names is not None and field.name not in names:
+            continue
+        title = field.metadata.get("group", "options")
+        group = groups.setdefault(title, parser.add_argument_group(title))
+        flag, help = flag_of(field.name), field.metadata.get("help", "")
+        default: dict[str, Any] = (
+            {} if parser.argument_default == argparse.SUPPRESS else {"default": field.default}
+        )
+        kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **default)
+            continue
+        if typing.get_origin(hints[field.name]) is tuple:
+            group.add_argument(flag, nargs="+", action="extend", help=help, metavar="RUN")
+            continue
+        if field.default not in (None, ""):
+            help = f"{help} (default: {field.default})"
+        group.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def program() -> str:
+    """Name the command that was typed, for the beginning of a complaint."""
+    return Path(sys.argv[0]).name
+
+
+def command(name: str, *arguments: str) -> str:
+    """Write a command so that it works where it is printed: with its script, where that is there."""
+    script = SCRIPTS / f"{name}.py"
+    start = [str(short_path(script))] if script.exists() else ["-m", "tune_mnist", name]
+    return shlex.join([str(short_path(Path(sys.executable))), *start, *arguments])
+
+
+def _plain_type(hint: Any) -> Any:
+    """Give the T of ``T | None``."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (argument for argument in typing.get_args(hint) if argument is not type(None))
+    return hint
+
+
+def _metavar(name: str, kind: Any) -> str:
+    if name == "points":
+        return "FILE"
+    return "DURATION" if kind is _seconds else {int: "N", float: "X", Path: "FOLDER"}.get(kind, name.upper())
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, nor one like 90s, 10m or 2h")
+    return float(match[1]) * UNITS[match[2]]
