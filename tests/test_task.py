@@ -54,11 +54,7 @@ def minimised(runner: Runner, slow_task: str) -> Path:
 def test_the_smallest_value_wins_everywhere(minimised: Path) -> None:
     grid = results.load(minimised)
     trials, epochs = results.trials_frame(grid), results.epochs_frame(grid)
-<<<<<<< HEAD
-    best = next(epochs.nsmallest(1, "rmse").itertuples())
-=======
     best = epochs.nsmallest(1, "rmse").iloc[0]
->>>>>>> wt-d
     winner = json.loads((minimised / "best" / "metrics.json").read_text())
     assert (winner["trial_id"], winner["epoch"], winner["rmse"]) == (best.trial_id, best.epoch, best.rmse)
     by_ray = grid.get_best_result(scope="all")
