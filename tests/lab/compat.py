@@ -65,7 +65,7 @@ def run_tests(ray: str, optuna: str, flags: list[str]) -> tuple[str, int]:
     tests = [
         f"tests/test_{file}.py{name and f'::test_{name}'}" for file in TESTS for name in TESTS[file] or ("",)
     ]
-    command = [python, "-m", "pytest", *flags, *tests]
+    command = [python, "-m", "pytest", "-v", *flags, *tests]  # whose dots would come by the line only
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for last in process.stdout or ():
             print(last, end="", flush=True)
