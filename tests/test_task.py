@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -109,7 +110,7 @@ def test_a_run_is_read_without_its_tasks_code(
     assert fingerprint(minimised) == before
 
 
-def trial(**changes: object) -> Trial:
+def trial(**changes: Any) -> Trial:
     return Trial(**{"seed": 0, "max_epochs": 20, **changes})
 
 
@@ -158,7 +159,7 @@ def test_what_a_ray_function_raises_is_raised() -> None:
 def find_task_of(text: str) -> Task:
     from tune_mnist.tuning.functions import _train
 
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(text, names)
     return Task(
         name="made",
