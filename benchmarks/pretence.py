@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 from ray.air.execution._internal.tracked_actor import TrackedActor
 
-from tune_mnist.run.ledger import OPTUNA_NUMBER
+from tune_mnist.run.records import OPTUNA_NUMBER
 
 
 def made_up(number: int, epoch: int) -> dict[str, float]:

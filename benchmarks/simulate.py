@@ -21,7 +21,8 @@ from ray.tune.search.optuna import OptunaSearch
 from tune_mnist.mnist.facts import FACTS, OBJECTIVE
 from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import EPOCH, LEDGER, Ledger
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.records import EPOCH
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning import study
 from tune_mnist.tuning.asha import ASHA

@@ -14,7 +14,8 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 
 from tune_mnist.mnist.spaces import to_config
 from tune_mnist.mnist.task import TASK, Options
-from tune_mnist.run.ledger import LEDGER, trial_state
+from tune_mnist.run.ledger import LEDGER
+from tune_mnist.run.records import trial_state
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import rungs
 from tune_mnist.tuning.preflight import SETTINGS

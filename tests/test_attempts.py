@@ -16,7 +16,7 @@ from tests.test_search import read_study, searcher
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.run.checkpoints import TrialStorage, take_in_checkpoints
 from tune_mnist.run.folder import CHECKPOINT, RunFolder
-from tune_mnist.run.ledger import OPTUNA_NUMBER
+from tune_mnist.run.records import OPTUNA_NUMBER
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.attempts import Attempts

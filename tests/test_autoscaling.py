@@ -13,14 +13,9 @@ from ray.cloudpickle import dumps
 from tests.lab import fake_autoscaler, isolated
 from tests.lab.fake_autoscaler import node_type
 from tune_mnist.cluster import autoscaler, shared
-from tune_mnist.cluster.autoscaler import Autoscaler, NodeType
-from tune_mnist.cluster.connection import (
-    ClusterError,
-    Resources,
-    connected,
-    fit_resources,
-    pending_nodes,
-)
+from tune_mnist.cluster.autoscaler import Autoscaler, NodeType, pending_nodes
+from tune_mnist.cluster.connection import ClusterError, connected
+from tune_mnist.cluster.resources import Resources, fit_resources
 
 NODE_TYPES = {"cpu": node_type(1, CPU=2), "gpu": node_type(2, CPU=2, GPU=1)}
 GPU = NodeType(name="gpu", cpus=8, gpus=1, max_workers=3)

@@ -26,14 +26,9 @@ from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
 from tune_mnist.cluster import autoscaler, shared
 from tune_mnist.cluster import connection as cluster
-from tune_mnist.cluster.connection import (
-    TRIAL_ENVIRONMENT,
-    ClusterError,
-    connected,
-    count_slots,
-    fit_resources,
-    pending_nodes,
-)
+from tune_mnist.cluster.autoscaler import pending_nodes
+from tune_mnist.cluster.connection import TRIAL_ENVIRONMENT, ClusterError, connected
+from tune_mnist.cluster.resources import Resources, count_slots, fit_resources
 
 
 @pytest.mark.parametrize(
@@ -72,7 +67,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fixed")
 def test_a_share_is_fitted_to_the_nodes_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.nodes", lambda: NODES)
-    assert fit_resources(1, None, None) == cluster.Resources(cpus=1, gpus=0.5, slots=2)
+    assert fit_resources(1, None, None) == Resources(cpus=1, gpus=0.5, slots=2)
     assert fit_resources(1, 0, None).slots == 12
     assert fit_resources(1, 0, 5).slots == 5
     assert fit_resources(8, 0, None).slots == 1

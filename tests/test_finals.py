@@ -41,7 +41,7 @@ from tune_mnist.mnist.training import Training, evaluate, fit
 from tune_mnist.results.grid import load_grid
 from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import make_options

@@ -20,7 +20,8 @@ from tune_mnist.report.insights import View, edges, facts
 from tune_mnist.report.scale import Scale, accuracy_ticks, nines
 from tune_mnist.report.timeline import best_so_far, elapsed, stretches
 from tune_mnist.results.winner import Winner
-from tune_mnist.run.ledger import InheritedTrial, Ledger
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import InheritedTrial
 from tune_mnist.tuning import tuner
 
 

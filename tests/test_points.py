@@ -12,7 +12,8 @@ from tests.test_search import complete, result, searcher, suggest
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.spaces import BLOG, WIDE, baseline
 from tune_mnist.mnist.task import TASK
-from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, FirstPoint, Ledger
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.records import OPTUNA_NUMBER, FirstPoint
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.points import first_points, read_points
 

@@ -27,7 +27,7 @@ from tune_mnist.mnist.model import Network
 from tune_mnist.mnist.task import TASK, splits
 from tune_mnist.mnist.training import Training, evaluate, fit
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.run.records import TrialRecord
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import make_options
 

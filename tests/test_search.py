@@ -18,7 +18,8 @@ from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
-from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, Ledger, ray_config, trial_state
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.records import OPTUNA_NUMBER, ray_config, trial_state
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA, rungs
 from tune_mnist.tuning.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStudy

@@ -191,7 +191,8 @@ def test_spaces_in_rays_terms_are_converted_or_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_asha_keeps_the_better_ones(mode: str) -> None:
-    from tune_mnist.run.ledger import Ledger, TaskFacts
+    from tune_mnist.run.ledger import Ledger
+    from tune_mnist.run.records import TaskFacts
 
     ledger = Ledger()
     ledger.facts = TaskFacts(name="t", objective=Objective(metric="m", mode=mode))

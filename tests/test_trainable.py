@@ -18,7 +18,7 @@ from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.mnist.train import train
 from tune_mnist.mnist.training import EpochResult
 from tune_mnist.run.folder import CHECKPOINT, REPORTS
-from tune_mnist.run.ledger import EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.records import EPOCH, OPTUNA_NUMBER
 from tune_mnist.tuning import trainable
 from tune_mnist.tuning.device import DeviceMemoryError
 from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK

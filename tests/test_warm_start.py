@@ -27,7 +27,8 @@ from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.spaces import BLOG, WIDE, baseline, to_config
 from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.ledger import LEDGER, OPTUNA_NUMBER, Ledger
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.records import OPTUNA_NUMBER
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import baseline_point, is_within
 from tune_mnist.task import Space

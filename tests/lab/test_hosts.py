@@ -22,7 +22,7 @@ from tests.invariants import check, fingerprint
 from tests.lab.lab import Lab, what_is_missing
 from tune_mnist import results
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.run.records import TrialRecord
 
 T = TypeVar("T")
 Timed = Callable[[str], AbstractContextManager[None]]

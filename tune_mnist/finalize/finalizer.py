@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tune_mnist.cluster import connection as cluster
+from tune_mnist.cluster.resources import Resources, fit_resources
 from tune_mnist.finalize.card import write_card
 from tune_mnist.finalize.finals import FINALS, FinalsFile, JobResult
 from tune_mnist.finalize.pool import quiet_ray, run_jobs
@@ -66,7 +67,7 @@ class _Session:
     options: Options
     protocol: FinalsSettings
     folder: RunFolder
-    resources: cluster.Resources
+    resources: Resources
     file: FinalsFile
     listener: Listener
 
@@ -239,11 +240,11 @@ def _write(folder: RunFolder, verdict: Verdict, weights: bytes, command: str) ->
     folder.put(f"{BEST}/{CARD}", write_card(verdict, name=folder.name, command=command).encode())
 
 
-def _connect(settings: Settings, options: Options, stop: StopRequest, stack: ExitStack) -> cluster.Resources:
+def _connect(settings: Settings, options: Options, stop: StopRequest, stack: ExitStack) -> Resources:
     """Join or start the cluster for ``stack``, and settle a training's share."""
     with stop.deferred():
         connection = stack.enter_context(cluster.connected(settings.address))
-    resources = cluster.fit_resources(
+    resources = fit_resources(
         settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
     )
     if connection.embedded and not resources.gpus:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from tune_mnist.cluster.connection import Resources
+from tune_mnist.cluster.resources import Resources
 from tune_mnist.finalize.protocol import Job
 from tune_mnist.mnist.retraining import Step, retrain
 from tune_mnist.run.words import first_line

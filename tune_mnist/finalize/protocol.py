@@ -11,7 +11,7 @@ from tune_mnist.finalize.scores import Scores
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.task import Options
-from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.settings import Settings, setting
 
 TRAINING = "training"

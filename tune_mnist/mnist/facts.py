@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune_mnist.mnist.hyperparameters import Hyperparameters
-from tune_mnist.run.ledger import TaskFacts
+from tune_mnist.run.records import TaskFacts
 from tune_mnist.task import Objective
 
 OBJECTIVE = Objective(

@@ -18,7 +18,7 @@ from tune_mnist.report.panels import (
     whole_step,
 )
 from tune_mnist.report.timeline import best_so_far, stretches
-from tune_mnist.run.ledger import EPOCH, TrialRecord
+from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import capital
 from tune_mnist.tuning.asha import rungs
 

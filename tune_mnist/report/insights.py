@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_mnist.report.scale import Scale
 from tune_mnist.report.timeline import stretches
 from tune_mnist.results.grid import ledger_of, records
-from tune_mnist.run.ledger import EPOCH, UNENDED, Ledger, TrialRecord
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import EPOCH, UNENDED, TrialRecord
 from tune_mnist.run.words import count, duration, first_line, short_value
 from tune_mnist.task import Objective
 from tune_mnist.tuning.tuner import FINISHED, Outcome

@@ -18,7 +18,8 @@ from tune_mnist.report.insights import Fact, View, edges, facts
 from tune_mnist.report.panels import Plot
 from tune_mnist.report.plots import all_plots
 from tune_mnist.results.frames import hyperparameter_names, trials_frame
-from tune_mnist.run.ledger import EPOCH, LEDGER, TrialRecord
+from tune_mnist.run.ledger import LEDGER
+from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import count, duration
 
 SECTIONS = {

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 
 from tune_mnist.report.scale import Scale
-from tune_mnist.run.ledger import TrialRecord
+from tune_mnist.run.records import TrialRecord
 
 COLORS = {"COMPLETE": "#4a86e8", "PRUNED": "#9aa1ab", "FAIL": "#d64545", "RUNNING": "#d9901a"}
 """Of the states of trials."""

@@ -23,7 +23,7 @@ from tune_mnist.report.insights import STATES, View
 from tune_mnist.report.panels import BEST_COLOR, COLORS, RUN_COLORS, STATE_WORDS, foot
 from tune_mnist.report.plots import CONTOUR_PARAMETERS, MOST_CELLS, MOST_LINES, varied_parameters
 from tune_mnist.report.timeline import best_so_far, stretches
-from tune_mnist.run.ledger import EPOCH
+from tune_mnist.run.records import EPOCH
 from tune_mnist.tuning.asha import rungs
 
 DPI = 200

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from tune_mnist.run.ledger import EPOCH, Ledger
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import EPOCH
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tune_mnist.results.grid import ResultGrid, ledger_of, records
 from tune_mnist.results.grid import load_grid as load
-from tune_mnist.run.ledger import EPOCH, TrialRecord
+from tune_mnist.run.records import EPOCH, TrialRecord
 
 __all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]
 

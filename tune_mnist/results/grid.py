@@ -14,7 +14,8 @@ from ray.tune import ResultGrid as ResultGrid
 
 from tune_mnist.run.checkpoints import kept_checkpoints
 from tune_mnist.run.folder import RunFolder, SavedCheckpoint
-from tune_mnist.run.ledger import UNENDED, Ledger, TrialRecord, ray_config
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import UNENDED, TrialRecord, ray_config
 
 
 class TrialError(RuntimeError):

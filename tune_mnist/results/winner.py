@@ -13,7 +13,7 @@ from ray.tune import Checkpoint
 
 from tune_mnist.results.grid import ResultGrid, ledger_of, saved_epochs
 from tune_mnist.run.folder import CHECKPOINT, RunFolder, SavedCheckpoint
-from tune_mnist.run.ledger import EPOCH, TaskFacts, TrialRecord
+from tune_mnist.run.records import EPOCH, TaskFacts, TrialRecord
 from tune_mnist.task import CheckpointError, Task
 
 LOGGER = logging.getLogger("ray.tune.winner")

@@ -21,7 +21,8 @@ from typing import Any
 from pyarrow import fs
 
 from tune_mnist.run.folder import CHECKPOINT, REPORTS, RunFolder, SavedCheckpoint, sync
-from tune_mnist.run.ledger import CHECKPOINT_NAME, Ledger, TrialRecord
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import CHECKPOINT_NAME, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,180 +12,31 @@ reached the bucket) brings them along. Two reports of one epoch, as after a retr
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import json
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tune_mnist.run.records import (
+    CHECKPOINT_NAME,
+    EPOCH,
+    FirstPoint,
+    InheritedTrial,
+    TaskFacts,
+    TrialRecord,
+    legacy_task,
+    trial_state,
+)
 from tune_mnist.task import Objective
 
 LEDGER = "ledger.jsonl"
 """Name of the ledger in the run folder."""
-CHECKPOINT_NAME = "checkpoint_dir_name"
-"""Key of a reported epoch: the folder of the checkpoint that was saved with it, or None."""
 EVENTS = (
     *("inherited", "points", "trial", "attempt", "epoch", "saved", "lost", "error", "end", "broke", "close"),
 )
 """Kinds of lines beside the first of a session."""
-UNENDED = "RUNNING"
-"""State of a trial that has not ended, in a run that has not been closed."""
-
-
-OPTUNA_NUMBER = "optuna_trial_number"
-"""Key in the config of a Ray trial, besides the hyper-parameters: its number, from 0, in the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskFacts:
-    """What the ledger keeps of a task, so that a run can be read without the task's code."""
-
-    name: str
-    objective: Objective
-    data: str = ""
-    "The data that it trains on, in words."
-    validation_examples: int | None = None
-    "Examples that the metric is measured on."
-    tables: Sequence[str] = ()
-    "Other reported values that the tables show."
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    "What a configuration has where the space does not draw it."
-    wider: Mapping[str, Sequence[bool]] = field(default_factory=dict)
-    "For each range of the space, whether values below its low end, and above its high end, could be trained."
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TaskFacts:
-        """Read what `dataclasses.asdict` wrote."""
-        return cls(**{**values, "objective": Objective(**values["objective"])})
-
-
-@functools.cache
-def legacy_task() -> TaskFacts:
-    """Give the task of the runs of older versions, whose ledgers do not say it."""
-    facts: TaskFacts = importlib.import_module("tune_mnist.mnist.facts").FACTS
-    return facts
-
-
-def trial_state(epochs_trained: int, epochs_planned: int, *, failed: bool) -> str:
-    """Name the state of a trial that has ended, as the study and the tables call it.
-
-    COMPLETE: it trained all epochs it was to train. FAIL: it raised, or ended before its first epoch.
-    PRUNED: it was stopped in between.
-    """
-    if failed or epochs_trained == 0:
-        return "FAIL"
-    return "COMPLETE" if epochs_trained >= epochs_planned else "PRUNED"
-
-
-EPOCH = "epoch"
-"""Key of a report: epochs trained, from 1, whatever the task's own name for its progress is."""
-
-
-@dataclass(kw_only=True)
-class TrialRecord:
-    """What the ledger says of one trial."""
-
-    trial_id: str
-    "The id of Ray's trial; of several attempts, which are a Ray trial each, that of the first."
-    number: int
-    "Its place in the run, from 0; in the study, that among those which were not inherited."
-    params: dict[str, Any]
-    "Parameters drawn, in the terms of the search space."
-    config: dict[str, Any]
-    "The configuration to train that they came to."
-    started: float
-    "When it was suggested: seconds since 1970, as all times here."
-    hand_set: bool = False
-    "Whether it is the task's baseline."
-    planned: int | None = None
-    "Epochs that it was to train; None in the ledgers of older versions."
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    "What it reported for each epoch, in order, none twice."
-    state: str | None = None
-    "COMPLETE, PRUNED or FAIL once it has ended."
-    ended: float | None = None
-    stopped_by: str | None = None
-    "What closed the run before this trial had ended."
-    error: str | None = None
-    "The first line of what it raised last, or was lost of."
-    attempts: int = 0
-    "How often it was given to Ray; 0 in the ledgers of older versions."
-    lost: int = 0
-    "Attempts of this session that were lost with their process or node."
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """Its last report, {} before the first."""
-        return self.epochs[-1] if self.epochs else {}
-
-    @property
-    def epoch(self) -> int:
-        """Epochs trained."""
-        return int(self.last.get(EPOCH, 0))
-
-    @property
-    def epochs_planned(self) -> int:
-        """Epochs that it was to train."""
-        return int(self.config["epochs"]) if self.planned is None else self.planned
-
-    @property
-    def shown_state(self) -> str:
-        """Its state for people: RUNNING only where the run was not closed."""
-        if self.state is None and self.stopped_by is None:
-            return UNENDED
-        return self.state or trial_state(self.epoch, self.epochs_planned, failed=False)
-
-    @property
-    def directory(self) -> str:
-        """Name of its folder in the run folder."""
-        return trial_directory(self.number, self.trial_id)
-
-    @property
-    def saved(self) -> list[dict[str, Any]]:
-        """Its reports that came with a checkpoint, kept or not."""
-        return [epoch for epoch in self.epochs if epoch.get(CHECKPOINT_NAME)]
-
-    def find(self, epoch: int) -> dict[str, Any] | None:
-        """Give its report of an epoch, counted from 1, None where there is none."""
-        return next((one for one in self.epochs if one[EPOCH] == epoch), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InheritedTrial:
-    """What a search knows from an earlier run, which may be gone by now."""
-
-    run: str
-    "Name of that run."
-    number: int
-    "Of the trial there, from 0."
-    state: str
-    "COMPLETE or PRUNED."
-    params: Mapping[str, Any]
-    "Parameters drawn, in the terms of the search space."
-    epochs: Sequence[tuple[int, float]]
-    "Epoch, from 1, and the metric, in order; one at least."
-    started: float
-    "Seconds since 1970, as the next one."
-    ended: float
-
-    @property
-    def value(self) -> float:
-        """Its metric: that of its last epoch."""
-        return self.epochs[-1][1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstPoint:
-    """What a trial is to try, whatever the sampler would draw."""
-
-    params: Mapping[str, Any]
-    "In the terms of the search space; the sampler draws what is left out."
-    hand_set: bool = False
-    "Whether it is the task's baseline."
 
 
 class Ledger:
@@ -410,13 +261,3 @@ class Ledger:
             trial.error = event["error"]
         elif kind == "error":
             trial.error = event["error"]
-
-
-def trial_directory(number: int, trial_id: str) -> str:
-    """Name a trial's folder in the run folder."""
-    return f"trial_{number:05d}_{trial_id}"
-
-
-def ray_config(trial: TrialRecord) -> dict[str, Any]:
-    """Give the config of the trial's Ray trial."""
-    return {**trial.config, OPTUNA_NUMBER: trial.number}

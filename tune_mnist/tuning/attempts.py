@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from tune_mnist.run.checkpoints import CheckpointKeeper, take_in_trial
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import CHECKPOINT_NAME, EPOCH, TrialRecord, ray_config
+from tune_mnist.run.records import CHECKPOINT_NAME, EPOCH, TrialRecord, ray_config
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
 from tune_mnist.tuning.asha import ASHA

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from tune_mnist.run.ledger import FirstPoint
+from tune_mnist.run.records import FirstPoint
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import baseline_point, contains, describe_range
 from tune_mnist.task import Space, Task

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.cluster import ray_private
+from tune_mnist.cluster.resources import fit_resources
 from tune_mnist.cluster.shared import check_shared
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.ledger import LEDGER, Ledger
@@ -115,7 +116,7 @@ def fit_to_cluster(
             listener.on_message(line)
     if listener and connection.dashboard:
         listener.on_message(f"Ray's dashboard: {connection.dashboard}")
-    resources = cluster.fit_resources(
+    resources = fit_resources(
         settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
     )
     if not connection.embedded and not folder.remote:

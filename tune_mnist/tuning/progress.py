@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tune_mnist.run.ledger import CHECKPOINT_NAME, Ledger, TrialRecord
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import CHECKPOINT_NAME, TrialRecord
 from tune_mnist.task import Objective
 
 LOOK_SECONDS = 2.0

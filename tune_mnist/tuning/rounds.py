@@ -15,9 +15,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from ray import tune
 
+from tune_mnist.cluster import autoscaler
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.ledger import OPTUNA_NUMBER, Ledger
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import OPTUNA_NUMBER
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
 from tune_mnist.task import Task
@@ -59,7 +61,7 @@ def _waiting_for(folder: RunFolder) -> str:
     """Say what the search waits for: storage that does not answer, or nodes that are to start."""
     if folder.push_error:
         return f"waiting for {folder.uri}: {folder.push_error}"
-    nodes = cluster.pending_nodes()
+    nodes = autoscaler.pending_nodes()
     words = [f"{count} node{'s' * (count > 1)} of type {name}" for name, count in nodes.items()]
     return f"waiting for {', '.join(words)}" if words else ""
 

@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tune_mnist.run.folder import RunFolder, sync
 from tune_mnist.run.journal import JOURNAL as JOURNAL
 from tune_mnist.run.journal import Journal, notes
-from tune_mnist.run.ledger import EPOCH, InheritedTrial, Ledger, TrialRecord, trial_state
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import EPOCH, InheritedTrial, TrialRecord, trial_state
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import planned_epochs, to_config
 from tune_mnist.task import Task

@@ -15,7 +15,7 @@ import torch
 from ray.tune import report as report_to_ray  # bound here: `tune_session` replaces that of ray.tune
 
 from tune_mnist.run.checkpoints import TrialStorage
-from tune_mnist.run.ledger import EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.records import EPOCH, OPTUNA_NUMBER
 from tune_mnist.task import DivergedError, Objective, Save, Train, Trial
 from tune_mnist.tuning.device import (
     DeviceMemoryError,

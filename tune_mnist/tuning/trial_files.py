@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import EPOCH, TrialRecord, ray_config
+from tune_mnist.run.records import EPOCH, TrialRecord, ray_config
 
 REPORTS_FILE, ERROR_FILE = "result.json", "error.txt"
 """Names of files in a trial's folder: its reports, a line each, and what training or an attempt raised."""

@@ -17,7 +17,8 @@ from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.checkpoints import take_in_checkpoints
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.journal import JOURNAL
-from tune_mnist.run.ledger import LEDGER, Ledger, TaskFacts
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.records import TaskFacts
 from tune_mnist.run.settings import ResumeRequest, Settings
 from tune_mnist.run.space import checked_space, wider_ends
 from tune_mnist.task import Task

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from optuna.distributions import json_to_distribution
 
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.ledger import EPOCH, LEDGER, InheritedTrial, Ledger, TaskFacts, TrialRecord
+from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.records import EPOCH, InheritedTrial, TaskFacts, TrialRecord
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import describe_range, is_within
 from tune_mnist.run.words import count
