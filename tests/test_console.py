@@ -91,7 +91,7 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, nodes = RunFolder(tmp_path / "run"), {"gpu": 2, "cpu": 1}
-    monkeypatch.setattr("tune_mnist.cluster.connection.pending_nodes", lambda: nodes)
+    monkeypatch.setattr("tune_mnist.cluster.autoscaler.pending_nodes", lambda: nodes)
     assert _waiting_for(folder) == "waiting for 2 nodes of type gpu, 1 node of type cpu"
     nodes.clear()
     assert _waiting_for(folder) == ""
