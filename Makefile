@@ -18,10 +18,10 @@ PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
 # Half of the time tests wait for Ray. More workers than two would starve those that time it on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help tune test compat stress bench gpu setup format clean
+.PHONY: help tune test test-benchmarks compat stress bench gpu setup format clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 tune: $(VENV)/.installed ## run the search; ARGS="..." goes to scripts/tune.py
 	@$(RUN) scripts/tune.py $(ARGS)
@@ -30,7 +30,11 @@ test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to p
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(WORKERS) $(ARGS)
+	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) -m pytest $(WORKERS) --ignore tests/benchmarks $(ARGS)
+
+test-benchmarks: $(VENV)/.installed ## the tests of benchmarks/; ARGS="..." goes to pytest
+	$(RUN) -m pytest $(WORKERS) tests/benchmarks $(ARGS)
 
 compat: $(VENV)/.installed ## the core of the tests on the oldest, a middle and the newest Ray and Optuna; ARGS="..." goes to pytest
 	@$(RUN) -m tests.lab.compat $(WORKERS) $(ARGS)

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 import tune_mnist
 from tests.conftest import ROOT, Runner, WarmRunner
 from tests.invariants import fingerprint, study_of
-from tests.test_resume import kill, wait_for_epochs
+from tests.tuning.test_resume import kill, wait_for_epochs
 from tune_mnist import Objective, Task, Trial, results
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import to_config

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from benchmarks.gpu.step import Setup, StepError
 
-TEST_FILE = "tests/test_cuda.py"
+TEST_FILE = "tests/mnist/test_cuda.py"
 TEST_SECONDS = 40
 """Longest time of one test, after which its stack is in the log."""
 

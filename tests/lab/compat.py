@@ -16,10 +16,10 @@ from tune_mnist.tuning.versions import PAIRS
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = {
-    "versions": (),
-    "search": (),
-    "attempts": (),
-    "run": (
+    "tuning/test_versions": (),
+    "tuning/test_search": (),
+    "tuning/test_attempts": (),
+    "tuning/test_run": (
         "the_console_is_quiet",
         "the_study_agrees_with_rays_own_files",
         "the_tables_agree_with_the_study",
@@ -27,13 +27,13 @@ TESTS = {
         "a_diverged_trial_fails_at_once_and_the_search_goes_on",
         "sigterm_ends_the_search_in_order",
     ),
-    "resume": (
+    "tuning/test_resume": (
         "a_killed_search_goes_on_in_another_place_and_then_gets_more_trials",
         "a_lost_process_costs_at_most_what_was_not_saved",
     ),
-    "analyse": (),
-    "report": (),
-    "cluster": (
+    "report/test_analyse": (),
+    "report/test_report": (),
+    "cluster/test_cluster": (
         "a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody[False]",
         "the_cluster_that_this_machine_belongs_to_is_used_while_it_lives",
         "a_search_runs_on_the_cluster_that_it_is_given",
@@ -62,9 +62,7 @@ def run_tests(ray: str, optuna: str, flags: list[str]) -> tuple[str, int]:
     imported = "import ray, optuna; print(ray.__version__, optuna.__version__)"
     found = subprocess.run([python, "-c", imported], capture_output=True, text=True, check=True).stdout
     assert found.split() == [ray, optuna], f"{found.strip()} are imported"
-    tests = [
-        f"tests/test_{file}.py{name and f'::test_{name}'}" for file in TESTS for name in TESTS[file] or ("",)
-    ]
+    tests = [f"tests/{file}.py{name and f'::test_{name}'}" for file in TESTS for name in TESTS[file] or ("",)]
     command = [python, "-m", "pytest", "-v", *flags, *tests]  # whose dots would come by the line only
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for last in process.stdout or ():

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Runner
-from tests.test_search import complete, interrupted, read_study, result, searcher, suggest
+from tests.tuning.test_search import complete, interrupted, read_study, result, searcher, suggest
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.tuning import dashboard

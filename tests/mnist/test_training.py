@@ -140,7 +140,7 @@ def test_a_checkpoint_is_scored_without_what_only_training_needs(tmp_path: Path)
     training, _ = train(hyperparameters)
     training.save(tmp_path / "training.pt")
     code = (
-        "import pathlib, sys; from tests.test_training import VALIDATION, Hyperparameters\n"
+        "import pathlib, sys; from tests.mnist.test_training import VALIDATION, Hyperparameters\n"
         "from tune_mnist.mnist.training import score_checkpoint; folder = pathlib.Path(sys.argv[1])\n"
         "hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)\n"
         "model, *score = score_checkpoint(folder / 'training.pt', hyperparameters, VALIDATION)\n"

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks import load, made, scale
 from tests.made_runs import make_run
-from tests.test_search import complete, read_study, result, searcher, suggest
+from tests.tuning.test_search import complete, read_study, result, searcher, suggest
 from tune_mnist import results
 from tune_mnist.report.insights import View
 from tune_mnist.report.page import make_report

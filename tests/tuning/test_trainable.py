@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from tests.test_training import TRAIN, VALIDATION
+from tests.mnist.test_training import TRAIN, VALIDATION
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.mnist.train import train
 from tune_mnist.mnist.training import EpochResult

@@ -1,6 +1,6 @@
 """What only a GPU can show: graphs against eager steps, resumes across devices, limits. Skipped without one.
 
-python -m pytest tests/test_cuda.py    # what the step `tests` of `make gpu` runs
+python -m pytest tests/mnist/test_cuda.py    # what the step `tests` of `make gpu` runs
 """
 
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.test_training import TRAIN, VALIDATION
+from tests.mnist.test_training import TRAIN, VALIDATION
 from tune_mnist.mnist import steps
 from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import normalise

@@ -12,7 +12,7 @@ from pyarrow.fs import LocalFileSystem
 from ray.exceptions import RayError, RayTaskError
 from ray.tune.search import Searcher
 
-from tests.test_search import read_study, searcher
+from tests.tuning.test_search import read_study, searcher
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.run.checkpoints import TrialStorage, take_in_checkpoints
 from tune_mnist.run.folder import CHECKPOINT, RunFolder

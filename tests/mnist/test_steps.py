@@ -1,7 +1,7 @@
 """The steps of an epoch: replays against eager steps, and what is said when no graph can be captured.
 
 Here a replay runs the captured function again, as a CUDA graph does with its kernels; the real ones are in
-`tests/test_cuda.py`.
+`tests/mnist/test_cuda.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.test_training import TRAIN, VALIDATION, without_times
+from tests.mnist.test_training import TRAIN, VALIDATION, without_times
 from tune_mnist.mnist import steps, training
 from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import Network, normalise

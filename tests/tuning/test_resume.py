@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tests.invariants import check, fingerprint
-from tests.test_run import assert_ends_in_order
+from tests.tuning.test_run import assert_ends_in_order
 from tune_mnist import results
 from tune_mnist.run.folder import RunFolder
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tests.test_search import complete, result, searcher, suggest
+from tests.tuning.test_search import complete, result, searcher, suggest
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.spaces import BLOG, WIDE, baseline
 from tune_mnist.mnist.task import TASK

@@ -19,9 +19,9 @@ from optuna.distributions import (
 from tests.conftest import Runner, WarmRunner
 from tests.invariants import check, study_of
 from tests.made_runs import space_of
-from tests.test_live import fetch
-from tests.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
-from tests.test_search import complete, read_study, result, suggest
+from tests.tuning.test_live import fetch
+from tests.tuning.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
+from tests.tuning.test_search import complete, read_study, result, suggest
 from tune_mnist import results
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.spaces import BLOG, WIDE, baseline, to_config

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.test_cluster import add_node
 from tests.conftest import ROOT, SCRIPTS, SMALL, Runner
 from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
-from tests.test_cluster import add_node
-from tests.test_resume import SAVE_ALL, trial_processes, wait_for_epochs
+from tests.tuning.test_resume import SAVE_ALL, trial_processes, wait_for_epochs
 
 
 def broke(run_dir: Path) -> list[str]:

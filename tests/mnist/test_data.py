@@ -24,7 +24,7 @@ from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 from tune_mnist.mnist import data
 from tune_mnist.mnist.data import DataError, Split, load_test, load_train_val, prepare
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
