@@ -29,8 +29,8 @@ SMALL = ["--train-size", "512", "--val-size", "500", "--max-epochs", "3"]
 # With --dist loadfile a file is one worker's. (The loadgroup of pytest-xdist 3.8 groups nothing under pytest
 # 9.2, without a word: its issue 1386.)
 FIRST = (
-    *("run", "hosts", "resume", "console", "readme", "warm_start", "finals", "report", "cluster"),
-    *("autoscaling", "live", "analyse"),
+    *("hosts", "ends", "resume", "finals", "watchdog", "cluster", "warm_start", "run", "task", "notebook"),
+    *("autoscaling", "console", "report", "readme", "live", "analyse"),
 )
 
 
@@ -98,6 +98,25 @@ def runner(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterato
     runner.close()
 
 
+@pytest.fixture(scope="session")
+def joining(runner: Runner) -> Iterator[Runner]:
+    """A runner whose searches join a cluster that stays: to start a Ray takes a third of a small search."""
+    code = (
+        "import sys; from tune_mnist.cluster.connection import connected\n"
+        "with connected('local') as cluster: print(cluster.address, flush=True); sys.stdin.read()"
+    )
+    joining = Runner(runner.folder, runner.mnist_dir)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=joining.environment, stdin=pipe, stdout=pipe, text=True
+    ) as cluster:
+        assert cluster.stdin is not None and cluster.stdout is not None
+        joining.environment["RAY_ADDRESS"] = cluster.stdout.readline().strip()
+        yield joining
+        cluster.stdin.close()
+    joining.close()
+
+
 class WarmRunner:
     """Runs a script as `python SCRIPT` does, but in this process, which has torch and Ray already.
 
@@ -134,6 +153,13 @@ def warm_runner(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> WarmRunner:
     return WarmRunner(runner, monkeypatch, capfd)
+
+
+@pytest.fixture
+def warm_joining(
+    joining: Runner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> WarmRunner:
+    return WarmRunner(joining, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

@@ -28,26 +28,26 @@ REGRESSION = f"{EXAMPLES / 'regression.py'}:TASK"
 
 
 @pytest.fixture(scope="module")
-def slow_task(runner: Runner) -> str:
+def slow_task(joining: Runner) -> str:
     """The example, with an epoch that takes a moment."""
     text = (EXAMPLES / "regression.py").read_text()
     assert text.count("yield {") == 1
     text = text.replace("        yield {", "        import time; time.sleep(0.2)\n        yield {")
-    (runner.folder / "slow_regression.py").write_text(text)
+    (joining.folder / "slow_regression.py").write_text(text)
     return "slow_regression.py:TASK"
 
 
 @pytest.fixture(scope="module")
-def minimised(runner: Runner, slow_task: str) -> Path:
+def minimised(joining: Runner, slow_task: str) -> Path:
     """A run of it that was killed and resumed."""
-    run_dir = runner.folder / "runs" / "minimised"
-    process = runner.start(
+    run_dir = joining.folder / "runs" / "minimised"
+    process = joining.start(
         *("--task", slow_task, "--num-samples", "8", "--name", "minimised", "--checkpoint-seconds", "0"),
         mnist=False,
     )
     wait_for_epochs(6, run_dir / "ledger.jsonl", process)
     kill(process)
-    code, out, err = runner.run("--resume", "runs/minimised", "--max-concurrent-trials", "2", mnist=False)
+    code, out, err = joining.run("--resume", "runs/minimised", "--max-concurrent-trials", "2", mnist=False)
     assert (code, err) == (0, ""), out
     return run_dir
 
@@ -79,29 +79,29 @@ def test_no_trial_is_lost_or_repeated_and_pruned_ones_are_the_worse(minimised: P
 
 
 def test_it_is_analysed_compared_and_learned_from(
-    minimised: Path, slow_task: str, warm_runner: WarmRunner, runner: Runner
+    minimised: Path, slow_task: str, warm_joining: WarmRunner, joining: Runner
 ) -> None:
-    code, out, err = warm_runner.run("runs/minimised", script="analyse.py", mnist=False)
+    code, out, err = warm_joining.run("runs/minimised", script="analyse.py", mnist=False)
     assert (code, err) == (0, "") and "validation RMSE" in (minimised / "report.html").read_text()
     best = pd.read_parquet(minimised / "epochs.parquet")["rmse"].min()
     assert re.search(rf"Best, validation +{best:.4f} ", out)
     flags = ("--task", slow_task, "--warm-start", "runs/minimised", "--num-samples", "2", "--name", "taught")
-    code, out, err = warm_runner.run(*flags, mnist=False)
+    code, out, err = warm_joining.run(*flags, mnist=False)
     assert (code, err) == (0, ""), out
     assert "8 trials of runs/minimised are known (" in out
-    code, out, err = warm_runner.run("runs/minimised", "runs/taught", script="analyse.py", mnist=False)
+    code, out, err = warm_joining.run("runs/minimised", "runs/taught", script="analyse.py", mnist=False)
     assert (code, err) == (0, "") and f"{best:.4f}" in out
 
 
 def test_a_run_is_read_without_its_tasks_code(
-    minimised: Path, runner: Runner, warm_runner: WarmRunner
+    minimised: Path, joining: Runner, warm_joining: WarmRunner
 ) -> None:
     before = fingerprint(minimised)
-    hidden = runner.folder / "slow_regression.py"
+    hidden = joining.folder / "slow_regression.py"
     text = hidden.read_text()
     hidden.unlink()
     try:
-        code, out, err = warm_runner.run(
+        code, out, err = warm_joining.run(
             "runs/minimised", "--out", "elsewhere", script="analyse.py", mnist=False
         )
         assert (code, err) == (0, "") and "8 of 8" in out

@@ -6,7 +6,6 @@ What others may use: `search`, `resume` and `load_run` give a `Run`; `Task`, `Ob
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from tune_mnist.task import (
@@ -44,9 +43,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what drives a search when it is asked for: a trial imports this package, and does without."""
     if name in ("Run", "load_run", "resume", "search"):
-        with warnings.catch_warnings():  # in a notebook Ray imports tqdm, which asks for ipywidgets
-            warnings.filterwarnings("ignore", "IProgress not found")
-            from tune_mnist.cli import notebook
+        from tune_mnist.cli import notebook
 
         return getattr(notebook, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

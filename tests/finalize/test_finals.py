@@ -64,13 +64,13 @@ class Finalized:
 
 
 @pytest.fixture(scope="module")
-def finalized(runner: Runner) -> Finalized:
-    run_dir = runner.folder / "runs" / "final"
+def finalized(joining: Runner) -> Finalized:
+    run_dir = joining.folder / "runs" / "final"
     all_finish = ["--num-samples", "3", "--grace-period", "3"]
-    code, out, err = runner.run("--name", "final", *SMALL, *all_finish)
+    code, out, err = joining.run("--name", "final", *SMALL, *all_finish)
     assert code == 0, out + err
     searched = read_winner(RunFolder(run_dir), FACTS)
-    process = start(runner, "runs/final", *FLAGS)
+    process = start(joining, "runs/final", *FLAGS)
     assert process.stdout is not None
     line = process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
@@ -79,7 +79,7 @@ def finalized(runner: Runner) -> Finalized:
     kept = (run_dir / FINALS).read_text().splitlines()
     with (run_dir / FINALS).open("a") as file:
         file.write('{"job": {"hyperpar')  # torn, as a power cut may leave it on some file systems
-    process = start(runner, "runs/final", *FLAGS)
+    process = start(joining, "runs/final", *FLAGS)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # two notes and the first training
     killed = kill_a_worker(process.pid)

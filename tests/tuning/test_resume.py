@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
 from tests.invariants import check, fingerprint
-from tests.tuning.test_run import assert_ends_in_order
+from tests.tuning.test_ends import assert_ends_in_order
 from tune_mnist import results
 from tune_mnist.run.folder import RunFolder
 
@@ -50,10 +50,10 @@ def resume(runner: Runner | WarmRunner, run: str, *flags: str) -> str:
 
 @pytest.mark.timeout(600)  # four sessions
 def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
-    runner: Runner, warm_runner: WarmRunner
+    joining: Runner, warm_joining: WarmRunner
 ) -> None:
-    run_dir, moved = runner.folder / "runs" / "killed", runner.folder / "elsewhere" / "moved"
-    process = runner.start("--num-samples", "6", "--name", "killed", *SAVE_ALL)
+    run_dir, moved = joining.folder / "runs" / "killed", joining.folder / "elsewhere" / "moved"
+    process = joining.start("--num-samples", "6", "--name", "killed", *SAVE_ALL)
     wait_for_epochs(5, run_dir / "ledger.jsonl", process)
     kill(process)
     before = results.load(run_dir)  # a killed run can be read as it is
@@ -64,7 +64,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     moved.parent.mkdir()
     run_dir.rename(moved)
 
-    out = resume(warm_runner, "elsewhere/moved")
+    out = resume(warm_joining, "elsewhere/moved")
     assert "6 of 6 trials" in out
     assert check(moved, 6)["sessions"] == 2
     after = results.epochs_frame(results.load(moved))
@@ -77,16 +77,16 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     for file in spoilt.glob("checkpoint_*/training.pt"):
         file.write_bytes(file.read_bytes()[:64] + bytes(4096) + file.read_bytes()[64 + 4096 :])
     shutil.rmtree(moved / "best")
-    assert "6 of 6 trials" in resume(warm_runner, "elsewhere/moved")
+    assert "6 of 6 trials" in resume(warm_joining, "elsewhere/moved")
     second = json.loads((moved / "best" / "metrics.json").read_text())
     assert second["number"] != winner["number"] and second["accuracy"] <= winner["accuracy"]
     check(moved, 6)
 
     left = fingerprint(moved)
-    assert "has finished" in resume(warm_runner, "elsewhere/moved")
+    assert "has finished" in resume(warm_joining, "elsewhere/moved")
     assert fingerprint(moved) == left
 
-    out = resume(warm_runner, "elsewhere/moved", "--num-samples", "8")
+    out = resume(warm_joining, "elsewhere/moved", "--num-samples", "8")
     assert "8 of 8 trials" in out and len(re.findall(r"^ +\d/8 trial ", out, re.MULTILINE)) == 2
     check(moved, 8)
 
@@ -113,13 +113,13 @@ def trial_processes(runner: Runner) -> list[int]:
     return [int(pid) for pid, ppid, title in rows if "ImplicitFunc" in title and int(ppid) in ours]
 
 
-def test_a_lost_process_costs_at_most_what_was_not_saved(runner: Runner) -> None:
-    run_dir = runner.folder / "runs" / "lost"
-    process = runner.start("--num-samples", "4", "--name", "lost", *SAVE_ALL)
+def test_a_lost_process_costs_at_most_what_was_not_saved(joining: Runner) -> None:
+    run_dir = joining.folder / "runs" / "lost"
+    process = joining.start("--num-samples", "4", "--name", "lost", *SAVE_ALL)
     killed = 0
     for epochs in (1, 4):
         wait_for_epochs(epochs, run_dir / "ledger.jsonl", process)
-        for pid in trial_processes(runner)[:1]:
+        for pid in trial_processes(joining)[:1]:
             os.kill(pid, signal.SIGKILL)
             killed += 1
     out, err = process.communicate(timeout=200)
@@ -128,11 +128,11 @@ def test_a_lost_process_costs_at_most_what_was_not_saved(runner: Runner) -> None
     check(run_dir, 4)
 
 
-def test_without_retries_a_lost_process_fails_its_trial_alone(runner: Runner) -> None:
-    run_dir = runner.folder / "runs" / "unretried"
-    process = runner.start("--num-samples", "3", "--name", "unretried", "--max-failures", "0", *SAVE_ALL)
+def test_without_retries_a_lost_process_fails_its_trial_alone(joining: Runner) -> None:
+    run_dir = joining.folder / "runs" / "unretried"
+    process = joining.start("--num-samples", "3", "--name", "unretried", "--max-failures", "0", *SAVE_ALL)
     wait_for_epochs(1, run_dir / "ledger.jsonl", process)
-    os.kill(trial_processes(runner)[0], signal.SIGKILL)
+    os.kill(trial_processes(joining)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, ""), out
     assert "1 FAIL" in out and "1 failed; the first error: " in out
@@ -140,7 +140,7 @@ def test_without_retries_a_lost_process_fails_its_trial_alone(runner: Runner) ->
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: Runner) -> Iterator[str]:
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joining: Runner) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -152,29 +152,29 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runner: Runner) -> I
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-        monkeypatch.setitem(runner.environment, name, value)
+        monkeypatch.setitem(joining.environment, name, value)
     boto3.client("s3").create_bucket(Bucket="bucket")
     yield "s3://bucket/runs"
     server.stop()
 
 
 def test_a_search_in_a_bucket_goes_on_on_another_machine(
-    bucket: str, runner: Runner, warm_runner: WarmRunner, tmp_path: Path
+    bucket: str, joining: Runner, warm_joining: WarmRunner, tmp_path: Path
 ) -> None:
     name = "s3"
     uri = f"{bucket}/{name}"
     copy = RunFolder(uri).local
-    process = runner.start("--num-samples", "4", "--name", name, "--storage-path", bucket, *SAVE_ALL)
+    process = joining.start("--num-samples", "4", "--name", name, "--storage-path", bucket, *SAVE_ALL)
     wait_for_epochs(4, copy / "ledger.jsonl", process)
     kill(process)
-    assert not (runner.folder / "s3:").exists()
+    assert not (joining.folder / "s3:").exists()
     shutil.rmtree(copy)  # the driver's disk is lost with it
     known = len(results.load(uri))
-    out = resume(runner, uri)
+    out = resume(joining, uri)
     assert "4 of 4 trials" in out and f"Run folder: {uri}" in out
     assert not copy.exists()  # the bucket has it all
     analyse = [sys.executable, str(SCRIPTS / "analyse.py"), uri]
-    shown = subprocess.run(analyse, env=runner.environment, capture_output=True, text=True, check=False)
+    shown = subprocess.run(analyse, env=joining.environment, capture_output=True, text=True, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.endswith(f"In {uri}: report.html, epochs.parquet, trials.parquet\n")
     here = tmp_path / name
@@ -185,4 +185,4 @@ def test_a_search_in_a_bucket_goes_on_on_another_machine(
     assert not [file for file in here.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
     grid = results.load(uri)
     assert results.trials_frame(grid)["state"].isin(["COMPLETE", "PRUNED"]).all()
-    assert "has finished" in resume(warm_runner, uri)
+    assert "has finished" in resume(warm_joining, uri)

@@ -310,18 +310,18 @@ def test_trials_longer_than_any_here_are_refused_shorter_ones_are_told(tmp_path:
 
 
 def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
-    runner: Runner, finished: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    joining: Runner, finished: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, points, visited = runner.folder / "runs", runner.folder / "points.json", tmp_path / "visited"
+    runs, points, visited = joining.folder / "runs", joining.folder / "points.json", tmp_path / "visited"
     shutil.copytree(finished[0], runs / "known")
     space = space_of("blog", 3)
     earlier_run(runs / "made-up", space=space, max_epochs=3, options={"train_size": 512, "val_size": 500})
     points.write_text('{"momentum": 0.77}')
     (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {visited}\n')
     (tmp_path / "browser").chmod(0o755)
-    monkeypatch.setitem(runner.environment, "BROWSER", f"{tmp_path / 'browser'} %s")
+    monkeypatch.setitem(joining.environment, "BROWSER", f"{tmp_path / 'browser'} %s")
 
-    process = runner.start(
+    process = joining.start(
         *("--num-samples", "5", "--name", "warm", "--warm-start", "runs/known", "runs/made-up"),
         *("--points", "points.json", "--open-dashboard", *SAVE_ALL, "--train-size", "512"),
     )
@@ -341,7 +341,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     shutil.rmtree(runs / "made-up")
     points.unlink()
 
-    out = resume(runner, "runs/warm")
+    out = resume(joining, "runs/warm")
     assert "8 trials of known are known" in out and "12 trials of made-up are known" in out
     assert "5 of 5 trials" in out and "Known before: 20 trials of known, made-up (" in out
     with pytest.raises(OSError):  # it went with the driver that was killed

@@ -50,11 +50,11 @@ def test_workers_that_cannot_import_a_trial_end_the_search_and_it_is_resumed_whe
     broken, run_dir = Path.home() / "path" / "torch.py", Path.home() / "runs" / "broken"
     broken.parent.mkdir()
     broken.write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
-    start_head(2, environment={"PYTHONPATH": str(broken.parent)})
+    start_head(2, environment={"PYTHONPATH": os.pathsep.join([str(broken.parent), str(ROOT)])})
     search = tune("--num-samples", "3", "--name", "broken", *SMALL, "--max-epochs", "1")
     out, err = search.communicate(timeout=100)
     cause = "ModuleNotFoundError: No module named 'torch'"
-    assert f"a worker cannot import what a trial needs: {cause}" in out
+    assert f"a worker cannot import what a trial needs: {cause}" in out, out + err
     assert search.returncode == 1 and err.splitlines()[-1] == (
         f"tune.py: error: no worker can import what a trial needs, and nothing was trained: {cause} "
         f"(--resume {run_dir} continues)"
