@@ -102,13 +102,19 @@ def runner(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterato
 def joining(runner: Runner) -> Iterator[Runner]:
     """A runner whose searches join a cluster that stays: to start a Ray takes a third of a small search."""
     code = (
-        "import sys; from tune_mnist.cluster.connection import connected\n"
-        "with connected('local') as cluster: print(cluster.address, flush=True); sys.stdin.read()"
+        "import ray, sys; cluster = ray.init(address='local', include_dashboard=False, log_to_driver=False)\n"
+        "print(cluster.address_info['gcs_address'], flush=True); sys.stdin.read()"
     )
     joining = Runner(runner.folder, runner.mnist_dir)
+    joining.environment["RAY_AUTH_MODE"] = "disabled"  # there may be a token in the home
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", code], env=joining.environment, stdin=pipe, stdout=pipe, text=True
+        [sys.executable, "-c", code],
+        env=joining.environment,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as cluster:
         assert cluster.stdin is not None and cluster.stdout is not None
         joining.environment["RAY_ADDRESS"] = cluster.stdout.readline().strip()

@@ -6,6 +6,7 @@ What others may use: `search`, `resume` and `load_run` give a `Run`; `Task`, `Ob
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tune_mnist.task import (
@@ -43,6 +44,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what drives a search when it is asked for: a trial imports this package, and does without."""
     if name in ("Run", "load_run", "resume", "search"):
+        # In a notebook Ray asks for ipywidgets, which are not needed here.
+        logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
         from tune_mnist.cli import notebook
 
         return getattr(notebook, name)
