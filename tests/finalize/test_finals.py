@@ -82,7 +82,7 @@ def finalized(joining: Runner) -> Finalized:
     process = start(joining, "runs/final", *FLAGS)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # two notes and the first training
-    killed = kill_a_worker(process.pid)
+    killed = kill_a_worker(joining)
     out, err = process.communicate(timeout=200)
     return Finalized(run_dir, first, (process.returncode, "".join(lines) + out, err), kept, killed, searched)
 
@@ -100,15 +100,16 @@ def start(runner: Runner, *flags: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_a_worker(pid: int) -> bool:
+def kill_a_worker(runner: Runner) -> bool:
     """Kill a process that trains, once there is one: between two trainings a worker has another name."""
     ends = time.monotonic() + 60
     while time.monotonic() < ends:
-        for child in psutil.Process(pid).children(recursive=True):
+        for pid in runner.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.name().startswith("ray::retrain"):
-                    child.kill()
-                    return True
+                for child in psutil.Process(pid).children():
+                    if child.name().startswith("ray::retrain"):
+                        child.kill()
+                        return True
         time.sleep(0.01)
     return False
 
