@@ -30,14 +30,13 @@ from ray._private import worker
 from ray.tune.execution import tune_controller
 
 from benchmarks.pretence import PretendedActors, made_up, sleeper
-from tune_mnist.cluster import connection as cluster
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.run.settings import Settings
-from tune_mnist.tuning import tuner
+from tune_mnist.tuning import preflight, rounds, tuner
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.points import first_points
 from tune_mnist.tuning.study import TrialStudy
@@ -150,9 +149,9 @@ def started_ray(load: Load, *, pretended: bool) -> Iterator[None]:
             logging_level=logging.ERROR,
         )
         stack.callback(ray.shutdown)
-        stack.enter_context(mock.patch.object(tuner, "train_trial", sleeper(load.seconds)))
+        stack.enter_context(mock.patch.object(rounds, "train_trial", sleeper(load.seconds)))
         slots = SimpleNamespace(cpus=1.0, gpus=0.0, slots=load.concurrent)
-        stack.enter_context(mock.patch.object(cluster, "fit_resources", lambda *_: slots))
+        stack.enter_context(mock.patch.object(preflight, "fit_resources", lambda *_: slots))
         yield
 
 

@@ -134,7 +134,7 @@ def side_by_side(copies: int, flags: list[str], environment: Mapping[str, str]) 
     command = [sys.executable, "-m", "benchmarks.loop", *flags]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     processes = [
-        subprocess.Popen(command, env=dict(environment), text=True, cwd=Path(__file__).parents[2], **pipes)
+        subprocess.Popen(command, env=dict(environment), text=True, cwd=Path(__file__).parents[1], **pipes)
         for _ in range(copies)
     ]
     try:

@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks import process
 from benchmarks.measure import cores, ledger_lines, prepare_mnist, ratios, spread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SLOTS = 2
 """Trials at a time, each on a core of its own."""
 SHORT, FULL = (20, 60), (20, 100, 1000)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks import measure, process
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SYNE_TUNE = Path(sys.prefix) / "syne-tune"
 """Where `make bench` installs Syne Tune, which only its own contestant imports."""
 OURS = "ours"
