@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import tune_mnist
@@ -16,6 +17,7 @@ from tests.conftest import ROOT, Runner, WarmRunner
 from tests.invariants import fingerprint, study_of
 from tests.tuning.test_resume import kill, wait_for_epochs
 from tune_mnist import Objective, Task, Trial, results
+from tune_mnist.mnist.data import Split
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import to_config
 from tune_mnist.tuning.asha import ASHA
@@ -148,6 +150,34 @@ def test_a_ray_function_that_is_stopped_leaves_no_thread(function: Task) -> None
         if thread.daemon:
             thread.join(5)
     assert threading.active_count() == before
+
+
+def test_a_ray_function_is_searched_as_it_is(warm_joining: WarmRunner) -> None:
+    flags = ("--trainable", f"{FUNCTION}:train", "--space", f"{FUNCTION}:SPACE", "--metric", "loss")
+    rest = ("--mode", "min", "--max-epochs", "20", "--num-samples", "4", "--name", "function")
+    code, out, err = warm_joining.run(*flags, *rest, mnist=False)
+    assert (code, err) == (0, ""), out
+    assert out.count("A Ray Tune function decides on its seeds itself") == 1
+    run_dir = warm_joining.runner.folder / "runs" / "function"
+    trials = results.trials_frame(results.load(run_dir))
+    assert set(trials["state"]) <= {"COMPLETE", "PRUNED"} and (trials["steps"] == 20).all()
+    winner = json.loads((run_dir / "best" / "metrics.json").read_text())
+    assert winner["loss"] == results.epochs_frame(results.load(run_dir))["loss"].min()
+
+
+def test_another_network_on_images_trains_resumes_and_is_tested(tmp_path: Path) -> None:
+    task = find_task(Settings(task=f"{EXAMPLES / 'fashion.py'}:TASK"))
+    made = Split(images=torch.randint(256, (256, 28, 28), dtype=torch.uint8), labels=torch.arange(256) % 10)
+    data = {"train": made.arrays(), "validation": made.arrays()}
+    config = {"lr": 0.001, "channels": 8, "kernel": 3, "batch_norm": True}
+    whole = []
+    for report, save in task.train(config, data, trial(max_epochs=3)):
+        whole.append(report["accuracy"])
+        if len(whole) == 1 and save:
+            save(tmp_path / "saved")
+    resumed = task.train(config, data, trial(max_epochs=3, checkpoint=tmp_path / "saved", epoch=1))
+    assert [report["accuracy"] for report, _ in resumed] == whole[1:]
+    assert set(config) == set(task.spaces["default"])
 
 
 def test_what_a_ray_function_raises_is_raised() -> None:

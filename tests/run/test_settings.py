@@ -197,3 +197,8 @@ def test_a_resume_takes_no_trials_back() -> None:
         ValueError, match="num_samples is 4, but must be at least 8, which the run has already"
     ):
         resume("--num-samples", "4").settings_of(Settings(num_samples=8), OPTIONS)
+
+
+def test_a_file_is_named_so_that_it_is_found_from_any_folder() -> None:
+    values = json.loads(Settings(task="own/task.py:TASK", space="module:SPACE").to_json())
+    assert (values["task"], values["space"]) == (f"{Path.cwd()}/own/task.py:TASK", "module:SPACE")

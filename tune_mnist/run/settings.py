@@ -165,6 +165,9 @@ class Settings:
         values["warm_start"] = [
             run if "://" in run else str(Path(run).expanduser().absolute()) for run in self.warm_start
         ]
+        for name in ("task", "trainable", "space", "sampler"):
+            if isinstance(values[name], str) and ".py:" in values[name]:  # FILE.py:NAME
+                values[name] = str(Path(values[name]).expanduser().absolute())
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod

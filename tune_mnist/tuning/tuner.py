@@ -48,6 +48,10 @@ from tune_mnist.tuning.warm_start import known_again, read_earlier_runs
 RAY_LOG = "ray_tune.log"
 """Name of the file in the run folder that takes what Ray Tune would print."""
 
+ABOUT_FUNCTIONS = (
+    "A Ray Tune function decides on its seeds itself, and a trial that is lost resumes from the newest "
+    "checkpoint that it has reported: without one it starts over"
+)
 FINISHED = "finished"
 """Why a search ended that was neither stopped nor out of time."""
 
@@ -114,7 +118,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
         settings = dataclasses.replace(settings, max_concurrent_trials=slots)
         session = Session(
             *(settings, task, options, space, folder, ledger, data, connection, listener, stop),
-            earlier.remarks,
+            [*earlier.remarks, *([ABOUT_FUNCTIONS] if settings.trainable else [])],
         )
         return _search(session, stack)
 
