@@ -229,3 +229,18 @@ def test_neither_links_nor_hidden_files_are_copied(remote: RunFolder, tmp_path: 
     assert [path.name for path in (tmp_path / "bucket" / "run").iterdir()] == [LEDGER]
     remote.remove(LEDGER)
     assert not list((tmp_path / "bucket" / "run").iterdir())
+
+
+def test_a_checkpoint_of_any_format_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    def save(path: Path) -> None:
+        path.write_text("1 2 3")
+
+    storage = checkpoints.TrialStorage(
+        fs=pyarrow.fs.LocalFileSystem(), path=str(tmp_path / "run" / "trial_00000_a")
+    )
+    storage.write(1, save, [{"epoch": 1}])
+    folder = RunFolder(tmp_path / "run")
+    (saved,) = folder.checkpoints()["trial_00000_a"]
+    assert saved.whole and folder.is_intact(saved)
+    Path(saved.path, CHECKPOINT).write_text("1 2 4")
+    assert not folder.is_intact(saved)

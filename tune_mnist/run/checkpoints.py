@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from tune_mnist.run.folder import CHECKPOINT, REPORTS, RunFolder, SavedCheckpoint, sync
+from tune_mnist.run.folder import CHECKPOINT, CHECKSUM, REPORTS, RunFolder, SavedCheckpoint, sync
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import CHECKPOINT_NAME, TrialRecord
 
@@ -67,7 +68,11 @@ class TrialStorage:
             self._fill(Path(folder), save, reports)
             if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
                 self.fs.create_dir(f"{self.path}/{name}")
-            for part in (REPORTS, CHECKPOINT):  # the checkpoint counts from when its last file is there
+            for part in (
+                REPORTS,
+                CHECKSUM,
+                CHECKPOINT,
+            ):  # it counts from when its last file is there
                 with self.fs.open_output_stream(f"{self.path}/{name}/{part}") as out:
                     out.write(Path(folder, part).read_bytes())
         return name
@@ -90,6 +95,7 @@ class TrialStorage:
 
     def _fill(self, folder: Path, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> None:
         save(folder / CHECKPOINT)
+        (folder / CHECKSUM).write_text(f"{zlib.crc32((folder / CHECKPOINT).read_bytes())}\n")
         (folder / REPORTS).write_text(json.dumps(reports))
 
 

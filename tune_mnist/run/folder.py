@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from tune_mnist.run.words import first_line
 CHECKPOINT = "training.pt"
 """Name of the file in a checkpoint's folder that holds the state of a training."""
 REPORTS = "reports.json"
-"""Name of the file beside it: what the trial had reported up to there."""
+"""Name of the file next to it: what the trial had reported up to there."""
+CHECKSUM = "crc32.txt"
+"""Name of another one: the checksum of the first. Older versions had none, as their files were zips."""
 PUSH_SECONDS = 5.0
 """Shortest time between two copies of the driver's files into a bucket."""
 
@@ -126,10 +129,14 @@ class RunFolder:
             return False
 
     def is_intact(self, checkpoint: SavedCheckpoint) -> bool:
-        """Tell whether a checkpoint's file is what was written, by the checksums in it."""
+        """Tell whether a checkpoint's file is what was written, by the checksum next to it or those in it."""
         try:
             with self.fs.open_input_file(f"{checkpoint.path}/{CHECKPOINT}") as file:
-                return zipfile.ZipFile(io.BytesIO(file.readall())).testzip() is None
+                content = file.readall()
+            if self.has(f"{checkpoint.path}/{CHECKSUM}"):
+                with self.fs.open_input_file(f"{checkpoint.path}/{CHECKSUM}") as file:
+                    return int(file.readall()) == zlib.crc32(content)
+            return zipfile.ZipFile(io.BytesIO(content)).testzip() is None
         except (OSError, ValueError, zipfile.BadZipFile):
             return False
 
@@ -301,8 +308,9 @@ class RunFolder:
             trial, _, name = info.path.removeprefix(f"{self.path}/").partition("/")
             if info.type == fs.FileType.Directory and re.fullmatch(r"checkpoint_\d+", name):
                 file = f"{info.path}/{CHECKPOINT}"
-                # An object of a bucket is there whole or not at all; a zip's directory is written last.
-                whole = bool(files.get(file)) and (self.remote or zipfile.is_zipfile(file))
+                # What is in a bucket or has a checksum is there whole or not at all; a zip's end comes last.
+                sure = self.remote or f"{info.path}/{CHECKSUM}" in files
+                whole = bool(files.get(file)) and (sure or zipfile.is_zipfile(file))
                 found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
         return found
 
