@@ -1,0 +1,56 @@
+"""Runs whose task has other hyper-parameters now."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tune_mnist.mnist.facts import FACTS
+from tune_mnist.mnist.task import TASK
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.tuning.changes import check_unchanged, describe_changes
+
+
+def recorded(drawn: dict[str, Any], **changes: Any) -> Ledger:
+    """A run of one trial, whose session knew other defaults; None for those that it did not know."""
+    defaults = {name: value for name, value in {**TASK.defaults, **changes}.items() if value is not None}
+    ledger = Ledger()
+    ledger.begin({}, dataclasses.replace(FACTS, defaults=defaults))
+    ledger.suggested("a", 0, drawn, drawn, planned=1, hand_set=False)
+    return ledger
+
+
+def test_nothing_is_said_where_nothing_has_changed() -> None:
+    ledger = recorded({"lr": 0.1})
+    check_unchanged(ledger, TASK, "run")
+    assert describe_changes(ledger, TASK) == ""
+
+
+def test_what_is_new_hinders_nothing_and_is_told() -> None:
+    ledger = recorded({"lr": 0.1}, shift=None)
+    check_unchanged(ledger, TASK, "run")
+    told = "the hyper-parameters have changed since (shift is new, 0 by default)"
+    assert describe_changes(ledger, TASK) == told
+
+
+@pytest.mark.parametrize(
+    ("drawn", "changes", "conflict"),
+    [
+        ({"nesterov": True}, {}, "nesterov is gone"),
+        ({"lr": 0.1}, {"decay_old": 0.5}, "decay_old is gone"),
+        ({"lr": 0.1}, {"batch_size": 32}, "batch_size is 64 by default, was 32"),
+    ],
+)
+def test_a_run_that_could_not_be_trained_as_before_is_not_resumed(
+    drawn: dict[str, Any], changes: dict[str, Any], conflict: str
+) -> None:
+    ledger = recorded(drawn, **changes)
+    with pytest.raises(
+        ValueError, match="^run cannot be resumed: the hyper-parameters have changed"
+    ) as error:
+        check_unchanged(ledger, TASK, "run")
+    assert str(error.value).endswith(f"({conflict})") and conflict in describe_changes(ledger, TASK)
+
+
+def test_another_default_of_what_was_drawn_is_no_matter() -> None:
+    check_unchanged(recorded({"batch_size": 32}, batch_size=128), TASK, "run")
