@@ -46,7 +46,7 @@ def test_a_run_that_could_not_be_trained_as_before_is_not_resumed(
 ) -> None:
     ledger = recorded(drawn, **changes)
     with pytest.raises(
-        ValueError, match="^run cannot be resumed: the hyper-parameters have changed"
+        ValueError, match=r"^run cannot be resumed: the hyper-parameters have changed"
     ) as error:
         check_unchanged(ledger, TASK, "run")
     assert str(error.value).endswith(f"({conflict})") and conflict in describe_changes(ledger, TASK)
