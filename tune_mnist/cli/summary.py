@@ -178,8 +178,8 @@ def _print_winner(console: Console, view: View) -> None:
     if objective.metric in winner.test:
         test = objective.write_with_error(winner.test[objective.metric], winner.test_n)
         shown.append(f"test {test}{_examples(winner.test_n)}")
-    note = " (± standard error)" if objective.standard_error else ""
-    console.print(f"Winner, trial {winner.number} at epoch {winner.epoch}: {', '.join(shown)}{note}")
+    line = f"Winner, trial {winner.number} at epoch {winner.epoch}: {', '.join(shown)}"
+    console.print(line.removesuffix(")") + "; ± standard error)" if "±" in line else line)
 
 
 def _examples(n: int | None) -> str:

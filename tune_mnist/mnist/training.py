@@ -20,6 +20,7 @@ from tune_mnist.mnist.model import Network
 from tune_mnist.mnist.precision import allow_tf32, autocast, resolve_precision
 from tune_mnist.mnist.steps import GraphCaptureError as GraphCaptureError
 from tune_mnist.mnist.steps import Steps, capture_graph, make_optimizer
+from tune_mnist.run.words import first_line
 from tune_mnist.task import CheckpointError as CheckpointError
 from tune_mnist.task import DivergedError as DivergedError
 
@@ -112,9 +113,7 @@ def _load(path: Path, model: Network) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
     except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"the checkpoint {path.name} can't be read: {str(error).partition(chr(10))[0]}"
-        ) from error
+        raise CheckpointError(f"the checkpoint {path.name} can't be read: {first_line(error)}") from error
     return state
 
 

@@ -18,6 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tune_mnist.cluster.ray_private import tune_session
 from tune_mnist.run.settings import Settings
+from tune_mnist.run.words import first_line
 from tune_mnist.task import Objective, Save, Task, Trial
 from tune_mnist.tuning.tasks import load_object
 
@@ -62,7 +63,7 @@ def convert_space(name: str, spec: Any) -> dict[str, BaseDistribution]:
     try:
         space: dict[str, BaseDistribution] = OptunaSearch.convert_search_space(dict(spec))
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"space {name}, but {rule}: {str(error).partition(chr(10))[0]}") from error
+        raise ValueError(f"space {name}, but {rule}: {first_line(error)}") from error
     if not space:
         raise ValueError(f"space {name} has nothing to draw, but {rule}")
     return space

@@ -16,6 +16,7 @@ from ray.tune import report as report_to_ray  # bound here: `tune_session` repla
 
 from tune_mnist.run.checkpoints import TrialStorage
 from tune_mnist.run.records import EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.words import first_line
 from tune_mnist.task import DivergedError, Objective, Save, Train, Trial
 from tune_mnist.tuning.device import (
     DeviceMemoryError,
@@ -110,8 +111,7 @@ def train_trial(
     except Exception as error:
         if gpus and not isinstance(error, DivergedError):
             raise  # after most errors of CUDA a process can't use the GPU any more
-        text = str(error).strip().partition("\n")[0] or type(error).__name__
-        failure = {FAILURE: text, TRACEBACK: traceback.format_exc(), objective.metric: math.nan}
+        failure = {FAILURE: first_line(error), TRACEBACK: traceback.format_exc(), objective.metric: math.nan}
         report_to_ray({**failure, EPOCH: epoch + 1})
     finally:
         # The next trial may run in this process: leave it no memory of this one.
