@@ -328,6 +328,21 @@ def test_a_cluster_with_a_token() -> None:
 
 
 @isolated
+def test_one_process_uses_a_cluster_with_a_token_and_then_one_without() -> None:
+    start_head(1, environment={"RAY_AUTH_MODE": "disabled"})
+    for address in ("local", None, "127.0.0.1:6379"):  # the first gives the home a token
+        with connected(address) as connection:
+            assert connection.embedded is (address == "local")
+            assert ray.get(ray.remote(Actor).remote().pid.remote()) != os.getpid()
+    assert (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_MODE" not in os.environ
+
+
+class Actor:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@isolated
 def test_a_cluster_of_another_version_is_refused() -> None:
     start_head(1)
     head, python = "127.0.0.1:6379", platform.python_version()

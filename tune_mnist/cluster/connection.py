@@ -37,6 +37,8 @@ TRIAL_ENVIRONMENT = {
 }
 
 
+AUTH_MODE = "RAY_AUTH_MODE"
+"""The variable that says whether Ray uses tokens."""
 DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "opencensus", "opentelemetry")
 """Some of those that Ray's dashboard needs."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -93,12 +95,12 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
-    address = address or os.environ.get("RAY_ADDRESS")
+    address, auth_mode = address or os.environ.get("RAY_ADDRESS"), None
     if not address:
-        address = _running_here() or "local"
+        address, auth_mode = _running_here() or ("local", None)
     elif address != "local":
         address = _find(address)
-        _check_answers(address)
+        auth_mode = _check_answers(address)
     head = address
 
     def connect() -> Any:
@@ -109,8 +111,9 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
             ray.shutdown()
         connect()
 
-    context = connect()
     with ExitStack() as stack:
+        stack.enter_context(_authentication(auth_mode))
+        context = connect()
         stack.enter_context(ray_private.quiet_errors())
         if head == "local":
             stack.enter_context(ray_private.waiting_workers())
@@ -124,6 +127,15 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         finally:
             with _without_stderr():
                 ray.shutdown()
+
+
+@contextmanager
+def _authentication(mode: str | None) -> Iterator[None]:
+    """Use a token or none, for a block; a Ray of our own decides that itself, and sets the variable."""
+    with _environment({AUTH_MODE: mode or os.environ.get(AUTH_MODE)}):
+        ray_private.read_auth_mode()
+        yield
+    ray_private.read_auth_mode()
 
 
 @contextmanager
@@ -166,17 +178,21 @@ def _has_gpus() -> bool:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _set_environment(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set_environment(before)
+
+
+def _set_environment(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _join(address: str) -> Any:
@@ -204,12 +220,11 @@ def _find(address: str) -> str:
     found = ray_private.address_of_this_machine()
     if not found:
         raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
-    ray_private.use_token_of_this_machine()
     return found
 
 
-def _running_here() -> str | None:
-    """Find the cluster that this machine belongs to.
+def _running_here() -> tuple[str, str] | None:
+    """Find the cluster that this machine belongs to, and its mode of authentication.
 
     The file that Ray asks is written by `ray start` and removed by `ray stop` only. So it never names the
     cluster that another search has started for itself, and names a dead one after a crash.
@@ -220,18 +235,16 @@ def _running_here() -> str | None:
     address = ray_private.address_of_this_machine()
     if not address:
         return None
-    ray_private.use_token_of_this_machine()
     try:
-        _check_answers(address)
+        return address, _check_answers(address)
     except RefusedError:
         raise
     except ClusterError:
         return None
-    return address
 
 
-def _check_answers(address: str) -> None:
-    """Ask a cluster for its health in a process of its own, because Ray's client can't be told to give up."""
+def _check_answers(address: str) -> str:
+    """Ask a cluster for its health; give its mode of authentication, disabled or token."""
     if address.startswith("ray://"):
         raise ClusterError(
             f"the address is {address}, but must be auto or HOST:PORT: Ray Client is not supported"
@@ -241,20 +254,33 @@ def _check_answers(address: str) -> None:
         raise ClusterError(f"the address is {address}, but must be auto or HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT_SECONDS / 2).close()
-        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-        subprocess.run(command, check=True, capture_output=True, timeout=ADDRESS_TIMEOUT_SECONDS)
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
+    # Where its mode and ours differ, Ray connects, but each actor is dead on arrival.
+    complaint = _ask_for_health(address, "disabled")
+    if complaint is None:
+        return "disabled"
+    if "InvalidAuthToken" in complaint:
+        if os.environ.get(AUTH_MODE) != "disabled" and _ask_for_health(address, "token") is None:
+            return "token"
+        raise RefusedError(
+            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
+        )
+    _check_versions(address, complaint)
+    raise ClusterError(f"what answers at {address} is no Ray cluster of version {ray.__version__}")
+
+
+def _ask_for_health(address: str, auth_mode: str) -> str | None:
+    """Give what a cluster complains of, in a process of its own, because Ray's client never gives up."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    environment = os.environ | {AUTH_MODE: auth_mode}
+    try:
+        subprocess.run(
+            command, env=environment, check=True, capture_output=True, timeout=ADDRESS_TIMEOUT_SECONDS
+        )
     except subprocess.SubprocessError as error:
-        complaint = (getattr(error, "stderr", None) or b"").decode(errors="replace")
-        if "InvalidAuthToken" in complaint:
-            raise RefusedError(
-                f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
-            ) from error
-        _check_versions(address, complaint)
-        raise ClusterError(
-            f"what answers at {address} is no Ray cluster of version {ray.__version__}"
-        ) from error
+        return (getattr(error, "stderr", None) or b"").decode(errors="replace")
+    return None
 
 
 def _check_versions(address: str, complaint: str) -> None:

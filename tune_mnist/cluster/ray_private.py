@@ -126,21 +126,23 @@ def address_of_this_machine() -> str | None:
     return _tried("address_of_this_machine", "no running cluster is found without --address", find, None)
 
 
-def use_token_of_this_machine() -> None:
-    """Turn tokens on where RAY_AUTH_MODE is unset and a token is at hand, as Ray does for address auto.
+def read_auth_mode() -> None:
+    """Let this process see the RAY_AUTH_MODE that it has now.
 
-    Why: for HOST:PORT Ray does not. Without: RAY_AUTH_MODE=token must be set, as a line says then. Nothing is
-    skipped up to Ray 2.55, which does not do so for auto either.
-    https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
+    Why: Ray keeps the mode and token of the first cluster that a process has used; its own one has a token.
+    Without: who searches on this machine, and then in the same notebook on a cluster without tokens, loses
+    every trial. https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
     """
-    module = "ray._private.authentication.authentication_token_setup"
-    try:
-        enable = importlib.import_module(module).maybe_enable_token_auth_if_token_available
-    except (ImportError, AttributeError):
-        return
-    name, loss = "use_token_of_this_machine", "a token in the home is not used unasked"
-    with _replaced(name, loss, module, "_warn_token_auth_enabled", lambda _: lambda *_: None):
-        _tried(name, loss, lambda: enable(warn_if_disabled=False), None)
+
+    def read() -> None:
+        from ray import _raylet
+
+        raylet: Any = _raylet
+        raylet.Config.initialize("")
+        if hasattr(raylet, "AuthenticationTokenLoader"):  # Ray 2.50 has no tokens
+            raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+    _tried("read_auth_mode", "a notebook cannot use a cluster with tokens after one without", read, None)
 
 
 class AutoscalerState:
