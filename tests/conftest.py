@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -18,12 +18,14 @@ from filelock import FileLock
 # Threads that wait for each other spin: with two on two busy cores the test set takes 13 s, with one 4.5 s.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from tune_mnist.cluster.connection import connected
 from tune_mnist.mnist.data import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 FINISHED = ["--num-samples", "8", "--max-concurrent-trials", "2"]
 SMALL = ["--train-size", "512", "--val-size", "500", "--max-epochs", "3"]
+TOY = ["--task", f"{ROOT / 'tests' / 'toy.py'}:TASK", "--max-epochs", "4"]
 
 
 # With --dist loadfile a file is one worker's. (The loadgroup of pytest-xdist 3.8 groups nothing under pytest
@@ -61,11 +63,15 @@ class Runner:
         self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": path}
         self.environment.pop("RAY_ADDRESS", None)
 
-    def start(self, *flags: str, mnist: bool = True) -> subprocess.Popen[str]:
-        data = ["--data-dir", str(self.mnist_dir)] * mnist
-        command = [sys.executable, str(SCRIPTS / "tune.py"), *data, *flags]
+    def command(self, script: str, flags: Sequence[str]) -> list[str]:
+        """Give the script and its flags; those that read MNIST are told where it is."""
+        elsewhere = {"--task", "--trainable", "--resume"} & set(flags)
+        data = ["--data-dir", str(self.mnist_dir)] * (script in ("tune.py", "train.py") and not elsewhere)
+        return [str(SCRIPTS / script), *data, *flags]
+
+    def start(self, *flags: str, script: str = "tune.py") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command,
+            [sys.executable, *self.command(script, flags)],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -74,8 +80,8 @@ class Runner:
             start_new_session=True,
         )
 
-    def run(self, *flags: str, mnist: bool = True) -> tuple[int, str, str]:
-        process = self.start(*flags, mnist=mnist)
+    def run(self, *flags: str, script: str = "tune.py") -> tuple[int, str, str]:
+        process = self.start(*flags, script=script)
         out, err = process.communicate(timeout=200)
         return process.returncode, out, err
 
@@ -134,8 +140,7 @@ class WarmRunner:
     ) -> None:
         self.runner, self.monkeypatch, self.capfd = runner, monkeypatch, capfd
 
-    def run(self, *flags: str, script: str = "tune.py", mnist: bool = True) -> tuple[int, str, str]:
-        data = ["--data-dir", str(self.runner.mnist_dir)] * mnist
+    def run(self, *flags: str, script: str = "tune.py") -> tuple[int, str, str]:
         handler = signal.getsignal(signal.SIGINT)
         self.capfd.readouterr()
         with (
@@ -144,7 +149,7 @@ class WarmRunner:
         ):
             patch.chdir(self.runner.folder)
             patch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
-            patch.setattr(sys, "argv", [str(SCRIPTS / script), *data, *flags])
+            patch.setattr(sys, "argv", self.runner.command(script, flags))
             try:
                 with pytest.raises(SystemExit) as ended:
                     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -161,10 +166,18 @@ def warm_runner(
     return WarmRunner(runner, monkeypatch, capfd)
 
 
+@pytest.fixture(scope="module")
+def joined(joining: Runner) -> Iterator[None]:
+    """Let this process join that cluster for the tests of a file: they share its workers, too."""
+    with mock.patch.dict(os.environ, joining.environment, clear=True), connected(None):
+        yield
+
+
 @pytest.fixture
 def warm_joining(
-    joining: Runner, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    joining: Runner, joined: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> WarmRunner:
+    """A runner whose searches take 2 s, and not 20."""
     return WarmRunner(joining, monkeypatch, capfd)
 
 

@@ -32,10 +32,12 @@ def check(run_dir: Path, num_samples: int) -> dict[str, int]:
     """
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
     settings = json.loads((run_dir / "settings.json").read_text())
+    objective = next(line for line in lines if line["event"] == "session")["task"]["objective"]
+    metric, sign = objective["metric"], 1 if objective["mode"] == "max" else -1
     ids = one_to_one(run_dir, num_samples)
     restarts = nothing_runs_again(lines)
-    study_agrees(run_dir, ids)
-    asha_saw_the_whole_run(lines, settings)
+    study_agrees(run_dir, ids, metric)
+    asha_saw_the_whole_run(lines, settings, metric, sign)
     draws_go_on(lines)
     epochs = sum(line["event"] == "epoch" for line in lines)
     sessions = sum(line["event"] == "session" for line in lines)
@@ -119,26 +121,28 @@ def nothing_runs_again(lines: list[dict[str, Any]]) -> int:
     return restarts
 
 
-def study_agrees(run_dir: Path, ids: list[str]) -> None:
+def study_agrees(run_dir: Path, ids: list[str], metric: str) -> None:
     """Point 3: states and values agree with the ledger's, and no epoch is counted twice."""
     states, study = ended_states(run_dir), study_of(run_dir)
     table = pd.read_parquet(run_dir / "trials.parquet").set_index("trial_id")
     epochs = pd.read_parquet(run_dir / "epochs.parquet")
     assert not epochs.duplicated(["trial_id", "epoch"]).any(), "point 3: an epoch is counted twice"
     by_trial: dict[Any, dict[Any, float]] = {
-        key: part.set_index("epoch")["accuracy"].to_dict() for key, part in epochs.groupby("trial_id")
+        key: part.set_index("epoch")[metric].to_dict() for key, part in epochs.groupby("trial_id")
     }
     for trial, trial_id in zip(study, ids, strict=True):
         values: dict[int, float] = by_trial.get(trial_id, {})
         assert trial.intermediate_values == values, f"point 3: values of {trial_id}"
         assert trial.state.name == table["state"][trial_id] == states[trial_id], f"point 3: {trial_id}"
         if trial.state.name != "FAIL":
-            assert trial.value == values[max(values)] == table["accuracy"][trial_id], f"point 3: {trial_id}"
+            assert trial.value == values[max(values)] == table[metric][trial_id], f"point 3: {trial_id}"
             complete = max(values) == table["epochs_planned"][trial_id]
             assert (trial.state.name == "COMPLETE") == complete, f"point 3: {trial_id} is {trial.state.name}"
 
 
-def asha_saw_the_whole_run(lines: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+def asha_saw_the_whole_run(
+    lines: list[dict[str, Any]], settings: dict[str, Any], metric: str, sign: int
+) -> None:
     """Point 4: each verdict is that of the rungs as the whole run has filled them."""
     factor, top = settings["reduction_factor"], settings["max_epochs"]
     rungs: dict[int, dict[str, float]] = {}
@@ -152,9 +156,10 @@ def asha_saw_the_whole_run(lines: list[dict[str, Any]], settings: dict[str, Any]
         stop = line["epoch"] >= top
         recorded = rungs.get(line["epoch"])
         if recorded is not None:
-            if recorded and line["accuracy"] < np.percentile(list(recorded.values()), (1 - 1 / factor) * 100):
+            value = sign * line[metric]
+            if recorded and value < np.percentile(list(recorded.values()), (1 - 1 / factor) * 100):
                 stop = True
-            recorded[line["trial_id"]] = line["accuracy"]
+            recorded[line["trial_id"]] = value
         if "done" in line:
             assert line["done"] == stop, f"point 4: ASHA's verdict on {line['trial_id']}: {line}"
 

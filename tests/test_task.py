@@ -40,16 +40,15 @@ def slow_task(joining: Runner) -> str:
 
 
 @pytest.fixture(scope="module")
-def minimised(joining: Runner, slow_task: str) -> Path:
+def minimised(joining: Runner, joined: None, slow_task: str) -> Path:
     """A run of it that was killed and resumed."""
     run_dir = joining.folder / "runs" / "minimised"
     process = joining.start(
         *("--task", slow_task, "--num-samples", "8", "--name", "minimised", "--checkpoint-seconds", "0"),
-        mnist=False,
     )
     wait_for_epochs(6, run_dir / "ledger.jsonl", process)
     kill(process)
-    code, out, err = joining.run("--resume", "runs/minimised", "--max-concurrent-trials", "2", mnist=False)
+    code, out, err = joining.run("--resume", "runs/minimised", "--max-concurrent-trials", "2")
     assert (code, err) == (0, ""), out
     return run_dir
 
@@ -83,15 +82,15 @@ def test_no_trial_is_lost_or_repeated_and_pruned_ones_are_the_worse(minimised: P
 def test_it_is_analysed_compared_and_learned_from(
     minimised: Path, slow_task: str, warm_joining: WarmRunner, joining: Runner
 ) -> None:
-    code, out, err = warm_joining.run("runs/minimised", script="analyse.py", mnist=False)
+    code, out, err = warm_joining.run("runs/minimised", script="analyse.py")
     assert (code, err) == (0, "") and "validation RMSE" in (minimised / "report.html").read_text()
     best = pd.read_parquet(minimised / "epochs.parquet")["rmse"].min()
     assert re.search(rf"Best, validation +{best:.4f} ", out)
     flags = ("--task", slow_task, "--warm-start", "runs/minimised", "--num-samples", "2", "--name", "taught")
-    code, out, err = warm_joining.run(*flags, mnist=False)
+    code, out, err = warm_joining.run(*flags)
     assert (code, err) == (0, ""), out
     assert "8 trials of runs/minimised are known (" in out
-    code, out, err = warm_joining.run("runs/minimised", "runs/taught", script="analyse.py", mnist=False)
+    code, out, err = warm_joining.run("runs/minimised", "runs/taught", script="analyse.py")
     assert (code, err) == (0, "") and f"{best:.4f}" in out
 
 
@@ -103,9 +102,7 @@ def test_a_run_is_read_without_its_tasks_code(
     text = hidden.read_text()
     hidden.unlink()
     try:
-        code, out, err = warm_joining.run(
-            "runs/minimised", "--out", "elsewhere", script="analyse.py", mnist=False
-        )
+        code, out, err = warm_joining.run("runs/minimised", "--out", "elsewhere", script="analyse.py")
         assert (code, err) == (0, "") and "8 of 8" in out
     finally:
         hidden.write_text(text)
@@ -155,7 +152,7 @@ def test_a_ray_function_that_is_stopped_leaves_no_thread(function: Task) -> None
 def test_a_ray_function_is_searched_as_it_is(warm_joining: WarmRunner) -> None:
     flags = ("--trainable", f"{FUNCTION}:train", "--space", f"{FUNCTION}:SPACE", "--metric", "loss")
     rest = ("--mode", "min", "--max-epochs", "20", "--num-samples", "4", "--name", "function")
-    code, out, err = warm_joining.run(*flags, *rest, mnist=False)
+    code, out, err = warm_joining.run(*flags, *rest)
     assert (code, err) == (0, ""), out
     assert out.count("A Ray Tune function decides on its seeds itself") == 1
     run_dir = warm_joining.runner.folder / "runs" / "function"

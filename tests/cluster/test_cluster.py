@@ -20,7 +20,7 @@ import pytest
 import ray
 from ray.tune.execution import class_cache
 
-from tests.conftest import ROOT, SCRIPTS, SMALL
+from tests.conftest import SCRIPTS, TOY
 from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
@@ -299,12 +299,11 @@ def test_the_cluster_that_this_machine_belongs_to_is_used_while_it_lives() -> No
     assert another_search().startswith("EMBEDDED 127.0.0.1:")
 
 
-@pytest.mark.usefixtures("mnist_dir")
 @isolated
 def test_a_search_runs_on_the_cluster_that_it_is_given() -> None:
     start_head(2)
-    command = [*(sys.executable, str(SCRIPTS / "tune.py"), "--address", "127.0.0.1:6379"), *SMALL]
-    command += ["--num-samples", "3", "--data-dir", str(ROOT / "data"), "--name", "joined"]
+    command = [*(sys.executable, str(SCRIPTS / "tune.py"), "--address", "127.0.0.1:6379"), *TOY]
+    command += ["--num-samples", "3", "--name", "joined"]
     done = subprocess.run(command, cwd=Path.home(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     check(Path.home() / "runs" / "joined", 3)
@@ -333,7 +332,8 @@ def test_one_process_uses_a_cluster_with_a_token_and_then_one_without() -> None:
     for address in ("local", None, "127.0.0.1:6379"):  # the first gives the home a token
         with connected(address) as connection:
             assert connection.embedded is (address == "local")
-            assert ray.get(ray.remote(Actor).remote().pid.remote()) != os.getpid()
+            actor: Any = ray.remote(Actor).remote()
+            assert ray.get(actor.pid.remote()) != os.getpid()
     assert (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_MODE" not in os.environ
 
 

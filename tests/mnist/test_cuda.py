@@ -135,8 +135,8 @@ def test_trainings_in_one_process_leave_no_memory_behind() -> None:
 def test_a_fraction_is_a_limit() -> None:
     code = (
         "import torch\n"
-        "from tune_mnist.tuning.device import device_memory_errors, limit_memory\n"
-        "limit_memory(0.01)\n"
+        "from tune_mnist.tuning.device import device_memory_errors, prepare_gpu\n"
+        "prepare_gpu(0.01)\n"
         "with device_memory_errors(0.01):\n"
         "    size = torch.cuda.get_device_properties(0).total_memory // 50\n"
         "    torch.empty(size, dtype=torch.uint8, device='cuda')"

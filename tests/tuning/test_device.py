@@ -14,7 +14,7 @@ from tune_mnist.tuning import device
 from tune_mnist.tuning.device import (
     DeviceMemoryError,
     device_memory_errors,
-    limit_memory,
+    prepare_gpu,
     release_memory,
     use_threads,
 )
@@ -126,7 +126,7 @@ def test_a_fraction_of_a_gpu_is_a_limit_of_its_memory(
     properties = SimpleNamespace(total_memory=gib * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
-    limit_memory(gpus)
+    prepare_gpu(gpus)
     allowed = limits[-1] * gib * GIB
     if limit == gib:
         assert limits == [1.0]

@@ -1,4 +1,4 @@
-"""The ways in which a search ends: failures, signals, a budget, a target; the real script on real MNIST."""
+"""The ways in which a search ends: failures, signals, a budget, a target; the real script on a small task."""
 
 import json
 import os
@@ -11,30 +11,29 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import SMALL, Runner, WarmRunner
-from tests.tuning.test_run import assert_as_plain, begun_trials, study_of
+from tests.conftest import TOY, Runner, WarmRunner
+from tests.tuning.test_run import begun_trials, study_of
 from tune_mnist import results
 
 
 def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(warm_joining: WarmRunner) -> None:
-    space = 'from optuna.distributions import *\nSPACE = {"lr": CategoricalDistribution((0.01, 1e30))}\n'
-    (warm_joining.runner.folder / "half_diverges.py").write_text(space)
-    code, out, err = warm_joining.run(
-        "--num-samples", "4", "--space", "half_diverges:SPACE", "--name", "half", *SMALL
-    )
+    flags = ("--num-samples", "4", "--space", "half_diverges", "--name", "half")
+    code, out, err = warm_joining.run(*TOY, *flags)
     assert (code, err) == (0, ""), out
     run_dir = warm_joining.runner.folder / "runs" / "half"
     trials = pd.read_parquet(run_dir / "trials.parquet")
-    failed = trials["lr"] > 1
+    failed = trials["rate"] > 1
     assert 0 < failed.sum() < 4
     assert (trials["state"] == "FAIL").tolist() == failed.tolist()
     assert [trial.state.name for trial in study_of(run_dir).trials] == list(trials["state"])
     named = re.search(r"(\d) failed; the first error: (.*) \((\S+)\)", out)
     assert named and int(named[1]) == failed.sum()
-    assert named[2] == "the loss is not finite at step 2 of epoch 1"
+    assert named[2] == "loss is not finite after epoch 1"
     text = (warm_joining.runner.folder / named[3]).read_text()
     assert text.count(f"DivergedError: {named[2]}") == 1
-    assert [str(error) for error in results.load(run_dir).errors] == [named[2]] * failed.sum()
+    assert [str(error)[:18] for error in results.load(run_dir).errors] == [
+        "loss is not finite"
+    ] * failed.sum()
     # It is a result: it was not tried again, and its process went on to the next trial.
     ledger = (run_dir / "ledger.jsonl").read_text()
     assert ledger.count(named[2]) == failed.sum() and ledger.count('"event": "attempt"') == 4
@@ -42,15 +41,12 @@ def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(warm_joining: War
 
 
 def test_a_search_in_which_every_trial_fails_exits_1(warm_joining: WarmRunner) -> None:
-    space = 'from optuna.distributions import *\nSPACE = {"lr": FloatDistribution(1e30, 1e31)}\n'
-    (warm_joining.runner.folder / "all_diverge.py").write_text(space)
-    code, out, err = warm_joining.run(
-        "--num-samples", "3", "--space", "all_diverge:SPACE", "--name", "all", *SMALL
-    )
+    flags = ("--num-samples", "3", "--space", "all_diverge", "--name", "all")
+    code, out, err = warm_joining.run(*TOY, *flags)
     assert (code, err) == (1, "")
     assert (
         "3 of 3 trials (0 COMPLETE, 0 PRUNED, 3 FAIL)" in out
-        and "3 failed; the first error: the loss is not finite at step 2 of epoch 1 (runs/all/" in out
+        and "3 failed; the first error: loss is not finite after epoch 1 (runs/all/" in out
     )
 
 
@@ -61,7 +57,7 @@ def assert_ends_in_order(
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C, `timeout` and systemd do
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, ""), out
-    assert f"ended by {number.name}" in out and (run_dir / "best" / "model.pt").exists()
+    assert f"ended by {number.name}" in out and (run_dir / "best" / "metrics.json").exists()
     states = [trial.state.name for trial in study_of(run_dir).trials]
     assert len(states) >= 1 and "RUNNING" not in states
     trials = pd.read_parquet(run_dir / "trials.parquet")
@@ -74,9 +70,7 @@ def assert_ends_in_order(
 
 
 def test_sigterm_ends_the_search_in_order(runner: Runner) -> None:  # SIGINT: test_resume.py
-    process = runner.start(
-        "--num-samples", "500", "--name", "sigterm", "--train-size", "2048", "--val-size", "500"
-    )
+    process = runner.start(*TOY, "--num-samples", "500", "--name", "sigterm")
     assert process.stdout is not None
     first = next(line for line in process.stdout if "trial" in line)
     assert "1/500 trial" in first
@@ -91,7 +85,7 @@ def test_sigterm_ends_the_search_in_order(runner: Runner) -> None:  # SIGINT: te
 def test_a_signal_before_the_search_ends_it_without_a_word(
     number: signal.Signals, code: int, moment: str, runner: Runner
 ) -> None:
-    process = runner.start("--name", f"{number.name}-early")
+    process = runner.start(*TOY, "--name", f"{number.name}-early")
     if moment == "imports":
         time.sleep(0.5)
         code = -number  # what a shell calls 130 or 143 too: the process died of it
@@ -108,15 +102,15 @@ def test_a_signal_before_the_search_ends_it_without_a_word(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--time-budget", "25s", "--max-concurrent-trials", "1", "--fresh-actors"], "time budget"),
-        (["--target-accuracy", "0.2"], "target"),
+        (["--time-budget", "9s", "--max-concurrent-trials", "1", "--fresh-actors"], "time budget"),
+        (["--target", "0.02"], "target"),
     ],
 )
 def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
     flags: list[str], reason: str, warm_joining: WarmRunner
 ) -> None:
     name = reason.replace(" ", "-")
-    code, out, err = warm_joining.run("--num-samples", "500", "--name", name, *flags, *SMALL)
+    code, out, err = warm_joining.run(*TOY, "--num-samples", "500", "--name", name, *flags)
     assert (code, err) == (0, ""), out
     assert f"ended by {reason}" in out
     run_dir = warm_joining.runner.folder / "runs" / name
@@ -125,8 +119,7 @@ def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
     assert [trial.state.name for trial in study_of(run_dir).trials] == trials["state"].tolist()
     pd.testing.assert_frame_equal(results.trials_frame(results.load(run_dir)), trials)
     if reason == "target":
-        assert json.loads((run_dir / "best" / "metrics.json").read_text())["accuracy"] >= 0.2
+        assert json.loads((run_dir / "best" / "metrics.json").read_text())["loss"] <= 0.02
     else:
         begun = begun_trials(run_dir)
-        assert len({trial.last["pid"] for trial in begun}) == len(begun)  # as --fresh-actors says
-        assert_as_plain(run_dir, begun[:3])
+        assert len({trial.last["pid"] for trial in begun}) == len(begun) > 1  # as --fresh-actors says

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.fs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
+from tests.conftest import SMALL, TOY, Runner, WarmRunner
 from tests.invariants import check, fingerprint
 from tests.tuning.test_ends import assert_ends_in_order
 from tune_mnist import results
@@ -25,6 +24,7 @@ from tune_mnist.run.folder import RunFolder
 SECRET = "k3y-that-no-file-may-hold"
 # Twice as long as SMALL: there must be something left to kill.
 SAVE_ALL = [*SMALL, "--train-size", "1024", "--checkpoint-seconds", "0"]
+TOY_SAVE_ALL = [*TOY, "--checkpoint-seconds", "0"]
 
 
 def epochs_in(ledger: Path) -> int:
@@ -91,15 +91,15 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     check(moved, 8)
 
 
-def test_a_stopped_search_goes_on(runner: Runner, warm_runner: WarmRunner) -> None:
+def test_a_stopped_search_goes_on(runner: Runner, warm_joining: WarmRunner) -> None:
     run_dir = runner.folder / "runs" / "stopped"
-    process = runner.start("--num-samples", "10", "--name", "stopped", "--time-budget", "1h", *SAVE_ALL)
+    process = runner.start("--num-samples", "10", "--name", "stopped", "--time-budget", "1h", *TOY)
     wait_for_epochs(3, run_dir / "ledger.jsonl", process)
-    code, _, err = warm_runner.run("--resume", "runs/stopped")
+    code, _, err = warm_joining.run("--resume", "runs/stopped")
     assert code == 2 and re.search(r"runs/stopped is being run by another process: end it first\n$", err)
     assert_ends_in_order(process, signal.SIGINT, runner, run_dir)
     assert json.loads((run_dir / "settings.json").read_text())["time_budget"] == 3600
-    resume(warm_runner, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
+    resume(warm_joining, "runs/stopped", "--time-budget", "30m", "--max-concurrent-trials", "1")
     assert check(run_dir, 10)["sessions"] == 2
     settings = json.loads((run_dir / "settings.json").read_text())
     assert (settings["time_budget"], settings["max_concurrent_trials"]) == (1800, 1)
@@ -115,7 +115,7 @@ def trial_processes(runner: Runner) -> list[int]:
 
 def test_a_lost_process_costs_at_most_what_was_not_saved(joining: Runner) -> None:
     run_dir = joining.folder / "runs" / "lost"
-    process = joining.start("--num-samples", "4", "--name", "lost", *SAVE_ALL)
+    process = joining.start("--num-samples", "4", "--name", "lost", *TOY_SAVE_ALL)
     killed = 0
     for epochs in (1, 4):
         wait_for_epochs(epochs, run_dir / "ledger.jsonl", process)
@@ -130,7 +130,7 @@ def test_a_lost_process_costs_at_most_what_was_not_saved(joining: Runner) -> Non
 
 def test_without_retries_a_lost_process_fails_its_trial_alone(joining: Runner) -> None:
     run_dir = joining.folder / "runs" / "unretried"
-    process = joining.start("--num-samples", "3", "--name", "unretried", "--max-failures", "0", *SAVE_ALL)
+    process = joining.start("--num-samples", "3", "--name", "unretried", "--max-failures", "0", *TOY)
     wait_for_epochs(1, run_dir / "ledger.jsonl", process)
     os.kill(trial_processes(joining)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=200)
@@ -164,19 +164,17 @@ def test_a_search_in_a_bucket_goes_on_on_another_machine(
     name = "s3"
     uri = f"{bucket}/{name}"
     copy = RunFolder(uri).local
-    process = joining.start("--num-samples", "4", "--name", name, "--storage-path", bucket, *SAVE_ALL)
+    process = joining.start("--num-samples", "4", "--name", name, "--storage-path", bucket, *TOY_SAVE_ALL)
     wait_for_epochs(4, copy / "ledger.jsonl", process)
     kill(process)
     assert not (joining.folder / "s3:").exists()
     shutil.rmtree(copy)  # the driver's disk is lost with it
     known = len(results.load(uri))
-    out = resume(joining, uri)
+    out = resume(warm_joining, uri)
     assert "4 of 4 trials" in out and f"Run folder: {uri}" in out
     assert not copy.exists()  # the bucket has it all
-    analyse = [sys.executable, str(SCRIPTS / "analyse.py"), uri]
-    shown = subprocess.run(analyse, env=joining.environment, capture_output=True, text=True, check=False)
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.endswith(f"In {uri}: report.html, epochs.parquet, trials.parquet\n")
+    code, out, err = warm_joining.run(uri, script="analyse.py")
+    assert (code, err) == (0, "") and out.endswith(f"In {uri}: report.html, epochs.parquet, trials.parquet\n")
     here = tmp_path / name
     pyarrow.fs.copy_files(uri, str(here))
     assert (here / "report.html").read_text().startswith("<!DOCTYPE html>")

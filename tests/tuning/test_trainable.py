@@ -178,7 +178,7 @@ def test_a_fraction_of_a_gpu_is_set_as_its_limit_and_memory_errors_name_it(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     limits: list[float] = []
-    monkeypatch.setattr(trainable, "limit_memory", limits.append)
+    monkeypatch.setattr(trainable, "prepare_gpu", limits.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(DeviceMemoryError, match=r"a fraction of 0.25: ask for --gpus-per-trial 0.5$"):
         run(FakeTune(tmp_path), monkeypatch, train=train, gpus=0.25)

@@ -7,14 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.test_cluster import add_node
-from tests.conftest import ROOT, SCRIPTS, SMALL, Runner
+from tests.conftest import ROOT, SCRIPTS, TOY, Runner
 from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
-from tests.tuning.test_resume import SAVE_ALL, trial_processes, wait_for_epochs
+from tests.tuning.test_resume import TOY_SAVE_ALL, trial_processes, wait_for_epochs
 
 
 def broke(run_dir: Path) -> list[str]:
@@ -25,7 +23,7 @@ def broke(run_dir: Path) -> list[str]:
 
 def test_workers_that_hang_are_replaced(runner: Runner) -> None:
     run_dir = runner.folder / "runs" / "hung"
-    process = runner.start("--num-samples", "4", "--name", "hung", "--stall-seconds", "8", *SAVE_ALL)
+    process = runner.start("--num-samples", "4", "--name", "hung", "--stall-seconds", "6", *TOY_SAVE_ALL)
     wait_for_epochs(2, run_dir / "ledger.jsonl", process)
     stopped = trial_processes(runner)
     for pid in stopped:
@@ -39,19 +37,19 @@ def test_workers_that_hang_are_replaced(runner: Runner) -> None:
 
 def tune(*flags: str) -> "subprocess.Popen[str]":
     """Start the script in the home."""
-    command = [sys.executable, str(SCRIPTS / "tune.py"), "--data-dir", str(ROOT / "data"), *flags]
+    command = [sys.executable, str(SCRIPTS / "tune.py"), *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=Path.home(), stdout=pipe, stderr=pipe, text=True)
 
 
-@pytest.mark.usefixtures("mnist_dir")
 @isolated
 def test_workers_that_cannot_import_a_trial_end_the_search_and_it_is_resumed_when_they_can() -> None:
     broken, run_dir = Path.home() / "path" / "torch.py", Path.home() / "runs" / "broken"
     broken.parent.mkdir()
     broken.write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     start_head(2, environment={"PYTHONPATH": os.pathsep.join([str(broken.parent), str(ROOT)])})
-    search = tune("--num-samples", "3", "--name", "broken", *SMALL, "--max-epochs", "1")
+    task = ("--task", f"{ROOT / 'examples' / 'regression.py'}:TASK")
+    search = tune(*task, "--num-samples", "3", "--name", "broken", "--max-epochs", "2")
     out, err = search.communicate(timeout=100)
     cause = "ModuleNotFoundError: No module named 'torch'"
     assert f"a worker cannot import what a trial needs: {cause}" in out, out + err
@@ -66,7 +64,6 @@ def test_workers_that_cannot_import_a_trial_end_the_search_and_it_is_resumed_whe
     assert check(run_dir, 3)["sessions"] == 2 and "0 FAIL" in out
 
 
-@pytest.mark.usefixtures("mnist_dir")
 @isolated
 def test_a_driver_whose_raylet_dies_ends_with_it_and_the_search_is_resumed_through_another_one() -> None:
     # Ray ends a process that uses the object store of a dead raylet, as the driver does for the data it gave.
@@ -76,7 +73,7 @@ def test_a_driver_whose_raylet_dies_ends_with_it_and_the_search_is_resumed_throu
     # for its next attempt, and never removes it.
     add_node(cpus=2)
     run_dir = Path.home() / "runs" / "alone"
-    process = tune("--num-samples", "4", "--name", "alone", "--max-concurrent-trials", "1", *SAVE_ALL)
+    process = tune("--num-samples", "4", "--name", "alone", "--max-concurrent-trials", "1", *TOY)
     wait_for_epochs(1, run_dir / "ledger.jsonl", process)
     os.kill(raylet, signal.SIGKILL)
     out, err = process.communicate(timeout=60)

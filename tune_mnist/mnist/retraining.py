@@ -14,7 +14,7 @@ from tune_mnist.mnist.data import Split
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.precision import full_fp32
 from tune_mnist.mnist.training import DivergedError, Training, evaluate, fit
-from tune_mnist.tuning.device import device_memory_errors, limit_memory, release_memory
+from tune_mnist.tuning.device import device_memory_errors, prepare_gpu, release_memory
 
 WATCHED = 250
 """Images looked at after each epoch, to notice a training that has just diverged."""
@@ -74,7 +74,7 @@ def retrain(
     try:
         with device_memory_errors(gpus):
             training = Training(hyperparameters, seed=seed, device=device, precision=precision)
-            limit_memory(gpus)
+            prepare_gpu(gpus)
             for result in fit(training, images, watched, cuda_graph=cuda_graph == "on"):
                 epoch = result.epoch
                 yield Step(epoch=epoch)

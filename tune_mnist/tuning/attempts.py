@@ -33,8 +33,11 @@ from tune_mnist.tuning.trial_files import TrialFiles
 
 SLOWEST = 10.0
 """How many times as long as the slowest epoch so far nothing may be heard of a trial that trains."""
-LOAD_ERROR = re.compile(r"failed to import on the worker.*?\nTraceback.*?\n(\w[^\n]*)", re.DOTALL)
-"""Where Ray's text about a lost attempt has what its process raised when it imported the trial."""
+LOAD_ERROR = re.compile(
+    r"(?:failed to import on the worker.*?\n|System error: [^\n]*\ntraceback: )Traceback.*?\n(\w[^\n]*)",
+    re.DOTALL,
+)
+"""Where Ray's text about a lost attempt has what a process raised that imported the trial or its task."""
 LOAD_ERRORS = 3
 """Fewest attempts in a row that cannot be imported before a search gives up."""
 
@@ -74,7 +77,7 @@ class Attempts:
         self.load_error = ""
         "Why the last attempt that a process could not import was lost."
         self._load_errors = 0
-        "Such losses since an attempt last got a process."
+        "Such losses since an attempt last reported something."
         self._stalls = 0
         self._slowest = max(
             (
@@ -143,7 +146,6 @@ class Attempts:
     def started(self, attempt: str) -> None:
         """Take note that an attempt has a process."""
         self.heard = time.monotonic()
-        self._load_errors = 0
         if attempt in self.live:
             self.live[attempt].started = True
 
@@ -159,6 +161,7 @@ class Attempts:
         self.heard = time.monotonic()
         if attempt not in self.live:
             return
+        self._load_errors = 0
         trial = self.live[attempt].trial
         if FAILURE in result:
             self.ledger.raised(trial.trial_id, result[FAILURE])

@@ -1,12 +1,14 @@
-"""The device that a trial trains on: its threads, and the limits of its memory."""
+"""The device that a trial trains on: its threads, and the limits of its memory.
+
+Here alone what drives trials imports torch, and only for a GPU: a task without torch does not wait for it.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-
-import torch
 
 CONTEXT_BYTES = 600 * 2**20
 """GPU memory of a process that torch doesn't count: CUDA's context and the kernels. An estimate for an H100;
@@ -26,18 +28,30 @@ class DeviceMemoryError(RuntimeError):
 
 def use_threads(cpus: float) -> None:
     """Let torch use a thread for each of so many cores: Ray's OMP_NUM_THREADS comes after torch is loaded."""
-    torch.set_num_threads(max(1, int(cpus)))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(max(1, int(cpus)))
 
 
-def limit_memory(gpus: float) -> None:
+def prepare_gpu(gpus: float) -> None:
     """Limit this process to its fraction of the GPU's memory: trials on one GPU can't starve each other.
 
     CUDA's own needs are subtracted from the fraction, as torch's limit doesn't count them.
 
     Args:
         gpus: of this process; where it is 0, or a whole number, nothing is limited.
+
+    Raises:
+        RuntimeError: if there is to be a GPU and torch sees none.
     """
-    if not 0 < gpus < 1:
+    if not gpus:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "this trial was given a GPU, but torch sees no CUDA device; it will not train on the CPU"
+        )
+    if gpus >= 1:
         return
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     torch.cuda.set_per_process_memory_fraction(max(gpus - CONTEXT_BYTES / total, gpus / 2))
@@ -78,6 +92,7 @@ def device_memory_errors(gpus: float) -> Iterator[None]:
 
 def release_memory() -> None:
     """Give the memory that torch caches on a GPU back, for whatever trains next in this process."""
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
         with suppress(RuntimeError):  # after an error of CUDA this raises too, and would hide the cause
             torch.cuda.empty_cache()

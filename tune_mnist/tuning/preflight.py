@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -105,7 +106,8 @@ def fit_to_cluster(
         ClusterError: if there is none, it can't hold a trial, or its nodes don't share the folder.
     """
     # Where trials fill the machine, each has a worker; else most workers would load torch for nothing.
-    few = settings.max_concurrent_trials or settings.cpus_per_trial > 1
+    # A task that has not loaded it here will not there.
+    few = settings.max_concurrent_trials or settings.cpus_per_trial > 1 or "torch" not in sys.modules
     preload = "" if few else ",".join([PRELOAD, *task.preload])
     with stop.deferred():
         connection = stack.enter_context(

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from ray.tune import report as report_to_ray  # bound here: `tune_session` replaces that of ray.tune
 
 from tune_mnist.run.checkpoints import TrialStorage
@@ -21,7 +20,7 @@ from tune_mnist.task import DivergedError, Objective, Save, Train, Trial
 from tune_mnist.tuning.device import (
     DeviceMemoryError,
     device_memory_errors,
-    limit_memory,
+    prepare_gpu,
     release_memory,
     use_threads,
 )
@@ -86,11 +85,7 @@ def train_trial(
     epoch = 0
     try:
         with device_memory_errors(gpus):
-            if gpus and not torch.cuda.is_available():
-                raise RuntimeError(
-                    "this trial was given a GPU, but torch sees no CUDA device; it will not train on the CPU"
-                )
-            limit_memory(gpus)
+            prepare_gpu(gpus)
             saved_at = time.monotonic()
             for report, reports, save in _reports(train, config, data, trial, storage, attempt, objective):
                 epoch = report[EPOCH]
