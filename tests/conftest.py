@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -84,6 +85,12 @@ class Runner:
         process = self.start(*flags, script=script)
         out, err = process.communicate(timeout=200)
         return process.returncode, out, err
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Let this process join the runner's cluster for a block."""
+        with mock.patch.dict(os.environ, self.environment, clear=True), connected(None):
+            yield
 
     def processes(self) -> dict[int, str]:
         """What Ray started for these runs, command line by pid: each has the temp dir in its own."""
@@ -168,8 +175,8 @@ def warm_runner(
 
 @pytest.fixture(scope="module")
 def joined(joining: Runner) -> Iterator[None]:
-    """Let this process join that cluster for the tests of a file: they share its workers, too."""
-    with mock.patch.dict(os.environ, joining.environment, clear=True), connected(None):
+    """Let this process join that cluster for the tests of a file: their searches share its workers, too."""
+    with joining.joined():
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.conftest import Runner
+from tests.conftest import TOY, Runner
 from tune_mnist import results
 from tune_mnist.cli.console import SearchConsole
 from tune_mnist.cli.summary import exit_code
@@ -135,13 +135,11 @@ def test_exit_codes(ended_by: str, asked: int, code: int, finished: tuple[Path, 
     assert exit_code(outcome) == code
 
 
-def test_a_reader_who_leaves_costs_nothing(runner: Runner) -> None:
-    process = runner.start(
-        "--num-samples", "3", "--name", "unread", "--train-size", "512", "--max-epochs", "1"
-    )
+def test_a_reader_who_leaves_costs_nothing(joining: Runner) -> None:
+    process = joining.start(*TOY, "--num-samples", "3", "--name", "unread")
     assert process.stdout is not None and process.stderr is not None
     assert any(re.match(r" +1/3 trial", line) for line in process.stdout)
     process.stdout.close()
     assert (process.wait(timeout=100), process.stderr.read()) == (0, "")
-    assert (runner.folder / "runs" / "unread" / "trials.parquet").exists()
-    assert (runner.folder / "runs" / "unread" / "best" / "model.pt").exists()
+    assert (joining.folder / "runs" / "unread" / "trials.parquet").exists()
+    assert (joining.folder / "runs" / "unread" / "best" / "metrics.json").exists()

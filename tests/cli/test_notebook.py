@@ -15,14 +15,14 @@ from tune_mnist.tuning.tuner import InputError
 
 
 @pytest.fixture(scope="module")
-def cells(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def cells(joining: Runner, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The cells of the notebook with their outputs, run in a folder with the task next to it."""
     folder = tmp_path_factory.mktemp("notebook")
     for name in ("notebook.ipynb", "regression.py"):
         shutil.copy(ROOT / "examples" / name, folder)
     notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=runner.environment)
+    client.execute(env=joining.environment)
     return [dict(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
 
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.conftest import SCRIPTS, SMALL, Runner, WarmRunner
+from tests.conftest import SCRIPTS, Runner, WarmRunner
+from tune_mnist import search
 from tune_mnist.cli import finals_console
 from tune_mnist.finalize import finalizer, protocol
 from tune_mnist.finalize.card import write_card
@@ -66,9 +67,10 @@ class Finalized:
 @pytest.fixture(scope="module")
 def finalized(joining: Runner) -> Finalized:
     run_dir = joining.folder / "runs" / "final"
-    all_finish = ["--num-samples", "3", "--grace-period", "3"]
-    code, out, err = joining.run("--name", "final", *SMALL, *all_finish)
-    assert code == 0, out + err
+    sizes = {"train_size": 512, "val_size": 500, "max_epochs": 3, "data_dir": joining.mnist_dir}
+    all_finish = {"num_samples": 3, "grace_period": 3}
+    with joining.joined():
+        search("mnist", name="final", storage_path=str(run_dir.parent), **sizes, **all_finish)
     searched = read_winner(RunFolder(run_dir), FACTS)
     process = start(joining, "runs/final", *FLAGS)
     assert process.stdout is not None

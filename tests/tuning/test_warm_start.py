@@ -310,7 +310,11 @@ def test_trials_longer_than_any_here_are_refused_shorter_ones_are_told(tmp_path:
 
 
 def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
-    joining: Runner, finished: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    joining: Runner,
+    warm_joining: WarmRunner,
+    finished: tuple[Path, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs, points, visited = joining.folder / "runs", joining.folder / "points.json", tmp_path / "visited"
     shutil.copytree(finished[0], runs / "known")
@@ -341,7 +345,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     shutil.rmtree(runs / "made-up")
     points.unlink()
 
-    out = resume(joining, "runs/warm")
+    out = resume(warm_joining, "runs/warm")
     assert "8 trials of known are known" in out and "12 trials of made-up are known" in out
     assert "5 of 5 trials" in out and "Known before: 20 trials of known, made-up (" in out
     with pytest.raises(OSError):  # it went with the driver that was killed
