@@ -20,7 +20,6 @@ from filelock import FileLock
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from tune_mnist.cluster.connection import connected
-from tune_mnist.mnist.data import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -45,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
+    from tune_mnist.mnist.data import prepare  # torch takes 2 s, which isolated tests have no use for
+
     data_dir = ROOT / "data"
     prepare("mnist", data_dir)
     return data_dir

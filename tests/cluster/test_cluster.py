@@ -217,30 +217,26 @@ def test_a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody(dashboard:
         "route add default dev out",
     ):
         subprocess.run(["ip", *command.split()], check=True)
-    with connected(None, dashboard=dashboard) as connection:
+
+    class Trial:
+        def look(self) -> tuple[bool, dict[str, str | None]]:
+            return "wave" in sys.modules, {name: os.environ.get(name) for name in TRIAL_ENVIRONMENT}
+
+    with connected(None, dashboard=dashboard, preload="wave") as connection:
         assert connection.embedded and connection.address.startswith("127.0.0.1:")
         assert bool(connection.dashboard) is dashboard
         assert autoscaler.find() is None and pending_nodes() == {}
         shared.check_shared(Path.home())
-        ray.get(ray.remote(is_loopback).remote("::1"))  # so that there is a worker
+        # Trials run in workers that have waited, with what they import.
+        cache: Any = class_cache._ActorClassCache()  # type: ignore[no-untyped-call]
+        trial = cache.get(Trial).options(num_cpus=1).remote()
+        assert ray.get(trial.look.remote()) == (True, TRIAL_ENVIRONMENT)
         listening = subprocess.run(["ss", "-Hltn"], check=True, capture_output=True, text=True).stdout
         hosts = {line.split()[3].rpartition(":")[0].strip("[]") for line in listening.splitlines()}
         assert hosts and all(is_loopback(host) for host in hosts), listening
         if not dashboard:
             how, address = another_search().split()
             assert how == "EMBEDDED" and address != connection.address
-
-
-@isolated
-def test_trials_run_in_workers_that_have_waited_with_what_they_import() -> None:
-    class Trial:
-        def look(self) -> tuple[bool, dict[str, str | None]]:
-            return "wave" in sys.modules, {name: os.environ.get(name) for name in TRIAL_ENVIRONMENT}
-
-    with connected("local", preload="wave"):
-        cache: Any = class_cache._ActorClassCache()  # type: ignore[no-untyped-call]
-        trial = cache.get(Trial).options(num_cpus=1).remote()
-        assert ray.get(trial.look.remote()) == (True, TRIAL_ENVIRONMENT)
     assert not TRIAL_ENVIRONMENT.items() & os.environ.items()
 
 
@@ -284,6 +280,11 @@ def test_the_cluster_that_this_machine_belongs_to_is_used_while_it_lives() -> No
         shared.check_shared(folder)
         add_node()
         shared.check_shared(folder)
+        search = ("--address", "127.0.0.1:6379", *TOY, "--num-samples", "3", "--name", "joined")
+        command = [sys.executable, str(SCRIPTS / "tune.py"), *search]
+        done = subprocess.run(command, cwd=Path.home(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        check(folder / "joined", 3)
         add_node(f"mount -t tmpfs tmpfs {folder}")
         with pytest.raises(ClusterError) as error:
             shared.check_shared(folder)
@@ -292,21 +293,11 @@ def test_the_cluster_that_this_machine_belongs_to_is_used_while_it_lives() -> No
             "or s3://BUCKET/PATH, as --storage-path",
             str(error.value),
         )
-        assert list(folder.iterdir()) == []
+        assert [path.name for path in folder.iterdir()] == ["joined"]
     crash("gcs_server")
     crash("raylet")
     assert Path("/tmp/ray/ray_current_cluster").exists()
     assert another_search().startswith("EMBEDDED 127.0.0.1:")
-
-
-@isolated
-def test_a_search_runs_on_the_cluster_that_it_is_given() -> None:
-    start_head(2)
-    command = [*(sys.executable, str(SCRIPTS / "tune.py"), "--address", "127.0.0.1:6379"), *TOY]
-    command += ["--num-samples", "3", "--name", "joined"]
-    done = subprocess.run(command, cwd=Path.home(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    check(Path.home() / "runs" / "joined", 3)
 
 
 @isolated
@@ -326,26 +317,21 @@ def test_a_cluster_with_a_token() -> None:
     assert joined == "JOINED 127.0.0.1:6379"
 
 
-@isolated
-def test_one_process_uses_a_cluster_with_a_token_and_then_one_without() -> None:
-    start_head(1, environment={"RAY_AUTH_MODE": "disabled"})
-    for address in ("local", None, "127.0.0.1:6379"):  # the first gives the home a token
-        with connected(address) as connection:
-            assert connection.embedded is (address == "local")
-            actor: Any = ray.remote(Actor).remote()
-            assert ray.get(actor.pid.remote()) != os.getpid()
-    assert (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_MODE" not in os.environ
-
-
 class Actor:
     def pid(self) -> int:
         return os.getpid()
 
 
 @isolated
-def test_a_cluster_of_another_version_is_refused() -> None:
-    start_head(1)
+def test_a_cluster_without_a_token_is_used_after_one_with_it_but_none_of_another_version() -> None:
+    start_head(1, environment={"RAY_AUTH_MODE": "disabled"})
     head, python = "127.0.0.1:6379", platform.python_version()
+    for address in ("local", None, head):  # the first gives the home a token
+        with connected(address) as connection:
+            assert connection.embedded is (address == "local")
+            actor: Any = ray.remote(Actor).remote()
+            assert ray.get(actor.pid.remote()) != os.getpid()
+    assert (Path.home() / ".ray" / "auth_token").exists() and "RAY_AUTH_MODE" not in os.environ
     raylet: Any = ray._raylet
     client = raylet.GcsClient(address=head)
     for there, here, addresses in (

@@ -24,6 +24,8 @@ TESTS = {
         "the_study_agrees_with_rays_own_files",
         "the_tables_agree_with_the_study",
         "a_run_can_be_loaded_again",
+    ),
+    "tuning/test_ends": (
         "a_diverged_trial_fails_at_once_and_the_search_goes_on",
         "sigterm_ends_the_search_in_order",
     ),
@@ -36,7 +38,6 @@ TESTS = {
     "cluster/test_cluster": (
         "a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody[False]",
         "the_cluster_that_this_machine_belongs_to_is_used_while_it_lives",
-        "a_search_runs_on_the_cluster_that_it_is_given",
     ),
 }
 """The core: by file, names of tests; none means all."""

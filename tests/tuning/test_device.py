@@ -122,6 +122,7 @@ def test_a_fraction_of_a_gpu_is_a_limit_of_its_memory(
     gpus: float, gib: int, limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = [1.0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = SimpleNamespace(total_memory=gib * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)

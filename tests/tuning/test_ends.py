@@ -102,7 +102,7 @@ def test_a_signal_before_the_search_ends_it_without_a_word(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--time-budget", "9s", "--max-concurrent-trials", "1", "--fresh-actors"], "time budget"),
+        (["--time-budget", "12s", "--max-concurrent-trials", "1", "--fresh-actors"], "time budget"),
         (["--target", "0.02"], "target"),
     ],
 )

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.conftest import ROOT
+from tests.lab.compat import TESTS
 from tune_mnist.tuning.versions import PAIRS, TRIED, notices
 
 
@@ -35,3 +36,9 @@ def test_the_dependencies_begin_with_the_oldest_pair_the_newest_is_pinned_and_th
     assert ", ".join(f"{ray} with {optuna}" for ray, optuna in PAIRS) in " ".join(readme.split())
     for oldest, newest in TRIED.values():
         assert "{}.{} to {}.{}".format(*oldest, *newest) in readme
+
+
+def test_the_core_that_make_compat_runs_is_there() -> None:
+    for file, names in TESTS.items():
+        text = (ROOT / "tests" / f"{file}.py").read_text()
+        assert all(f"def test_{name.partition('[')[0]}(" in text for name in names), file
