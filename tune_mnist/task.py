@@ -89,8 +89,8 @@ class Objective:
         return max(values, key=lambda value: self.sign * value, default=None)
 
     def write(self, value: float | None) -> str:
-        """Write a value for people; -- for None."""
-        return "--" if value is None else format(value, self.format)
+        """Write a value for people; -- for None and NaN."""
+        return "--" if value is None or math.isnan(value) else format(value, self.format)
 
     def error_of(self, value: float, n: int | None) -> float | None:
         """Give the standard error of a value from n examples; None where nothing is known about it."""
@@ -103,14 +103,29 @@ class Objective:
         error = self.error_of(value, n)
         return self.write(value) if error is None else f"{self.write(value)} ± {self.write(error)}"
 
+    @property
+    def unit(self) -> str:
+        """Unit of a difference of two values: " points" for percentages, else nothing."""
+        return " points" if self.format.endswith("%") else ""
+
+    def write_difference(self, difference: float, *, sign: str = "") -> str:
+        """Write a difference of two values, without its unit; -- for NaN.
+
+        Args:
+            difference: of percentages as a fraction, as the values are.
+            sign: "+" to write one before positive ones.
+        """
+        if math.isnan(difference):
+            return "--"
+        text = f"{100 * difference:.2f}" if self.unit else self.write(difference)
+        return text if text.startswith("-") else sign + text
+
     def compare(self, value: float, other: float) -> str:
-        """Write by how much a value is better than another: 0.52 points better; equal."""
-        per_cent = self.format.endswith("%")
-        difference = abs(value - other) * (100 if per_cent else 1)
-        amount = f"{difference:.2f} points" if per_cent else self.write(difference)
-        if float(f"{difference:.2f}" if per_cent else self.write(difference)) == 0:
+        """Write by how much a value is better than another: 0.52 points above it; equal to it."""
+        amount = self.write_difference(abs(value - other))
+        if float(amount) == 0:
             return "equal to it"
-        return f"{amount} {'above' if value > other else 'below'} it"
+        return f"{amount}{self.unit} {'above' if value > other else 'below'} it"
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields, as the ledger keeps them."""
@@ -183,6 +198,14 @@ class Task:
     ValueError for one that cannot be. An integer ``epochs`` in it is the trial's own budget."""
     test: Callable[[dict[str, Any], Path, Any], TestSet] | None = None
     "``test(config, checkpoint, options)`` scores a checkpoint on the test set, once, for the winner."
+    load_all: Callable[[Any, int], Any] | None = None
+    """``load_all(options, seed)`` loads what a final model is trained on: as ``load``, but with the
+    validation part among the training data. With this and ``test``, a search can be finalized."""
+    export: Callable[[dict[str, Any], Path, Any], Mapping[str, bytes]] | None = None
+    """``export(config, checkpoint, options)`` makes the files of a final model for others to use, by file
+    name."""
+    usage: str = ""
+    "What a final model is and how its files are used, in Markdown, for its card."
     validation_examples: Callable[[Any], int] | None = None
     "``validation_examples(options)`` counts the examples of the metric, for its standard error."
     describe: Callable[[Any], str] | None = None

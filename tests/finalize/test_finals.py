@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,40 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.conftest import SCRIPTS, Runner, WarmRunner
+from tests.conftest import ROOT, SCRIPTS, Runner, WarmRunner
 from tune_mnist import search
 from tune_mnist.cli import finals_console
 from tune_mnist.finalize import finalizer, protocol
 from tune_mnist.finalize.card import write_card
-from tune_mnist.finalize.finals import FINALS, FinalsFile, JobResult
-from tune_mnist.finalize.protocol import Candidate, FinalsSettings, Job, Verdict
-from tune_mnist.finalize.scores import Scores, difference, scores_of
-from tune_mnist.mnist.data import load_test, load_train_val
-from tune_mnist.mnist.export import export_model, quiet_load
-from tune_mnist.mnist.facts import FACTS
+from tune_mnist.finalize.protocol import (
+    Candidate,
+    FinalsSettings,
+    Job,
+    Scores,
+    Verdict,
+    canonical,
+    difference,
+    scores_of,
+)
+from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, retrain
+from tune_mnist.mnist.data import join, load_test, load_train_val
+from tune_mnist.mnist.export import quiet_load
+from tune_mnist.mnist.facts import DEFAULTS, FACTS, OBJECTIVE
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.model import Network
-from tune_mnist.mnist.retraining import Step, join, retrain
-from tune_mnist.mnist.task import TASK, Options, splits
+from tune_mnist.mnist.task import TASK, load_all, splits
 from tune_mnist.mnist.training import Training, evaluate, fit
 from tune_mnist.results.grid import load_grid
 from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import TrialRecord
-from tune_mnist.run.settings import Settings
+from tune_mnist.task import Trial
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import make_options
 from tune_mnist.tuning.tuner import InputError
 
 FLAGS = ["--top-k", "2", "--seeds", "2"]
+BASELINE = canonical({name: DEFAULTS[name] for name in ("lr", "momentum", "optimizer")} | {"epochs": 3})
 
 
 @dataclass
@@ -145,9 +153,9 @@ def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was
     train, validation = splits(make_options(TASK, settings.options), settings.seed)
     results = finals_of(finalized.run_dir)
     for job in [job for job in results if job.part == protocol.TRAINING][-2:]:  # one of them was killed
-        training = Training(job.hyperparameters, seed=job.seed)
-        list(fit(training, train, validation))
-        assert results[job].accuracy == evaluate(training.model, validation)[0]
+        training = Training(Hyperparameters(**json.loads(job.config)), seed=job.seed)
+        *_, last = fit(training, train, validation)
+        assert results[job].value == last.accuracy
 
 
 def test_the_protocol_is_kept(finalized: Finalized) -> None:
@@ -158,34 +166,35 @@ def test_the_protocol_is_kept(finalized: Finalized) -> None:
     searched = {(grid[place].config or {})["optuna_trial_number"] for place in range(len(grid))}
     seeds = [{job.seed for job in jobs} for jobs in (choosing, testing)]
     assert [len(one) for one in seeds] == [2, 2] and not seeds[0] & seeds[1] and not (searched & seeds[0])
-    assert {results[job].images for job in choosing} == {500}
-    assert {results[job].images for job in testing} == {10_000}
+    assert {results[job].n for job in choosing} == {500}
+    assert {results[job].n for job in testing} == {10_000}
     means = {
-        one: np.mean([results[job].accuracy for job in choosing if job.hyperparameters == one])
-        for one in {job.hyperparameters for job in choosing}
+        one: np.mean([results[job].value for job in choosing if job.config == one])
+        for one in {job.config for job in choosing}
     }
     assert len(means) == 2
-    tested = {job.hyperparameters for job in testing}
-    assert Hyperparameters() in tested and len(tested) == 2
-    (winner,) = tested - {Hyperparameters()}
+    tested = {job.config for job in testing}
+    assert BASELINE in tested and len(tested) == 2
+    (winner,) = tested - {BASELINE}
     assert means[winner] == max(means.values())
-    assert json.loads((finalized.run_dir / "best" / "hyperparameters.json").read_text()) == vars(winner)
+    written = json.loads((finalized.run_dir / "best" / "hyperparameters.json").read_text())
+    assert written == DEFAULTS | json.loads(winner)
 
 
 def test_the_tables_say_what_the_file_says(finalized: Finalized) -> None:
     results, out = finals_of(finalized.run_dir), finalized.second[1]
     card = (finalized.run_dir / "best" / "card.md").read_text()
-    blog = [
-        result.accuracy or 0.0
+    values = [
+        result.value or 0.0
         for job, result in results.items()
-        if job.part == protocol.UNION and job.hyperparameters == Hyperparameters()
+        if job.part == protocol.UNION and job.config == BASELINE
     ]
-    mean, sd = np.mean(blog), np.std(blog, ddof=1)
+    mean, sd = np.mean(values), np.std(values, ddof=1)
     half = 12.7062 * sd / math.sqrt(2)  # Student's t for n = 2, from a table
-    assert re.search(rf"the blog's +{mean:.2%} ± {100 * sd:.2f} +2 +", out)
+    assert re.search(rf"baseline +{mean:.2%} ± {100 * sd:.2f} +2 +", out)
     for text in (out, card):
-        assert f"{100 * (mean - half):.2f} to {100 * (mean + half):.2f}%" in text
-    assert f"| the blog's | {mean:.2%} | {100 * sd:.2f} | 2 | 0 |" in card
+        assert f"{mean - half:.2%} to {mean + half:.2%}" in text
+    assert f"| baseline | {mean:.2%} | {100 * sd:.2f} | 2 | 0 |" in card
     assert "python scripts/finalize.py runs/final --top-k 2 --seeds 2" in card
     assert f"- torch {torch.__version__.partition('+')[0]}" in card and "n = 10000" in card
 
@@ -194,19 +203,19 @@ def test_the_model_is_that_of_the_first_final_seed_and_scores_what_the_card_says
     finalized: Finalized, mnist_dir: Path
 ) -> None:
     best = finalized.run_dir / "best"
-    hyperparameters = Hyperparameters(**json.loads((best / "hyperparameters.json").read_text()))
-    network = Network(hyperparameters)
+    written = json.loads((best / "hyperparameters.json").read_text())
+    network = Network(Hyperparameters(**written))
     network.load_state_dict(torch.load(best / "model.pt", weights_only=True))
     accuracy, _ = evaluate(network, load_test("mnist", mnist_dir))
     _, final_seeds = protocol.fresh_seeds(0, 2)
     job = next(
         job
         for job in finals_of(finalized.run_dir)
-        if job.hyperparameters == hyperparameters and job.seed == final_seeds[0]
+        if DEFAULTS | json.loads(job.config) == written and job.seed == final_seeds[0]
     )
-    assert finals_of(finalized.run_dir)[job].accuracy == accuracy
+    assert finals_of(finalized.run_dir)[job].value == accuracy
     assert f"test {accuracy:.2%}" in finalized.second[1]
-    assert f"Test accuracy {accuracy:.2%}" in (best / "card.md").read_text()
+    assert f"Test accuracy {accuracy:.2%} (n = 10000)" in (best / "card.md").read_text()
     images = load_test("mnist", mnist_dir).images[:64]
     with torch.inference_mode():
         expected = network.eval()(images)
@@ -305,22 +314,26 @@ def test_candidates_are_the_best_complete_trials_each_configuration_once() -> No
         record(5, 0.70, lr=0.5),
         record(6, 0.97, lr=0.6, state="FAIL"),
     ]
-    assert [one.number for one in protocol.candidates(trials, 3)] == [3, 0, 4]
-    assert protocol.candidates(trials, 2) == protocol.candidates(trials, 9)[:2]
-    assert protocol.candidates(trials[1:2], 3) == []
+    assert [one.number for one in protocol.candidates(trials, 3, OBJECTIVE)] == [3, 0, 4]
+    assert protocol.candidates(trials, 2, OBJECTIVE) == protocol.candidates(trials, 9, OBJECTIVE)[:2]
+    assert protocol.candidates(trials[1:2], 3, OBJECTIVE) == []
+    smallest = dataclasses.replace(OBJECTIVE, mode="min")
+    assert [one.number for one in protocol.candidates(trials, 2, smallest)] == [5, 0]
 
 
 def candidate(number: int) -> Candidate:
-    return Candidate(number=number, hyperparameters=Hyperparameters(lr=0.001 * (number + 1)), accuracy=0.9)
+    return Candidate(number=number, config={"lr": 0.001 * (number + 1)}, epochs=3, value=0.9)
 
 
 def test_a_configuration_that_diverged_with_a_seed_is_chosen_last() -> None:
     one, two, three = candidate(0), candidate(1), candidate(2)
     scores = {one: Scores(values=(0.99,), failed=1), two: Scores(values=(0.8, 0.9))}
-    assert protocol.choose(scores) == two
-    assert protocol.choose({**scores, three: Scores(values=(0.9, 0.9))}) == three
-    assert protocol.choose({one: scores[one], two: Scores(values=(), failed=2)}) == one
-    assert protocol.choose({one: Scores(values=(), failed=2)}) is None
+    assert protocol.choose(scores, OBJECTIVE) == two
+    assert protocol.choose({**scores, three: Scores(values=(0.9, 0.9))}, OBJECTIVE) == three
+    assert protocol.choose({one: scores[one], two: Scores(values=(), failed=2)}, OBJECTIVE) == one
+    assert protocol.choose({one: Scores(values=(), failed=2)}, OBJECTIVE) is None
+    smallest = dataclasses.replace(OBJECTIVE, mode="min")
+    assert protocol.choose({two: Scores(values=(0.8,)), three: Scores(values=(0.9,))}, smallest) == two
 
 
 def test_training_and_validation_together_are_the_training_set(mnist_dir: Path) -> None:
@@ -335,36 +348,32 @@ def test_training_and_validation_together_are_the_training_set(mnist_dir: Path) 
     assert np.array_equal(rows(union.images.numpy(), union.labels.numpy()), rows(raw, labels))
 
 
-def retrained(hyperparameters: Hyperparameters, mnist_dir: Path, *, keep_model: bool = True) -> list[Step]:
-    train, validation = load_train_val("mnist", mnist_dir, train_size=512, val_size=200)
-    return list(
-        retrain(
-            hyperparameters,
-            train.arrays(),
-            validation.arrays(),
-            **{"seed": 7, "device": "cpu", "precision": "fp32", "cuda_graph": "on", "gpus": 0.0},  # type: ignore[arg-type]
-            keep_model=keep_model,
-        )
-    )
+def retrained(config: dict[str, Any], mnist_dir: Path) -> list[Step]:
+    given = {"data_dir": mnist_dir, "train_size": 512, "val_size": 200, "precision": "fp32"}
+    data = load_all(make_options(TASK, given), 0)
+    trial = Trial(seed=7, max_epochs=2)
+    return list(retrain(TASK.train, data, config, trial, objective=OBJECTIVE, epochs=2, keep=True))
 
 
-def test_a_training_brings_its_model_and_a_diverged_one_says_where(mnist_dir: Path) -> None:
-    hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2, activation="gelu")
-    first, second, last = retrained(hyperparameters, mnist_dir)
-    assert (first, second) == (Step(epoch=1), Step(epoch=2)) and last.ended and last.model
-    network = quiet_load(export_model(hyperparameters, last.model))
-    _, validation = load_train_val("mnist", mnist_dir, train_size=512, val_size=200)
-    right = (network(validation.images).argmax(dim=1) == validation.labels).float().mean().item()
-    assert last.accuracy == pytest.approx(right)
-    (diverged,) = retrained(replace(hyperparameters, lr=1e30), mnist_dir)
-    assert diverged.ended and diverged.accuracy is None
+def test_a_training_brings_its_model_and_a_diverged_one_says_where(mnist_dir: Path, tmp_path: Path) -> None:
+    config = {"lr": 0.02, "momentum": 0.9, "epochs": 2, "activation": "gelu"}
+    first, second, last = retrained(config, mnist_dir)
+    assert (first, second) == (Step(epoch=1), Step(epoch=2)) and last.ended and last.checkpoint
+    (tmp_path / "saved").write_bytes(last.checkpoint)
+    assert TASK.export and TASK.test
+    options = make_options(TASK, {"data_dir": mnist_dir})
+    network = quiet_load(TASK.export(config, tmp_path / "saved", options)["model.pt2"])
+    images = load_test("mnist", mnist_dir)
+    right = (network(images.images).argmax(dim=1) == images.labels).float().mean().item()
+    assert TASK.test(config, tmp_path / "saved", options).metrics["accuracy"] == pytest.approx(right)
+    (diverged,) = retrained({**config, "lr": 1e30}, mnist_dir)
+    assert diverged.ended and diverged.value is None
     assert diverged.error == "the loss is not finite at step 2 of epoch 1"
 
 
 def job_of(seed: int, **changes: Any) -> Job:
-    sizes = {"train_size": 512, "val_size": 200, "split_seed": 0}
-    names = {"part": protocol.TRAINING, "dataset": "mnist", "precision": "auto"}
-    return Job(**{"hyperparameters": Hyperparameters(), "seed": seed, **names, **sizes, **changes})
+    fields = {"part": protocol.TRAINING, "epochs": 5, "config": canonical({"lr": 0.1}), "data": canonical({})}
+    return Job(**{"seed": seed, **fields, **changes})
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -382,24 +391,24 @@ def test_what_is_kept_is_of_the_very_same_training_and_spoilt_lines_are_counted(
     folder: RunFolder, tmp_path: Path
 ) -> None:
     file = FinalsFile(folder)
-    done, failed = JobResult(accuracy=0.5, images=200, seconds=1.0), "the loss is not finite"
+    done, failed = JobResult(value=0.5, n=200, seconds=1.0), "the loss is not finite"
     file.add(job_of(1), done, b"weights")
-    file.add(job_of(2), JobResult(accuracy=None, images=200, seconds=1.0, error=failed))
+    file.add(job_of(2), JobResult(value=None, n=200, seconds=1.0, error=failed))
     path = tmp_path / "run" / FINALS
     whole = path.read_bytes()
-    nonsense = [b"[]", b"null", b"\xff\x00", whole.splitlines()[0].replace(b"0.5, ", b"7.5, "), whole[:99]]
+    nonsense = [b"[]", b"null", b"\xff\x00", whole.splitlines()[0].replace(b"0.5, ", b"NaN, "), whole[:99]]
     path.write_bytes(b"\n".join([*nonsense[:4], whole]) + nonsense[4])
     again = FinalsFile(folder)
     assert again.lost_lines == 5
-    assert again.results == file.results and again.model(job_of(1)) == b"weights"
+    assert again.results == file.results and again.checkpoint(job_of(1)) == b"weights"
     for other in (
         job_of(3),
         job_of(1, part=protocol.UNION),
-        job_of(1, train_size=513),
-        job_of(1, hyperparameters=Hyperparameters(epochs=6)),
-        job_of(1, precision="fp32"),
+        job_of(1, config=canonical({"lr": 0.2})),
+        job_of(1, epochs=6),
+        job_of(1, data=canonical({"train_size": 513})),
     ):
-        assert other not in again.results and again.model(other) is None
+        assert other not in again.results and again.checkpoint(other) is None
     again.add(job_of(4), done)
     assert path.read_bytes().splitlines()[:2] == whole.splitlines() and FinalsFile(folder).lost_lines == 0
 
@@ -430,6 +439,10 @@ def test_what_cannot_be_finalized_is_refused_in_one_line(finalized: Finalized, t
     (run_dir / "ledger.jsonl").write_text(lines)
     assert "has no COMPLETE trial, but must have one" in refusal(run_dir)
     assert (run_dir / FINALS).read_bytes() == before
+    settings = json.loads((run_dir / "settings.json").read_text())
+    toy = {**settings, "task": f"{ROOT / 'tests' / 'toy.py'}:TASK", "options": {}}
+    (run_dir / "settings.json").write_text(json.dumps(toy))
+    assert refusal(run_dir) == "task is toy, but must have load_all and test to be finalized"
 
 
 @pytest.mark.parametrize(
@@ -451,21 +464,25 @@ def test_a_mistake_on_the_command_line_gets_one_line(
 def verdict(tmp_path: Path) -> Verdict:
     one, two = candidate(12), candidate(3)
     return Verdict(
-        settings=Settings(),
-        options=Options(),
+        objective=OBJECTIVE,
+        data="mnist, all training images",
+        usage="",
+        seed=0,
         protocol=FinalsSettings(top_k=2, seeds=3),
         validation={one: Scores(values=(0.98, 0.99), failed=1), two: Scores(values=(0.981, 0.982, 0.98))},
         winner=two,
         winner_test=Scores(values=(0.99, 0.991), failed=1),
-        blog_test=Scores(values=(0.97, 0.971, 0.969)),
+        baseline={},
+        baseline_test=Scores(values=(0.97, 0.971, 0.969)),
         difference=Scores(values=(0.02, 0.021)),
         model_seed=22,
         model_test=0.99,
         choosing_seeds=[11, 12, 13],
         final_seeds=[21, 22, 23],
-        train_size=55_000,
-        val_size=5_000,
-        test_size=10_000,
+        defaults=DEFAULTS,
+        validation_n=5_000,
+        test_n=10_000,
+        files=("model.pt", "model.pt2"),
     )
 
 
@@ -477,14 +494,14 @@ def test_the_tables_fit_into_60_columns_and_tell_what_diverged(verdict: Verdict,
     assert "…" not in text
     assert re.search(r"^  trial 12 +90.00% +98.50% +0.71 +2 of 3 *$", text, re.MULTILINE)
     assert re.search(r"^→ trial 3 +90.00% +98.10% +0.10 +3 *$", text, re.MULTILINE)
-    assert re.search(r"trial 3 +99.05% ± 0.07 +2 of 3 +98.41 to 99.69%", text)
+    assert re.search(r"trial 3 +99.05% ± 0.07 +2 of 3 +98.41% to 99.69%", text)
     assert re.search(r"difference +\+2.05 ± 0.07 +2 +\+1.41 to \+2.69", text)
     assert "2 trainings diverged" in text
     card = write_card(verdict, name="run", command="python scripts/finalize.py run")
     assert "seed 22, the first one that did not diverge" in card.replace("\n  ", " ")
-    assert "| trial 12 | 90.00% | 98.50% | 0.71 | 2 | 1 |" in card and "| 55000" not in card
-    same = dataclasses.replace(verdict, blog_test=None, difference=None)
-    assert "the blog's |" not in write_card(same, name="run", command="").split("## Hyper")[0]
+    assert "| trial 12 | 90.00% | 98.50% | 0.71 | 2 | 1 |" in card
+    same = dataclasses.replace(verdict, baseline_test=None, difference=None)
+    assert "| baseline |" not in write_card(same, name="run", command="").split("## Hyper")[0]
 
 
 def test_a_terminal_shows_a_bar_with_the_time_left() -> None:
@@ -493,8 +510,8 @@ def test_a_terminal_shows_a_bar_with_the_time_left() -> None:
     jobs = {job_of(seed): "trial 3" for seed in range(3)}
     with finals_console.FinalsConsole(terminal) as console:
         console.on_phase("choosing", jobs, list(jobs)[1:])
-        console.on_step(job_of(1), Step(epoch=1))
-        console.on_step(job_of(1), Step(epoch=5, ended=True, accuracy=0.9))
+        console.on_step(job_of(1), Step(epoch=1), "")
+        console.on_step(job_of(1), Step(epoch=5, ended=True, value=0.9), "validation 90.00%")
         assert console.bar.tasks[0].total == 10 and console.bar.tasks[0].completed == 1
         console.bar.refresh()
     assert "choosing: 1 of 3 trainings were there already" in file.getvalue()

@@ -16,9 +16,9 @@ from tests.mnist.test_training import TRAIN, VALIDATION
 from tune_mnist.mnist import steps
 from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import normalise
-from tune_mnist.mnist.precision import full_fp32, side_stream
+from tune_mnist.mnist.precision import side_stream
 from tune_mnist.mnist.steps import capture_graph
-from tune_mnist.mnist.training import EpochResult, Training, evaluate, fit
+from tune_mnist.mnist.training import EpochResult, Training, fit
 from tune_mnist.tuning.device import release_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -113,13 +113,6 @@ def test_images_normalised_once_give_the_same_bits(dtype: torch.dtype) -> None:
     images = VALIDATION.images.cuda()
     index = torch.randperm(len(images), device="cuda")[:64]
     assert torch.equal(normalise(images).to(dtype)[index], normalise(images[index]).to(dtype))
-
-
-def test_the_gpu_scores_as_the_cpu_does_in_full_fp32() -> None:
-    training, _ = trained(Hyperparameters(lr=0.02, momentum=0.9, epochs=2), cuda_graph=True)
-    with full_fp32():
-        on_gpu = evaluate(training.model, VALIDATION)
-    assert on_gpu == pytest.approx(evaluate(training.model.cpu(), VALIDATION), rel=1e-4)
 
 
 def test_trainings_in_one_process_leave_no_memory_behind() -> None:

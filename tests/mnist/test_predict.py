@@ -1,6 +1,7 @@
 """predict.py: pictures and IDX files as people have them, and what it says to files that are none."""
 
 import gzip
+import io
 import re
 import runpy
 import signal
@@ -18,27 +19,19 @@ from tune_mnist.mnist.data import Split, load_test, load_train_val
 from tune_mnist.mnist.export import export_model
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.images import ImageError, Pixels, read_images, to_mnist_form
-from tune_mnist.mnist.retraining import retrain
+from tune_mnist.mnist.training import Training, fit
 
 
 @pytest.fixture(scope="module")
 def model(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     hyperparameters = Hyperparameters(optimizer="adam", lr=0.002, momentum=0.9, epochs=1)
     train, validation = load_train_val("mnist", mnist_dir, train_size=4096, val_size=250)
-    arrays = train.arrays(), validation.arrays()
-    *_, last = retrain(
-        hyperparameters,
-        *arrays,
-        seed=0,
-        device="cpu",
-        precision="auto",
-        cuda_graph="on",
-        gpus=0.0,
-        keep_model=True,
-    )
-    assert last.model
+    training = Training(hyperparameters, seed=0)
+    list(fit(training, train, validation))
+    weights = io.BytesIO()
+    torch.save(training.model.state_dict(), weights)
     path = tmp_path_factory.mktemp("model") / "model.pt2"
-    path.write_bytes(export_model(hyperparameters, last.model))
+    path.write_bytes(export_model(hyperparameters, weights.getvalue()))
     return path
 
 

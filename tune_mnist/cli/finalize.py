@@ -10,40 +10,46 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields
 
 from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
 from tune_mnist.cli.parser import OneLineParser, add_flags, program
 from tune_mnist.finalize.finalizer import AllDivergedError, finalize
-from tune_mnist.finalize.pool import TrainingError
 from tune_mnist.finalize.protocol import FinalsSettings
-from tune_mnist.mnist.task import Options
+from tune_mnist.finalize.trainings import TrainingError
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.settings import Settings
+from tune_mnist.task import Task
 from tune_mnist.tuning import tuner
+from tune_mnist.tuning.preflight import read_settings
+from tune_mnist.tuning.tasks import find_task, resumable_options
 
 OF_THE_RUN = ("address", "gpus_per_trial", "cpus_per_trial")
-OPTIONS = ("data_dir", "cuda_graph")
-"""Settings of the run that may be others on this machine."""
+"""Settings of the run that may be others on this machine, as may the task's own that a resume may change."""
 
 
 def main() -> int:
     """Make a run's winner final as the flags say; return the exit code."""
     parser = OneLineParser(
         description="Train the best configurations of a search again with fresh seeds, choose one on "
-        "validation, measure it on the test set beside the blog's, and write the model. All other settings "
-        "are those of the run. Started again, it goes on where it was stopped.",
+        "validation, measure it on the test set next to the baseline, and write the model. All other "
+        "settings are those of the run. Started again, it goes on where it was stopped.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("run", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME")
     add_flags(parser, FinalsSettings)
     add_flags(parser, Settings, OF_THE_RUN)
-    add_flags(parser, Options, OPTIONS)
+    task = _task_of(sys.argv[1:])
+    names = resumable_options(task) if task else set()
+    if task and task.options:
+        add_flags(parser, task.options, names)
     given = vars(parser.parse_args())
     try:
         Settings(**{name: given[name] for name in OF_THE_RUN if name in given})
-        Options(**{name: given[name] for name in OPTIONS if name in given})
+        if task and task.options:
+            task.options(**{name: given[name] for name in names if name in given})
         run = given.pop("run")
         own = {field.name for field in fields(FinalsSettings)} & set(given)
         protocol = FinalsSettings(**{name: given.pop(name) for name in own})
@@ -63,6 +69,14 @@ def main() -> int:
         return _say(f"stopped; what has ended is kept, and the same command goes on: {command}", stopped.code)
     print_verdict(console.console, verdict, RunFolder(run), time.monotonic() - started)
     return 0
+
+
+def _task_of(arguments: list[str]) -> Task | None:
+    """Find the task of the run that a command line names; None where there is none."""
+    for run in (argument for argument in arguments if not argument.startswith("-")):
+        with suppress(FolderError, ValueError):
+            return find_task(read_settings(RunFolder(run)))
+    return None
 
 
 def _say(text: str, code: int | str | None) -> int:

@@ -11,15 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.cli.console import PatientConsole
-from tune_mnist.cli.parser import command
-from tune_mnist.finalize.card import interval, percent, points, which_seed
-from tune_mnist.finalize.protocol import UNION, Job, Verdict
-from tune_mnist.finalize.scores import Scores
-from tune_mnist.mnist.hyperparameters import Hyperparameters
-from tune_mnist.mnist.retraining import Step
-from tune_mnist.results.winner import BEST, CARD, EXPORTED, MODEL
+from tune_mnist.finalize.card import examples, interval, interval_of_difference, which_seed
+from tune_mnist.finalize.protocol import Job, Scores, Verdict
+from tune_mnist.finalize.trainings import Step
+from tune_mnist.results.winner import BEST, CARD
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.words import describe, duration
+from tune_mnist.run.words import capital, describe, duration
 
 
 class TimeLeft(ProgressColumn):
@@ -75,81 +72,79 @@ class FinalsConsole:
         if self.ended:
             self.on_message(f"{title}: {self.ended} of {self.jobs} trainings were there already")
         if self.task is not None:
-            total = sum(job.hyperparameters.epochs for job in to_do)
+            total = sum(job.epochs for job in to_do)
             self.bar.reset(self.task, description=title, total=total, ended=self.ended, jobs=self.jobs)
 
-    def on_step(self, job: Job, step: Step) -> None:
+    def on_step(self, job: Job, step: Step, outcome: str) -> None:
         """Count an epoch, or print a line for an ended training, where there is no bar to show it."""
         self.ended += step.ended
         if self.task is not None:
-            rest = job.hyperparameters.epochs - step.epoch if step.ended else 1  # those of a diverged one
+            rest = job.epochs - step.epoch if step.ended else 1  # those of a diverged one
             self.bar.update(self.task, advance=rest, ended=self.ended)
         elif step.ended:
-            what = "test" if job.part == UNION else "validation"
-            came_to = f"{what} {percent(step.accuracy)}" if step.accuracy is not None else step.error
             self.on_message(
-                f"{self.ended:>4}/{self.jobs} {self.names[job]}, seed {job.seed}: {came_to} "
-                f"after {step.epoch}/{job.hyperparameters.epochs} epochs in {duration(step.seconds)}"
+                f"{self.ended:>4}/{self.jobs} {self.names[job]}, seed {job.seed}: {outcome} "
+                f"after {step.epoch}/{job.epochs} epochs in {duration(step.seconds)}"
             )
 
 
 def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds: float) -> None:
     """Print how it was chosen, what it scored on the test set, and where the model is."""
-    winner = verdict.winner
+    winner, objective = verdict.winner, verdict.objective
     console.print()
     console.print(_validation_table(verdict))
-    blog = vars(Hyperparameters())
-    own = {name: value for name, value in vars(winner.hyperparameters).items() if value != blog[name]}
-    rest = "; the rest is the blog's" if own and len(own) < len(blog) else ""
+    baseline = {} if verdict.baseline is None else verdict.full(verdict.baseline)
+    config = verdict.full(winner.config)
+    own = {name: value for name, value in config.items() if name not in baseline or value != baseline[name]}
+    rest = "; the rest is the baseline's" if own and len(own) < len(config) else ""
     console.print(f"Chosen by the mean: trial {winner.number} {describe(own)}{rest}\n", markup=False)
     console.print(_test_table(verdict))
-    if verdict.difference is None:
-        console.print("The chosen configuration is the blog's own.")
-    tried = [*verdict.validation.values(), verdict.winner_test, verdict.blog_test]
+    if verdict.baseline is not None and verdict.baseline_test is None:
+        console.print("The chosen configuration is the baseline.")
+    tried = [*verdict.validation.values(), verdict.winner_test, verdict.baseline_test]
     if diverged := sum(scores.failed for scores in tried if scores is not None):
         console.print(f"{diverged} trainings diverged; the means are without them.")
+    in_points = ", in points, as the difference is" if objective.unit else ""
     console.print(
-        "± is one standard deviation over the seeds, in points, as the difference is. The interval is for "
-        "the mean over seeds (Student's t); that other test images would come out differently is not in it.\n"
+        f"± is one standard deviation over the seeds{in_points}. The interval is for the mean over seeds "
+        "(Student's t); that another test set would give another result is not in it.\n"
         f"The model is the training of seed {verdict.model_seed}, {which_seed(verdict)}: "
-        f"test {percent(verdict.model_test)}\n",
+        f"test {objective.write(verdict.model_test)}\n",
         markup=False,
     )
     where = Path(folder.uri)
     if not folder.remote and where.is_relative_to(Path.cwd()):
         where = where.relative_to(Path.cwd())
     best = f"{folder.uri if folder.remote else where}/{BEST}"
-    console.print(f"Written in {duration(seconds)}: {best}/{MODEL}, {EXPORTED}, {CARD}", markup=False)
-    if not folder.remote:
-        console.print(f"  {command('predict', f'{best}/{EXPORTED}')} IMAGE...", markup=False)
+    console.print(f"Written in {duration(seconds)}: {best}/{', '.join([*verdict.files, CARD])}", markup=False)
 
 
 def _validation_table(verdict: Verdict) -> Table:
-    table = _table(f"Validation accuracy ({verdict.val_size} images)")
+    objective = verdict.objective
+    table = _table(f"{capital(objective.metric)} on validation{examples(verdict.validation_n)}")
     for heading in ("", "search", "mean", "sd", "seeds"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     for one, scores in verdict.validation.items():
         mark = "→ " if one == verdict.winner else "  "
-        cells = percent(one.accuracy), percent(scores.mean), points(scores.sd), _count(scores)
-        table.add_row(f"{mark}trial {one.number}", *cells)
+        mean, sd = objective.write(scores.mean), objective.write_difference(scores.sd)
+        table.add_row(f"{mark}trial {one.number}", objective.write(one.value), mean, sd, _count(scores))
     return table
 
 
 def _test_table(verdict: Verdict) -> Table:
-    table = _table(f"Test accuracy ({verdict.test_size} images)")
+    objective = verdict.objective
+    table = _table(f"{capital(objective.metric)} on the test set{examples(verdict.test_n)}")
     for heading in ("", "mean ± sd", "seeds", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
-    rows = {f"trial {verdict.winner.number}": verdict.winner_test, "the blog's": verdict.blog_test}
+    rows = {f"trial {verdict.winner.number}": verdict.winner_test, "baseline": verdict.baseline_test}
     for name, scores in rows.items():
         if scores is not None:
-            mean = f"{percent(scores.mean)} ± {points(scores.sd)}"
-            table.add_row(f"  {name}", mean, _count(scores), interval(scores))
-    if verdict.difference is not None:
-        gain = verdict.difference
-        low, high = gain.interval
-        ends = f"{100 * low:+.2f} to {100 * high:+.2f}" if gain.n > 1 else "-"
-        mean = f"{100 * gain.mean:+.2f} ± {points(gain.sd)}" if gain.n else "-"
-        table.add_row("  difference", mean, str(gain.n), ends)
+            mean = f"{objective.write(scores.mean)} ± {objective.write_difference(scores.sd)}"
+            table.add_row(f"  {name}", mean, _count(scores), interval(scores, objective))
+    if gain := verdict.difference:
+        mean = f"{objective.write_difference(gain.mean, sign='+')} ± {objective.write_difference(gain.sd)}"
+        ends = interval_of_difference(gain, objective, sign="+")
+        table.add_row("  difference", mean if gain.n else "--", str(gain.n), ends)
     return table
 
 

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 
-from tune_mnist.finalize.protocol import SEARCH_SEEDS, Candidate, Verdict
-from tune_mnist.finalize.scores import Scores
-from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.finalize.protocol import SEARCH_SEEDS, Candidate, Scores, Verdict
+from tune_mnist.task import Objective
 
 TEMPLATE = """\
 # {name}: the final model
 
-A classifier of 28x28 grey images of {dataset} into ten classes, chosen and measured by `{command}` on {date}.
+Trained on {data}; chosen and measured by `{command}` on {date}.
 
-Test accuracy {model_test:.2%} (n = {test_size} images). The mean over {n} trainings, this one and others
-that differ in their seeds only, is {mean}.
+Test {metric} {model_test}{test_n}. The mean over {n} trainings, this one and others that differ in their
+seeds only, is {mean}.
 
-## Test accuracy
+## Test {metric}
 
-Trained on training + validation ({union_size} images), scored once on the test set ({test_size} images); n is
-the number of seeds. The interval is Student's, for the mean over seeds; that other test images would come out
-differently is not in it.
+Trained on training + validation, scored once on the test set{test_n}; n is the number of seeds. The interval
+is Student's, for the mean over seeds; that another test set would give another result is not in it.
 
-| configuration | mean | sd (points) | n | diverged | 95 % interval |
+| configuration | mean | sd{unit} | n | diverged | 95 % interval |
 |---|---|---|---|---|---|
 {test_rows}
 
-## Validation accuracy, by which it was chosen
+## Validation {metric}, by which it was chosen
 
-Trained on the training split ({train_size} images), scored once on the validation split ({val_size} images).
-"Search" is what the trial had in the search, where the best of many noisy scores flatters its owner.
+Trained on the training part, scored on the validation part{validation_n}. "Search" is what the trial had in
+the search, where the best of many noisy scores is optimistically biased.
 
-| configuration | search | mean | sd (points) | n | diverged |
+| configuration | search | mean | sd{unit} | n | diverged |
 |---|---|---|---|---|---|
 {validation_rows}
 
@@ -46,32 +43,21 @@ Trained on the training split ({train_size} images), scored once on the validati
 
 ## Protocol
 
-- Data: {dataset}. {val_size} validation images are cut from its training set by the run's seed, {split_seed};
-  the training split has {train_size}.
 - The {k} best finished configurations of the search (asked for: {top_k}) were trained again for all their
   epochs, with the seeds {choosing_seeds}.
-- The highest mean validation accuracy chose trial {number}. A configuration of which a training diverged
+- The {best} mean validation {metric} chose trial {number}. A configuration of which a training diverged
   would have come after those of which none did.
-- It and the blog's hand-set configuration were trained on training + validation, with the seeds
-  {final_seeds}. Each of these trainings was scored on the test set once, in fp32 on a CPU.
-  Nothing else here saw the test set.
-- Seeds: 31-bit halves of the words of `numpy.random.SeedSequence({split_seed})`, dealt out to both kinds in
-  turn, without {split_seed} to {last_search_seed}, which are the search's.
+- {trained} trained on training + validation, with the seeds {final_seeds}.
+  Each of these trainings was scored on the test set once. Nothing else here saw the test set.
+- Seeds: 31-bit halves of the words of `numpy.random.SeedSequence({seed})`, dealt out to both kinds in
+  turn, without {seed} to {last_search_seed}, which are the search's.
 - The model is that of seed {model_seed}, {which}. So it was not chosen on the test set, and its own
-  {model_test:.2%} is one draw of those in the first table.
-- Training precision: {precision}.
+  {model_test} is one draw of those in the first table.
 
 ## Files
 
-- `model.pt2`, for torch alone:
-
-      import torch
-      model = torch.export.load("model.pt2").module()
-      log_probabilities = model(images)  # uint8 [n, 28, 28], 0 background to 255 ink -> float32 [n, 10]
-
-- `model.pt`, the state dict of `tune_mnist.mnist.model.Network(Hyperparameters(**values))`, where `values` is
-  what `hyperparameters.json` has.
-
+{files}
+{usage}
 ## Versions
 
 {versions}
@@ -82,68 +68,69 @@ def write_card(verdict: Verdict, *, name: str, command: str) -> str:
     """Write the card in Markdown.
 
     Args:
-        verdict: what the finalization came to.
+        verdict: the outcome of the finalization.
         name: of the run.
         command: that it was started with.
     """
-    settings, winner = verdict.settings, verdict.winner
-    scores = verdict.winner_test
-    configurations = {f"trial {one.number}": one.hyperparameters for one in verdict.validation}
-    configurations["the blog's"] = Hyperparameters()
-    fields = {heading: asdict(one) for heading, one in configurations.items()}
+    objective, winner, scores = verdict.objective, verdict.winner, verdict.winner_test
+    configurations = {f"trial {one.number}": one.config for one in verdict.validation}
+    if verdict.baseline is not None:
+        configurations["baseline"] = verdict.baseline
+    columns = {heading: verdict.full(config) for heading, config in configurations.items()}
+    parameters = dict.fromkeys(name for values in columns.values() for name in values)
     return TEMPLATE.format(
         name=name,
-        dataset=verdict.options.dataset,
+        data=verdict.data,
         command=command,
         date=f"{datetime.now(timezone.utc):%Y-%m-%d}",
-        test_size=verdict.test_size,
-        model_test=verdict.model_test,
+        metric=objective.metric,
+        model_test=objective.write(verdict.model_test),
+        test_n=examples(verdict.test_n),
+        validation_n=examples(verdict.validation_n),
         n=scores.n,
-        mean=mean_and_interval(scores),
-        union_size=verdict.train_size + verdict.val_size,
-        train_size=verdict.train_size,
-        val_size=verdict.val_size,
+        mean=objective.write(scores.mean)
+        + (f" (95 % interval {interval(scores, objective)})" if scores.n > 1 else ""),
+        unit=f" ({objective.unit.strip()})" if objective.unit else "",
         test_rows="\n".join(_test_rows(verdict)),
         validation_rows="\n".join(_validation_row(one, verdict) for one in verdict.validation),
-        headings=" | ".join(fields),
-        dashes="---|" * len(fields),
+        headings=" | ".join(columns),
+        dashes="---|" * len(columns),
         hyperparameter_rows="\n".join(
-            f"| {key} | " + " | ".join(str(values[key]) for values in fields.values()) + " |"
-            for key in asdict(Hyperparameters())
+            f"| {key} | " + " | ".join(str(values.get(key, "")) for values in columns.values()) + " |"
+            for key in parameters
         ),
-        split_seed=settings.seed,
-        last_search_seed=settings.seed + SEARCH_SEEDS - 1,
+        seed=verdict.seed,
+        last_search_seed=verdict.seed + SEARCH_SEEDS - 1,
         k=len(verdict.validation),
         top_k=verdict.protocol.top_k,
         choosing_seeds=", ".join(map(str, verdict.choosing_seeds)),
         final_seeds=", ".join(map(str, verdict.final_seeds)),
+        best="highest" if objective.mode == "max" else "lowest",
+        trained="It was" if verdict.baseline_test is None else "It and the baseline were",
         number=winner.number,
         model_seed=verdict.model_seed,
         which=which_seed(verdict),
-        precision=verdict.options.precision,
+        files="\n".join(f"- `{file}`" for file in verdict.files),
+        usage=f"\n{verdict.usage}\n" if verdict.usage else "",
         versions="\n".join(f"- {package} {version}" for package, version in versions().items()),
     )
 
 
-def percent(share: float) -> str:
-    """Write a share as a percentage with two digits behind the point, "-" for NaN."""
-    return f"{share:.2%}" if share == share else "-"
+def examples(n: int | None) -> str:
+    """Write a number of examples behind what was measured on them; nothing where it is unknown."""
+    return f" (n = {n})" if n is not None else ""
 
 
-def points(share: float) -> str:
-    """Write a share in percentage points, "-" for NaN."""
-    return f"{100 * share:.2f}" if share == share else "-"
-
-
-def interval(scores: Scores) -> str:
-    """Write the interval of accuracies in per cent, "-" for fewer than two seeds."""
+def interval(scores: Scores, objective: Objective) -> str:
+    """Write the interval of a mean, "--" for fewer than two seeds."""
     low, high = scores.interval
-    return f"{points(low)} to {points(high)}%" if low == low else "-"
+    return f"{objective.write(low)} to {objective.write(high)}" if low == low else "--"
 
 
-def mean_and_interval(scores: Scores) -> str:
-    """Write the mean with its interval in a sentence's words."""
-    return percent(scores.mean) + (f" (95 % interval {interval(scores)})" if scores.n > 1 else "")
+def interval_of_difference(scores: Scores, objective: Objective, *, sign: str = "") -> str:
+    """Write the interval of a mean difference, without its unit, "--" for fewer than two seeds."""
+    low, high = (objective.write_difference(end, sign=sign) for end in scores.interval)
+    return f"{low} to {high}" if scores.n > 1 else "--"
 
 
 def which_seed(verdict: Verdict) -> str:
@@ -164,26 +151,28 @@ def versions() -> dict[str, str]:
 
 
 def _validation_row(candidate: Candidate, verdict: Verdict) -> str:
-    scores = verdict.validation[candidate]
+    scores, objective = verdict.validation[candidate], verdict.objective
     heading = f"trial {candidate.number}" + (" (chosen)" if candidate == verdict.winner else "")
-    cells = [heading, percent(candidate.accuracy), percent(scores.mean), points(scores.sd)]
-    return "| " + " | ".join([*cells, str(scores.n), str(scores.failed)]) + " |"
+    cells = [heading, objective.write(candidate.value), *_mean_and_sd(scores, objective)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _mean_and_sd(scores: Scores, objective: Objective) -> list[str]:
+    sd = objective.write_difference(scores.sd)
+    return [objective.write(scores.mean), sd, str(scores.n), str(scores.failed)]
 
 
 def _test_rows(verdict: Verdict) -> list[str]:
-    rows = []
+    rows, objective = [], verdict.objective
     for heading, scores in (
         (f"trial {verdict.winner.number}", verdict.winner_test),
-        ("the blog's", verdict.blog_test),
+        ("baseline", verdict.baseline_test),
     ):
         if scores is not None:
-            cells = [heading, percent(scores.mean), points(scores.sd), str(scores.n), str(scores.failed)]
-            rows.append("| " + " | ".join([*cells, interval(scores)]) + " |")
-    if verdict.difference is not None:
-        gain = verdict.difference
-        low, high = (f"{points(end)}" for end in gain.interval)
-        ends = f"{low} to {high} points" if gain.n > 1 else "-"
-        rows.append(
-            f"| difference, by seed | {points(gain.mean)} points | {points(gain.sd)} | {gain.n} | | {ends} |"
-        )
+            cells = [heading, *_mean_and_sd(scores, objective), interval(scores, objective)]
+            rows.append("| " + " | ".join(cells) + " |")
+    if gain := verdict.difference:
+        mean = objective.write_difference(gain.mean) + objective.unit
+        sd, ends = objective.write_difference(gain.sd), interval_of_difference(gain, objective)
+        rows.append(f"| difference, by seed | {mean} | {sd} | {gain.n} | | {ends}{objective.unit} |")
     return rows

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.cluster.resources import Resources, fit_resources
 from tune_mnist.finalize.card import write_card
-from tune_mnist.finalize.finals import FINALS, FinalsFile, JobResult
-from tune_mnist.finalize.pool import quiet_ray, run_jobs
 from tune_mnist.finalize.protocol import (
     TRAINING,
     UNION,
@@ -22,23 +22,21 @@ from tune_mnist.finalize.protocol import (
     Job,
     Verdict,
     candidates,
+    canonical,
     choose,
+    difference,
     fresh_seeds,
+    scores_of,
 )
-from tune_mnist.finalize.scores import difference, scores_of
-from tune_mnist.mnist import data
-from tune_mnist.mnist.data import Split
-from tune_mnist.mnist.export import export_model
-from tune_mnist.mnist.hyperparameters import Hyperparameters
-from tune_mnist.mnist.precision import resolve_precision
-from tune_mnist.mnist.retraining import Step, join
-from tune_mnist.mnist.task import TASK, Options, splits
-from tune_mnist.results.winner import BEST, CARD, EXPORTED, HYPERPARAMETERS, MODEL
-from tune_mnist.run.folder import RunFolder
+from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, quiet_ray, run_jobs
+from tune_mnist.results.winner import BEST, CARD, HYPERPARAMETERS
+from tune_mnist.run.folder import CHECKPOINT, RunFolder
 from tune_mnist.run.settings import Settings
+from tune_mnist.run.space import baseline_point, planned_epochs, to_config
+from tune_mnist.task import Task
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.stop import StopRequest
-from tune_mnist.tuning.tasks import make_options
+from tune_mnist.tuning.tasks import find_task, make_options, resumable_options
 from tune_mnist.tuning.tuner import input_errors
 
 
@@ -55,8 +53,8 @@ class Listener(Protocol):
     def on_phase(self, title: str, names: dict[Job, str], to_do: list[Job]) -> None:
         """Take notice of a phase: its trainings, each with a name, and those that are still to be done."""
 
-    def on_step(self, job: Job, step: Step) -> None:
-        """Take notice that a training has come further."""
+    def on_step(self, job: Job, step: Step, outcome: str) -> None:
+        """Take notice that a training has come further; ``outcome`` is its result in words, at its end."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,24 @@ class _Session:
     """What a finalization needs, once all of it is known to be there."""
 
     settings: Settings
-    options: Options
+    task: Task
+    options: Any
     protocol: FinalsSettings
-    folder: RunFolder
     resources: Resources
     file: FinalsFile
     listener: Listener
+
+    @property
+    def data(self) -> str:
+        """Give all but the configuration that decides the result of a training, as a `Job` has it."""
+        options = dataclasses.asdict(self.options) if self.options else {}
+        decisive = {name: options[name] for name in options if name not in resumable_options(self.task)}
+        return canonical({"task": self.task.name, "seed": self.settings.seed, **decisive})
+
+    def jobs(self, config: Mapping[str, Any], epochs: int, part: str, seeds: Iterable[int]) -> list[Job]:
+        """List the trainings of a configuration."""
+        text = canonical(config)
+        return [Job(config=text, seed=seed, part=part, epochs=epochs, data=self.data) for seed in seeds]
 
 
 def finalize(
@@ -83,7 +93,7 @@ def finalize(
     Args:
         run: its folder or URI.
         protocol: how many configurations and seeds.
-        changes: settings of the run that differ on this machine, as data_dir or gpus_per_trial.
+        changes: settings of the run, and options of its task, that differ on this machine.
         listener: whom to tell.
         command: that this was started with, for the card.
 
@@ -91,7 +101,7 @@ def finalize(
         AllDivergedError: if every training of all candidates, or of the chosen one, diverged.
         FolderError: if the storage is lost on the way.
         InputError: before anything is changed, if there is no such run, it is being searched, no trial of
-            it is COMPLETE, or the settings can't be met here.
+            it is COMPLETE, its task can't be finalized, or the settings can't be met here.
         SystemExit: with 130 or 143, on a signal.
         TrainingError: if a training can't be done.
     """
@@ -101,152 +111,165 @@ def finalize(
             folder = RunFolder(run)
             folder.ledger()  # or there is no run to lock
             stack.enter_context(folder.locked())
-            found = candidates(folder.ledger().trials.values(), protocol.top_k)
-            settings = read_settings(folder)
-            if settings.task != TASK.name or settings.trainable:
-                raise ValueError(f"{folder.uri} is of another task than mnist, which alone can be finalized")
-            own: dict[str, Any] = {
-                name: changes.pop(name) for name in ("data_dir", "cuda_graph") if name in changes
-            }
-            options = make_options(TASK, {**settings.options, **own})
-            settings = dataclasses.replace(settings, **changes)
+            ledger, settings = folder.ledger(), read_settings(folder)
+            task = find_task(settings)
+            check_abilities(task)
+            found = candidates(ledger.trials.values(), protocol.top_k, task.objective)
             if not found:
                 raise ValueError(f"{folder.uri} has no COMPLETE trial, but must have one to make final")
+            own = {name: changes.pop(name) for name in resumable_options(task) if name in changes}
+            options = make_options(task, {**settings.options, **own})
+            settings = dataclasses.replace(settings, **changes)
             file = FinalsFile(folder)
             stop = stack.enter_context(StopRequest(settings))
-            train, validation = splits(options, settings.seed)
-            resources = _connect(settings, options, stop, stack)
-            session = _Session(settings, options, protocol, folder, resources, file, listener)
+            data = task.load(options, settings.seed) if task.load else None
+            with stop.deferred():
+                stack.enter_context(cluster.connected(settings.address))
+            resources = fit_resources(
+                settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
+            )
+            session = _Session(settings, task, options, protocol, resources, file, listener)
         if file.lost_lines:
             listener.on_message(f"{FINALS} has {file.lost_lines} lines that can't be read: done again")
         if len(found) < protocol.top_k:
             listener.on_message(
                 f"{len(found)} finished configurations are there, of {protocol.top_k} asked for"
             )
-        verdict, weights = _decide(session, found, train, validation)
-        _write(folder, verdict, weights, command)
-        return verdict
+        verdict, model = _decide(session, found, data)
+        return _write(folder, session, verdict, model, command)
 
 
-def _decide(
-    session: _Session, found: list[Candidate], train: Split, validation: Split
-) -> tuple[Verdict, bytes]:
-    """Choose on validation, then test what was chosen, beside the blog's; give the model's weights too."""
-    settings, options, file = session.settings, session.options, session.file
+def check_abilities(task: Task) -> None:
+    """Raise ValueError if a task lacks what a finalization needs."""
+    missing = [name for name in ("load_all", "test") if getattr(task, name) is None]
+    if missing:
+        raise ValueError(f"task is {task.name}, but must have {' and '.join(missing)} to be finalized")
+
+
+def _decide(session: _Session, found: list[Candidate], data: Any) -> tuple[Verdict, bytes]:
+    """Choose on validation, then test what was chosen next to the baseline; give its checkpoint too."""
+    settings, task, file = session.settings, session.task, session.file
     choosing_seeds, final_seeds = fresh_seeds(settings.seed, session.protocol.seeds)
 
-    def jobs(hyperparameters: Hyperparameters, part: str, seeds: list[int]) -> list[Job]:
-        common: dict[str, Any] = {
-            **{"dataset": options.dataset, "split_seed": settings.seed, "precision": options.precision},
-            **{"train_size": len(train), "val_size": len(validation)},
-        }
-        return [Job(hyperparameters=hyperparameters, seed=seed, part=part, **common) for seed in seeds]
-
-    trials = {one: jobs(one.hyperparameters, TRAINING, choosing_seeds) for one in found}
-    _train(
-        session,
-        "choosing",
-        {job: f"trial {one.number}" for one, each in trials.items() for job in each},
-        train,
-        validation,
-    )
-    accuracies = {one: scores_of(_by_seed(file, trials[one])) for one in found}
-    winner = choose(accuracies)
+    trials = {one: session.jobs(one.config, one.epochs, TRAINING, choosing_seeds) for one in found}
+    names = {job: f"trial {one.number}" for one, jobs in trials.items() for job in jobs}
+    _train(session, "choosing", names, data)
+    scores = {one: scores_of(_by_seed(file, trials[one])) for one in found}
+    winner = choose(scores, task.objective)
     if winner is None:
         raise AllDivergedError(f"all {len(found)} configurations diverged with every seed")
 
-    test = data.load_test(options.dataset, options.data_dir)
-    finals = jobs(winner.hyperparameters, UNION, final_seeds)
-    blog = jobs(Hyperparameters(), UNION, final_seeds)
-    union = join(train, validation)
+    finals = session.jobs(winner.config, winner.epochs, UNION, final_seeds)
     names = dict.fromkeys(finals, f"trial {winner.number}")
-    names |= {job: "the blog's" for job in blog if job not in names}
-    _train(session, "testing", names, union, test, keep_model=finals[0])
+    baseline = _baseline(task, settings.max_epochs)
+    other: list[Job] = []
+    if baseline is not None and {**task.defaults, **baseline} != {**task.defaults, **winner.config}:
+        epochs = planned_epochs(baseline, settings.max_epochs)
+        other = session.jobs(baseline, epochs, UNION, final_seeds)
+        names |= dict.fromkeys(other, "baseline")
+    everything = task.load_all(session.options, settings.seed) if task.load_all else None
+    _train(session, "testing", names, everything, keep_model=finals[0])
     ended = [job for job in finals if file.results[job].error is None]
     if not ended:
         raise AllDivergedError(f"trial {winner.number} diverged with every seed on training + validation")
     if ended[0] != finals[0]:  # the first seed diverged
-        _train(session, "model", {ended[0]: names[ended[0]]}, union, test, keep_model=ended[0])
-    weights = file.model(ended[0])
-    assert weights is not None
-    by_seed, blog_by_seed = _by_seed(file, finals), _by_seed(file, blog)
-    same = finals == blog
+        _train(session, "model", {ended[0]: names[ended[0]]}, everything, keep_model=ended[0])
+    model, result = file.checkpoint(ended[0]), file.results[ended[0]]
+    assert model is not None and result.value is not None
+    by_seed, other_by_seed = _by_seed(file, finals), _by_seed(file, other)
     return Verdict(
-        settings=settings,
-        options=options,
+        objective=task.objective,
+        data=task.describe(session.options) if task.describe else task.name,
+        usage=task.usage,
+        seed=settings.seed,
         protocol=session.protocol,
-        validation=accuracies,
+        validation=scores,
         winner=winner,
         winner_test=scores_of(by_seed),
-        blog_test=None if same else scores_of(blog_by_seed),
-        difference=None if same else difference(by_seed, blog_by_seed),
+        baseline=baseline,
+        baseline_test=scores_of(other_by_seed) if other else None,
+        difference=difference(by_seed, other_by_seed) if other else None,
         model_seed=ended[0].seed,
-        model_test=file.results[ended[0]].accuracy or 0.0,
+        model_test=result.value,
         choosing_seeds=choosing_seeds,
         final_seeds=final_seeds,
-        train_size=len(train),
-        val_size=len(validation),
-        test_size=len(test),
-    ), weights
+        defaults=task.defaults,
+        validation_n=_validation_n(session),
+        test_n=result.n,
+    ), model
+
+
+def _baseline(task: Task, max_epochs: int) -> dict[str, Any] | None:
+    """Give the configuration of a task's baseline, in the terms of its default space."""
+    point = baseline_point(task, next(iter(task.spaces.values())), max_epochs)
+    return None if point is None else to_config(task, point, max_epochs)
+
+
+def _validation_n(session: _Session) -> int | None:
+    count = session.task.validation_examples
+    return count(session.options) if count else None
 
 
 def _train(
-    session: _Session,
-    title: str,
-    jobs: dict[Job, str],
-    train: Split,
-    scored: Split,
-    keep_model: Job | None = None,
+    session: _Session, title: str, jobs: dict[Job, str], data: Any, keep_model: Job | None = None
 ) -> None:
     """Do those of the trainings that the file lacks, and add them to it."""
-    file, listener = session.file, session.listener
+    file, task = session.file, session.task
 
     def is_done(job: Job) -> bool:
         result = file.results.get(job)
-        needs_model = job == keep_model and file.model(job) is None
+        needs_model = job == keep_model and file.checkpoint(job) is None
         return result is not None and (result.error is not None or not needs_model)
 
     to_do = [job for job in jobs if not is_done(job)]
-    listener.on_phase(title, jobs, to_do)
+    session.listener.on_phase(title, jobs, to_do)
     for job, step in run_jobs(
         to_do,
-        train.arrays(),
-        scored.arrays(),
+        task.train,
+        data,
+        objective=task.objective,
+        max_epochs=session.settings.max_epochs,
         resources=session.resources,
-        cuda_graph=session.options.cuda_graph,
         max_failures=session.settings.max_failures,
-        keep_model=keep_model,
+        keep=keep_model is not None,
     ):
+        outcome = ""
         if step.ended:
-            result = JobResult(
-                accuracy=step.accuracy, images=len(scored), seconds=step.seconds, error=step.error
-            )
-            file.add(job, result, step.model)
-        listener.on_step(job, step)
+            value, n = step.value, _validation_n(session)
+            if step.checkpoint is not None and task.test:
+                # Here on the driver, as the search tests its winner: nodes need no test set.
+                with _as_file(step.checkpoint) as path:
+                    tested = task.test(json.loads(job.config), path, session.options)
+                value, n = float(tested.metrics[task.objective.metric]), tested.n
+            result = JobResult(value=value, n=n, seconds=step.seconds, error=step.error)
+            file.add(job, result, step.checkpoint if job == keep_model else None)
+            part = "test" if job.part == UNION else "validation"
+            outcome = step.error or f"{part} {task.objective.write(value)}"
+        session.listener.on_step(job, step, outcome)
+
+
+@contextmanager
+def _as_file(checkpoint: bytes) -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / CHECKPOINT
+        path.write_bytes(checkpoint)
+        yield path
 
 
 def _by_seed(file: FinalsFile, jobs: Iterable[Job]) -> dict[int, float | None]:
-    return {job.seed: file.results[job].accuracy for job in jobs}
+    return {job.seed: file.results[job].value for job in jobs}
 
 
-def _write(folder: RunFolder, verdict: Verdict, weights: bytes, command: str) -> None:
-    """Write the model into best/, the card last: it speaks of what lies beside it."""
-    hyperparameters = verdict.winner.hyperparameters
+def _write(folder: RunFolder, session: _Session, verdict: Verdict, model: bytes, command: str) -> Verdict:
+    """Write the model into best/, the card last: it speaks of what lies next to it."""
+    config, export = dict(verdict.winner.config), session.task.export
+    with _as_file(model) as path:
+        files = export(config, path, session.options) if export else {CHECKPOINT: model}
+    verdict = dataclasses.replace(verdict, files=tuple(files))
     folder.remove(f"{BEST}/{CARD}")
-    folder.put(f"{BEST}/{MODEL}", weights)
-    values = json.dumps(dataclasses.asdict(hyperparameters), indent=2)
+    for name, content in files.items():
+        folder.put(f"{BEST}/{name}", content)
+    values = json.dumps(verdict.full(config), indent=2)
     folder.put(f"{BEST}/{HYPERPARAMETERS}", f"{values}\n".encode())
-    folder.put(f"{BEST}/{EXPORTED}", export_model(hyperparameters, weights))
     folder.put(f"{BEST}/{CARD}", write_card(verdict, name=folder.name, command=command).encode())
-
-
-def _connect(settings: Settings, options: Options, stop: StopRequest, stack: ExitStack) -> Resources:
-    """Join or start the cluster for ``stack``, and settle a training's share."""
-    with stop.deferred():
-        connection = stack.enter_context(cluster.connected(settings.address))
-    resources = fit_resources(
-        settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
-    )
-    if connection.embedded and not resources.gpus:
-        resolve_precision(options.precision, "cpu")
-    return resources
+    return verdict

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -41,21 +38,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def allow_tf32() -> None:
     """Let CUDA multiply fp32 matrices in TF32, as cuDNN's convolutions do by default; the CPU stays exact."""
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-
-
-@contextmanager
-def full_fp32() -> Iterator[None]:
-    """Compute in fp32 without TF32 on a GPU, for a block."""
-    backends: Any = torch.backends  # its types do not know cudnn.conv
-    modules = backends.cuda.matmul, backends.cudnn.conv
-    before = [module.fp32_precision for module in modules]
-    try:
-        for module in modules:
-            module.fp32_precision = "ieee"
-        yield
-    finally:
-        for module, precision in zip(modules, before, strict=True):
-            module.fp32_precision = precision
 
 
 @functools.cache

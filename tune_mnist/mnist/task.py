@@ -17,6 +17,18 @@ from tune_mnist.mnist.spaces import SPACES, baseline, to_config
 from tune_mnist.mnist.train import train
 from tune_mnist.task import Task, TestSet, option
 
+WATCHED = 250
+"""Images that a final training is watched by, as no part of the data is kept from it."""
+USAGE = """\
+A classifier of 28x28 grey images into ten classes, scored in fp32 on a CPU. `model.pt2` is for torch alone:
+
+    import torch
+    model = torch.export.load("model.pt2").module()
+    log_probabilities = model(images)  # uint8 [n, 28, 28], 0 background to 255 ink -> float32 [n, 10]
+
+`model.pt` is the state dict of `tune_mnist.mnist.model.Network(Hyperparameters(**values))`, where `values` is
+what `hyperparameters.json` has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -59,6 +71,17 @@ class Options:
 def load(options: Options, seed: int) -> dict[str, Any]:
     """Load the training and the validation part. Raises the errors of `data.load_train_val`."""
     train, validation = splits(options, seed)
+    return _shared(train, validation, options)
+
+
+def load_all(options: Options, seed: int) -> dict[str, Any]:
+    """Load both parts as one to train on; a few of its images tell whether a training has diverged."""
+    train, validation = splits(options, seed)
+    watched = data.Split(images=train.images[:WATCHED], labels=train.labels[:WATCHED])
+    return _shared(data.join(train, validation), watched, options)
+
+
+def _shared(train: data.Split, validation: data.Split, options: Options) -> dict[str, Any]:
     return {
         "train": train.arrays(),
         "validation": validation.arrays(),
@@ -88,6 +111,16 @@ def test(config: dict[str, Any], checkpoint: Path, options: Options) -> TestSet:
     return TestSet(metrics={"accuracy": accuracy, "loss": loss}, n=len(images), files={"model.pt": weights})
 
 
+def export(config: dict[str, Any], checkpoint: Path, options: Options) -> dict[str, bytes]:
+    """Give the weights of a checkpoint, and what torch alone can run."""
+    from tune_mnist.mnist.export import export_model
+    from tune_mnist.mnist.training import read_weights
+
+    hyperparameters = Hyperparameters(**config)
+    weights = read_weights(checkpoint, hyperparameters)
+    return {"model.pt": weights, "model.pt2": export_model(hyperparameters, weights)}
+
+
 def describe(options: Options) -> str:
     """Say in words what is trained on."""
     size = f"{options.train_size:,} training images" if options.train_size else "all training images"
@@ -108,7 +141,10 @@ TASK = Task(
     options=Options,
     baseline=baseline,
     complete=to_config,
+    load_all=load_all,
     test=test,
+    export=export,
+    usage=USAGE,
     describe=describe,
     validation_examples=validation_images,
     tables=TABLES,

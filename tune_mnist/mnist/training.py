@@ -187,6 +187,19 @@ def evaluate(model: Network, split: Split, *, precision: str = "fp32") -> tuple[
     return right.item() / len(split), loss.item() / len(split)
 
 
+def read_weights(path: Path, hyperparameters: Hyperparameters) -> bytes:
+    """Give the weights of a checkpoint as the bytes of a plain state dict.
+
+    Raises:
+        CheckpointError: if it can't be read.
+    """
+    model = Network(hyperparameters)
+    _load(path, model)
+    weights = io.BytesIO()
+    torch.save(model.state_dict(), weights)
+    return weights.getvalue()
+
+
 def score_checkpoint(
     path: Path, hyperparameters: Hyperparameters, split: Split
 ) -> tuple[bytes, float, float]:
@@ -201,6 +214,4 @@ def score_checkpoint(
     """
     model = Network(hyperparameters)  # no Training: its optimizer would import torch._dynamo, for 1 s
     _load(path, model)
-    weights = io.BytesIO()
-    torch.save(model.state_dict(), weights)
-    return weights.getvalue(), *evaluate(model, split)
+    return read_weights(path, hyperparameters), *evaluate(model, split)

@@ -19,10 +19,8 @@ from tune_mnist.task import CheckpointError, Task
 LOGGER = logging.getLogger("ray.tune.winner")
 BEST = "best"
 """Name of the winner's folder in the run folder."""
-MODEL, HYPERPARAMETERS, METRICS = "model.pt", "hyperparameters.json", "metrics.json"
-"""Names of its files: the weights, where the task gives them; what was trained; the search's winner."""
-EXPORTED, CARD = "model.pt2", "card.md"
-"""Names of those that a finalization adds, next to a model.pt and hyperparameters.json of its own."""
+HYPERPARAMETERS, METRICS, CARD = "hyperparameters.json", "metrics.json", "card.md"
+"""Names of its files, besides the model's: what was trained; the search's winner; of a finalization."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +74,8 @@ def _score(
     facts: TaskFacts,
 ) -> Winner:
     best_dir = folder.local / BEST
-    best_dir.mkdir(exist_ok=True)
-    for stale in (CARD, EXPORTED):  # of a finalization before more trials brought a new winner
-        folder.remove(f"{BEST}/{stale}")
+    folder.remove_folder(BEST)  # of an earlier winner, or of its finalization
+    best_dir.mkdir()
     with Checkpoint(saved.path, folder.fs).as_directory() as directory:
         checkpoint = Path(directory) / CHECKPOINT
         if task.test:

@@ -226,6 +226,17 @@ class RunFolder:
             with self._errors(), suppress(FileNotFoundError):
                 self.fs.delete_file(f"{self.path}/{name}")
 
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder of the driver's with its files, in the bucket too.
+
+        Raises:
+            FolderError: if that fails.
+        """
+        with self._errors():
+            shutil.rmtree(self.local / name, ignore_errors=True)
+            if self.remote:
+                self.fs.delete_dir_contents(f"{self.path}/{name}", missing_dir_ok=True)
+
     def remove_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         """Remove a checkpoint.
 

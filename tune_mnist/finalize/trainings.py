@@ -1,0 +1,259 @@
+"""The trainings of a finalization: run in parallel by Ray, each kept in a file as soon as it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from tune_mnist.cluster.resources import Resources
+from tune_mnist.finalize.protocol import Job, canonical
+from tune_mnist.run.folder import CHECKPOINT, RunFolder
+from tune_mnist.run.words import first_line
+from tune_mnist.task import DivergedError, Objective, Train, Trial
+from tune_mnist.tuning.device import device_memory_errors, prepare_gpu, release_memory, use_threads
+
+FINALS = "finals.jsonl"
+"""Name of the file in the run folder, a line a training."""
+MODELS = "finals"
+"""Name of the folder next to it that keeps the checkpoint which may become the final model."""
+LOOK_SECONDS = 0.5
+"""Longest time in which a signal goes unheard."""
+
+
+class TrainingError(RuntimeError):
+    """A training could not be done, for another reason than that it diverged; the text is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How far a training is; the last one has its result."""
+
+    epoch: int
+    "Epochs trained."
+    ended: bool = False
+    value: float | None = None
+    "The metric of the last epoch; None before the end, or where it diverged."
+    seconds: float = 0.0
+    "Wall time of the whole training."
+    error: str | None = None
+    "Why it diverged."
+    checkpoint: bytes | None = None
+    "What the task has saved of the last epoch, where it was asked for."
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """The result of a training."""
+
+    value: float | None
+    "The metric, on the validation part or the test set; None where it diverged."
+    n: int | None
+    "Examples that it was scored on, where the task counts them."
+    seconds: float
+    "Wall time of the training."
+    error: str | None = None
+    "Why it diverged."
+
+
+def retrain(
+    train: Train,
+    data: Any,
+    config: dict[str, Any],
+    trial: Trial,
+    *,
+    objective: Objective,
+    epochs: int,
+    keep: bool,
+) -> Iterator[Step]:
+    """Train all epochs of a configuration, and give a step for each, and one for the end.
+
+    Args:
+        train: of the task.
+        data: what the task has loaded; arrays in it are read-only memory shared with other trainings.
+        config: the configuration.
+        trial: where to train, and with which seed.
+        objective: whose last value is the result.
+        epochs: that are to be trained.
+        keep: whether the last step brings a checkpoint.
+
+    Raises:
+        DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
+        RuntimeError: if the trial has a GPU and torch sees none, or no checkpoint could be kept.
+    """
+    started, epoch, value, checkpoint = time.perf_counter(), 0, math.nan, None
+    use_threads(trial.cpus)
+    try:
+        with device_memory_errors(trial.gpus), TemporaryDirectory() as folder:
+            prepare_gpu(trial.gpus)
+            for place, (report, save) in enumerate(train(config, data, trial), 1):
+                epoch, value = int(report.get(objective.time_attr, place)), float(report[objective.metric])
+                if not math.isfinite(value):
+                    raise DivergedError(f"{objective.metric} is not finite after epoch {epoch}")
+                if keep and epoch >= epochs and save is not None:
+                    save(Path(folder) / CHECKPOINT)
+                    checkpoint = (Path(folder) / CHECKPOINT).read_bytes()
+                yield Step(epoch=epoch)
+    except DivergedError as error:
+        yield Step(epoch=epoch, ended=True, error=str(error), seconds=time.perf_counter() - started)
+        return
+    finally:
+        release_memory()
+    if keep and checkpoint is None:
+        raise RuntimeError(f"it gave no checkpoint after epoch {epochs}, at which its training was to end")
+    seconds = time.perf_counter() - started
+    yield Step(epoch=epoch, ended=True, value=value, seconds=seconds, checkpoint=checkpoint)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    train: Train,
+    data: Any,
+    *,
+    objective: Objective,
+    max_epochs: int,
+    resources: Resources,
+    max_failures: int,
+    keep: bool,
+) -> Iterator[tuple[Job, Step]]:
+    """Train each job; give every step of each as it comes.
+
+    A task whose process or node is lost is started again by Ray, up to ``max_failures`` times, and what it
+    had given is not given again.
+
+    Args:
+        jobs: what to train.
+        train: of the task.
+        data: what the task has loaded.
+        objective: whose last value is a training's result.
+        max_epochs: of the search.
+        resources: a training's share, and how many run concurrently.
+        max_failures: how often a lost one is tried again.
+        keep: whether the last steps bring checkpoints.
+
+    Raises:
+        TrainingError: if one raised, or was lost too often.
+    """
+    shared = ray.put(train), ray.put(data)
+    remote: Any = ray.remote  # its types know no streams
+    task = remote(retrain).options(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        num_returns="streaming",
+        max_retries=max_failures,
+    )
+    waiting = list(reversed(jobs))
+    running: dict[Any, Job] = {}
+    while waiting or running:
+        while waiting and len(running) < resources.slots:
+            job = waiting.pop()
+            trial = Trial(
+                seed=job.seed,
+                max_epochs=max_epochs,
+                device="cuda" if resources.gpus else "cpu",
+                cpus=resources.cpus,
+                gpus=resources.gpus,
+            )
+            config = json.loads(job.config)
+            stream = task.remote(*shared, config, trial, objective=objective, epochs=job.epochs, keep=keep)
+            running[stream] = job
+        ready: list[Any]
+        ready, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
+        for stream in ready:
+            try:
+                yield running[stream], ray.get(next(stream))
+            except StopIteration:
+                del running[stream]
+            except RayError as error:
+                cause = error.cause if isinstance(error, RayTaskError) else error
+                raise TrainingError(f"a training could not be done: {first_line(cause)}") from error
+
+
+@contextmanager
+def quiet_ray() -> Iterator[None]:
+    """Keep what Ray logs of lost workers off the console, for a block: their tasks are started again."""
+    logger = logging.getLogger("ray.tune")
+    handler = logging.NullHandler()
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+class FinalsFile:
+    """Ended trainings by what decided them, kept in the run folder.
+
+    Attributes:
+        results: of each training.
+        lost_lines: lines that could not be read; their trainings are done again.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Read what is there.
+
+        Raises:
+            FolderError: if the storage can't be read.
+        """
+        self.folder = folder
+        self.results: dict[Job, JobResult] = {}
+        self.lost_lines = 0
+        for line in (folder.read(FINALS) or b"").splitlines():
+            try:
+                job, result = _parse(line)
+            except (ValueError, TypeError, LookupError, AttributeError):
+                self.lost_lines += 1
+            else:
+                self.results[job] = result
+
+    def add(self, job: Job, result: JobResult, checkpoint: bytes | None = None) -> None:
+        """Keep the result of a training, and before it its checkpoint, where there is one.
+
+        Raises:
+            FolderError: if the storage can't be written.
+        """
+        if checkpoint is not None:
+            self.folder.put(_checkpoint_name(job), checkpoint)
+        self.results[job] = result
+        lines = (_line(one, self.results[one]) for one in self.results)
+        # The whole file, as a bucket knows no appending; it has some dozens of lines.
+        self.folder.put(FINALS, "".join(f"{line}\n" for line in lines).encode())
+
+    def checkpoint(self, job: Job) -> bytes | None:
+        """Read the kept checkpoint of a training; None where none was kept."""
+        return self.folder.read(_checkpoint_name(job))
+
+
+def _line(job: Job, result: JobResult) -> str:
+    values = {**asdict(job), "config": json.loads(job.config), "data": json.loads(job.data)}
+    return json.dumps({"job": values, "result": asdict(result)})
+
+
+def _parse(line: bytes) -> tuple[Job, JobResult]:
+    entry = json.loads(line)
+    values: Mapping[str, Any] = entry["job"]
+    texts = {name: canonical(values[name]) for name in ("config", "data")}
+    job, result = Job(**{**values, **texts}), JobResult(**entry["result"])
+    right = isinstance(result.value, float) and math.isfinite(result.value)
+    if not right and not (result.value is None and isinstance(result.error, str)):
+        raise ValueError(f"value is {result.value}, but must be a number, or None with an error")
+    hash(job)  # TypeError for a list where a value belongs
+    return job, result
+
+
+def _checkpoint_name(job: Job) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(job), sort_keys=True).encode()).hexdigest()[:16]
+    return f"{MODELS}/{digest}"
