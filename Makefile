@@ -15,8 +15,8 @@ RUN = $(VENV)/bin/python
 SYNE_TUNE = $(VENV)/syne-tune
 # To compile all that is installed takes longer than to fetch it; Python compiles what is imported, once.
 PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt
-# The third one works while the others wait.
-WORKERS = -n 3 --dist loadfile --no-loadscope-reorder
+# A third worker makes it no faster on two cores.
+WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help tune test test-benchmarks compat stress bench gpu setup format clean
 
