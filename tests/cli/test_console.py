@@ -95,7 +95,7 @@ def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyP
     assert _waiting_for(folder) == "waiting for 2 nodes of type gpu, 1 node of type cpu"
     nodes.clear()
     assert _waiting_for(folder) == ""
-    folder.push_error = "Connection refused"
+    folder.mirror.error = "Connection refused"
     assert _waiting_for(folder) == f"waiting for {folder.uri}: Connection refused"
 
 

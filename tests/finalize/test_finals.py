@@ -39,7 +39,7 @@ from tune_mnist.finalize.protocol import (
     scores_of,
 )
 from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, retrain
-from tune_mnist.mnist.data import join, load_test, load_train_val
+from tune_mnist.mnist.data import Split, load_test
 from tune_mnist.mnist.export import quiet_load
 from tune_mnist.mnist.facts import DEFAULTS, FACTS, OBJECTIVE
 from tune_mnist.mnist.hyperparameters import Hyperparameters
@@ -337,7 +337,7 @@ def test_a_configuration_that_diverged_with_a_seed_is_chosen_last() -> None:
 
 
 def test_training_and_validation_together_are_the_training_set(mnist_dir: Path) -> None:
-    union = join(*load_train_val("mnist", mnist_dir))
+    union = Split.from_arrays(**load_all(make_options(TASK, {"data_dir": mnist_dir}), 0)["train"])
     raw = np.fromfile(mnist_dir / "MNIST" / "raw" / "train-images-idx3-ubyte", np.uint8, offset=16)
     labels = np.fromfile(mnist_dir / "MNIST" / "raw" / "train-labels-idx1-ubyte", np.uint8, offset=8)
 

@@ -1,6 +1,7 @@
 """Kills or stops processes of small searches at random moments, and checks what must hold after it.
 
-make stress ARGS="-n 60"        (root, on Linux; in a network and process space of its own)
+make stress ARGS="-n 60"               (root, on Linux; in a network and process space of its own)
+make stress ARGS="-n 60 --task toy"    (a minimised task without torch: rounds are three times as fast)
 
 Each round is a search on real MNIST, small by numbers, on a Ray cluster of a head and two nodes. One to three
 processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. A
@@ -31,7 +32,11 @@ from tests.invariants import check, fingerprint
 ROOT = Path(__file__).resolve().parents[2]
 TUNE = [sys.executable, str(ROOT / "scripts" / "tune.py")]
 TRIALS = 6
-SMALL = ["--train-size", "1536", "--val-size", "500", "--max-epochs", "5", "--precision", "fp32"]
+TASKS = {
+    "mnist": ["--train-size", "1536", "--val-size", "500", "--max-epochs", "5", "--precision", "fp32"],
+    "toy": ["--task", f"{ROOT / 'tests' / 'toy.py'}:TASK", "--max-epochs", "5"],
+}
+"""Flags by the name of the task."""
 HANG_SECONDS = 300.0
 """Time after the last kill in which a search must have come to its end; an idle machine needs 20."""
 KINDS = ("driver", "worker", "node", "hang")
@@ -79,32 +84,16 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def one_round(arena: Arena, folder: Path, data_dir: str, rng: random.Random, number: int) -> dict[str, Any]:
+def one_round(arena: Arena, folder: Path, task: list[str], rng: random.Random, number: int) -> dict[str, Any]:
     """Run and kill one search; what was done, and what was found."""
     name = f"round{number:03d}"
     run_dir = folder / name
-    flags = ["--address", arena.address, "--data-dir", data_dir]
-    start = [
-        *TUNE,
-        *flags,
-        "--name",
-        name,
-        "--storage-path",
-        str(folder),
-        "--num-samples",
-        str(TRIALS),
-        *SMALL,
-    ]
+    joined = [*TUNE, "--address", arena.address]
+    start = [*joined, *task, "--name", name, "--storage-path", str(folder), "--num-samples", str(TRIALS)]
     start += ["--seed", str(number), "--checkpoint-seconds", rng.choice(["0", "30"])]
-    start += [
-        "--sampler",
-        rng.choice(["tpe", "random", "qmc"]),
-        "--max-failures",
-        "9",
-        "--stall-seconds",
-        "30",
-    ]
-    resume = [*TUNE, *flags, "--resume", str(run_dir)]
+    start += ["--sampler", rng.choice(["tpe", "random", "qmc"])]
+    start += ["--max-failures", "9", "--stall-seconds", "30"]
+    resume = [*joined, "--resume", str(run_dir)]
     planned = [rng.choice(KINDS) for _ in range(rng.randint(1, 3))]
     done: list[str] = []
     found: dict[str, Any] = {"round": name, "killed": done}
@@ -189,8 +178,9 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=60, help="rounds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/tune-mnist-stress"))
-    parser.add_argument("--data-dir", default=str(ROOT / "data"))
+    parser.add_argument("--task", choices=TASKS, default="mnist")
     args = parser.parse_args()
+    task = [*TASKS[args.task], *(["--data-dir", str(ROOT / "data")] if args.task == "mnist" else [])]
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -198,7 +188,7 @@ def main() -> int:
     kills: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     for number in range(args.n):
-        row = one_round(arena, args.folder, args.data_dir, rng, number)
+        row = one_round(arena, args.folder, task, rng, number)
         rows.append(row)
         kills.update(row["killed"])
         print(json.dumps(row), flush=True)

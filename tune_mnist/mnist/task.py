@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tune_mnist.mnist import data
 from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE, TABLES
 from tune_mnist.mnist.hyperparameters import Hyperparameters
@@ -78,7 +80,11 @@ def load_all(options: Options, seed: int) -> dict[str, Any]:
     """Load both parts as one to train on; a few of its images tell whether a training has diverged."""
     train, validation = splits(options, seed)
     watched = data.Split(images=train.images[:WATCHED], labels=train.labels[:WATCHED])
-    return _shared(data.join(train, validation), watched, options)
+    union = data.Split(
+        images=torch.cat([train.images, validation.images]),
+        labels=torch.cat([train.labels, validation.labels]),
+    )
+    return _shared(union, watched, options)
 
 
 def _shared(train: data.Split, validation: data.Split, options: Options) -> dict[str, Any]:

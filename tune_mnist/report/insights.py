@@ -120,8 +120,11 @@ class View:
         return self._make_study(ranked[:limit])
 
     def _make_study(self, trials: Iterable[TrialRecord]) -> Study:
+        storage = optuna.storages.InMemoryStorage()
         study = optuna.create_study(
-            direction="maximize" if self.objective.mode == "max" else "minimize", study_name=self.name
+            storage=storage,
+            direction="maximize" if self.objective.mode == "max" else "minimize",
+            study_name=self.name,
         )
         for trial in trials:
             params = {name: value for name, value in trial.params.items() if name in self.space}
@@ -132,7 +135,7 @@ class View:
                 distributions={name: self.space[name] for name in params},
             )
             study.add_trial(frozen)
-        return _StudyToLookAt(study.study_name, study._storage)
+        return _StudyToLookAt(study.study_name, storage)
 
     @cached_property
     def importances(self) -> dict[str, float]:
@@ -262,14 +265,8 @@ def _best_facts(view: View) -> list[Fact]:
     value, epoch = _best_score(view, best)
     n = view.task.validation_examples
     where = f"trial {best.number} at epoch {epoch} of {best.epochs_planned}"
-    shown = objective.write_with_error(value, n)
-    found = [
-        Fact(
-            label="Best, validation",
-            value=shown,
-            note=where + note_of_error(objective, value, n, before="; "),
-        )
-    ]
+    note = where + note_of_error(objective, value, n, before="; ")
+    found = [Fact(label="Best, validation", value=objective.write_with_error(value, n), note=note)]
     found += [baseline] if (baseline := compare_with_baseline(view)) else []
     if winner and objective.metric in winner.test:
         test, n = winner.test[objective.metric], winner.test_n

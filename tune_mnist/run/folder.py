@@ -7,8 +7,6 @@ import io
 import os
 import re
 import shutil
-import threading
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from filelock import FileLock, Timeout
 from pyarrow import fs
 
 from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.mirror import Mirror
 from tune_mnist.run.words import first_line
 
 CHECKPOINT = "training.pt"
@@ -28,8 +27,6 @@ REPORTS = "reports.json"
 """Name of the file next to it: what the trial had reported up to there."""
 CHECKSUM = "crc32.txt"
 """Name of another one: the checksum of the first. Older versions had none, as their files were zips."""
-PUSH_SECONDS = 5.0
-"""Shortest time between two copies of the driver's files into a bucket."""
 
 
 class FolderError(ValueError):
@@ -98,9 +95,7 @@ class RunFolder:
             self.local = Path(text).expanduser().absolute()
             self.fs, self.path = fs.LocalFileSystem(), self.local.as_posix()
             self.uri, self.name = str(self.local), self.local.name
-        self._pushed: dict[str, tuple[int, int]] = {}
-        self._push_due, self._pushing = 0.0, threading.Lock()
-        self.push_error: str | None = None
+        self.mirror = Mirror(self)
 
     def exists(self) -> bool:
         """Tell whether there is anything at all at this place."""
@@ -210,7 +205,7 @@ class RunFolder:
         """
         with self._errors():
             if self.remote:
-                self._upload(name, content)
+                self.mirror.upload(name, content)
             else:
                 (self.local / name).parent.mkdir(parents=True, exist_ok=True)
                 self._replace(self.local / name, content)
@@ -261,22 +256,16 @@ class RunFolder:
         Raises:
             FolderError: if it fails, where waited for; else the next one tries again.
         """
-        if not self.remote:
-            return
-        if wait:
-            with self._pushing, self._errors():
-                self._copy_changed()
-        elif time.monotonic() >= self._push_due and self._pushing.acquire(blocking=False):
-            threading.Thread(target=self._push_in_thread, name="push", daemon=True).start()
+        if self.remote and wait:
+            with self._errors():
+                self.mirror.copy()
+        elif self.remote:
+            self.mirror.copy_when_due()
 
     def push_ledger(self) -> None:
         """Copy the ledger into the bucket now. Where that fails, the next copy tries again."""
         if self.remote:
-            with self._pushing:
-                try:
-                    self._copy(self.local / LEDGER)
-                except OSError as error:
-                    self.push_error = first_line(error)
+            self.mirror.copy_ledger()
 
     def drop_working_copy(self) -> None:
         """Remove the working copy of a run that has ended and is in the bucket whole."""
@@ -324,37 +313,6 @@ class RunFolder:
                 whole = bool(files.get(file)) and (sure or zipfile.is_zipfile(file))
                 found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
         return found
-
-    def _push_in_thread(self) -> None:
-        started = time.monotonic()
-        try:
-            self._copy_changed()
-            self.push_error = None
-        except OSError as error:
-            self.push_error = first_line(error)
-        finally:
-            # At most a twentieth of the time goes into copies, as in Ray's own.
-            self._push_due = time.monotonic() + max(PUSH_SECONDS, 19 * (time.monotonic() - started))
-            self._pushing.release()
-
-    def _copy_changed(self) -> None:
-        # The ledger goes last: what has it is a run, and the other files of a run are there then.
-        for file in sorted(self.local.rglob("*"), key=lambda file: (file.name == LEDGER, file)):
-            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
-                self._copy(file)
-
-    def _copy(self, file: Path) -> None:
-        status, name = file.stat(), file.relative_to(self.local).as_posix()
-        stamp = status.st_mtime_ns, status.st_size
-        if self._pushed.get(name) != stamp:
-            self._upload(name, file.read_bytes())
-            self._pushed[name] = stamp
-
-    def _upload(self, name: str, content: bytes) -> None:
-        if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
-            self.fs.create_dir(PurePosixPath(f"{self.path}/{name}").parent.as_posix())
-        with self.fs.open_output_stream(f"{self.path}/{name}") as out:
-            out.write(content)
 
     def _replace(self, target: Path, content: bytes) -> None:
         fresh = target.with_name(f".{target.name}.new")

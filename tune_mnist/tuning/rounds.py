@@ -59,8 +59,8 @@ class Session:
 
 def _waiting_for(folder: RunFolder) -> str:
     """Say what the search waits for: storage that does not answer, or nodes that are to start."""
-    if folder.push_error:
-        return f"waiting for {folder.uri}: {folder.push_error}"
+    if folder.mirror.error:
+        return f"waiting for {folder.uri}: {folder.mirror.error}"
     nodes = autoscaler.pending_nodes()
     words = [f"{count} node{'s' * (count > 1)} of type {name}" for name, count in nodes.items()]
     return f"waiting for {', '.join(words)}" if words else ""
