@@ -26,7 +26,15 @@ def test_nothing_is_left_to_be_filled_in() -> None:
 
 def test_the_training_command_runs(mnist_dir: Path) -> None:
     (command,) = (line for line in COMMANDS if line.startswith("python scripts/train.py"))
-    flags = [*shlex.split(command)[2:], "--train-size", "640", "--data-dir", str(mnist_dir)]
+    flags = [
+        *shlex.split(command)[2:],
+        "--train-size",
+        "640",
+        "--val-size",
+        "500",
+        "--data-dir",
+        str(mnist_dir),
+    ]
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / "train.py"), *flags], capture_output=True, text=True, check=True
     )

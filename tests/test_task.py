@@ -155,17 +155,16 @@ def test_a_ray_function_is_resumed_from_its_own_checkpoint(function: Task, tmp_p
 def test_a_ray_function_that_is_stopped_leaves_no_thread(function: Task) -> None:
     import threading
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     reports = function.train(
         to_config(function, {"lr": 0.1, "momentum": 0.5, "start": 2.0}, 20), None, trial()
     )
     assert isinstance(reports, Iterator)
     next(reports)
     reports.close()  # type: ignore[attr-defined]
-    for thread in threading.enumerate():
-        if thread.daemon:
-            thread.join(5)
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_ray_function_is_searched_as_it_is(warm_joining: WarmRunner) -> None:

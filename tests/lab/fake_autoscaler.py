@@ -69,10 +69,10 @@ def start(head_cpus: int, node_types: dict[str, dict[str, Any]], *, v2: bool) ->
 
 
 def start_head(cpus: int, *flags: str, environment: dict[str, str] | None = None) -> None:
-    """Run `ray start --head` with little memory; its processes end with the namespace."""
+    """Run `ray start --head` with little memory and no dashboard; its processes end with the namespace."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"),
-        *(f"--num-cpus={cpus}", f"--object-store-memory={150 * 2**20}", *flags),
+        *("--include-dashboard=false", f"--num-cpus={cpus}", f"--object-store-memory={150 * 2**20}", *flags),
     ]
     subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **(environment or {})}

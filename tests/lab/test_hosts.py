@@ -86,7 +86,10 @@ def cluster_config() -> str:
     ]
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         start = "ray start --num-cpus=1 --object-store-memory=150000000"
-        config[key] = [command.replace("ray start", start) for command in config[key]]
+        config[key] = [
+            command.replace("ray start", start).replace("--head", "--head --include-dashboard=false")
+            for command in config[key]
+        ]
     return yaml.safe_dump(config)
 
 
