@@ -1,7 +1,7 @@
 """Kills or stops processes of small searches at random moments, and checks what must hold after it.
 
 make stress ARGS="-n 60"               (root, on Linux; in a network and process space of its own)
-make stress ARGS="-n 60 --task toy"    (a minimised task without torch: rounds are three times as fast)
+make stress ARGS="-n 60 --task toy"    (a minimised task without torch)
 
 Each round is a search on real MNIST, small by numbers, on a Ray cluster of a head and two nodes. One to three
 processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. A
