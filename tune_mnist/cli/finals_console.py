@@ -16,7 +16,7 @@ from tune_mnist.finalize.protocol import Job, Scores, Verdict
 from tune_mnist.finalize.trainings import Step
 from tune_mnist.results.winner import BEST, CARD
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.words import capital, describe, duration
+from tune_mnist.run.words import describe, duration
 
 
 class TimeLeft(ProgressColumn):
@@ -121,7 +121,7 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
 
 def _validation_table(verdict: Verdict) -> Table:
     objective = verdict.objective
-    table = _table(f"{capital(objective.metric)} on validation{examples(verdict.validation_n)}")
+    table = _table(f"{objective.metric} on validation{examples(verdict.validation_n)}")
     for heading in ("", "search", "mean", "sd", "seeds"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     for one, scores in verdict.validation.items():
@@ -133,7 +133,7 @@ def _validation_table(verdict: Verdict) -> Table:
 
 def _test_table(verdict: Verdict) -> Table:
     objective = verdict.objective
-    table = _table(f"{capital(objective.metric)} on the test set{examples(verdict.test_n)}")
+    table = _table(f"{objective.metric} on the test set{examples(verdict.test_n)}")
     for heading in ("", "mean ± sd", "seeds", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     rows = {f"trial {verdict.winner.number}": verdict.winner_test, "baseline": verdict.baseline_test}

@@ -43,8 +43,8 @@ the search, where the best of many noisy scores is optimistically biased.
 
 ## Protocol
 
-- The {k} best finished configurations of the search (asked for: {top_k}) were trained again for all their
-  epochs, with the seeds {choosing_seeds}.
+- The best finished configurations of the search, {k} of the {top_k} asked for, were trained again for all
+  their epochs, with the seeds {choosing_seeds}.
 - The {best} mean validation {metric} chose trial {number}. A configuration of which a training diverged
   would have come after those of which none did.
 - {trained} trained on training + validation, with the seeds {final_seeds}.

@@ -133,7 +133,7 @@ def finalize(
             listener.on_message(f"{FINALS} has {file.lost_lines} lines that can't be read: done again")
         if len(found) < protocol.top_k:
             listener.on_message(
-                f"{len(found)} finished configurations are there, of {protocol.top_k} asked for"
+                f"finished configurations to choose among: {len(found)}, of {protocol.top_k} asked for"
             )
         verdict, model = _decide(session, found, data)
         return _write(folder, session, verdict, model, command)
