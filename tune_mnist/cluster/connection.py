@@ -132,10 +132,12 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
 @contextmanager
 def _authentication(mode: str | None) -> Iterator[None]:
     """Use a token or none, for a block; a Ray of our own decides that itself, and sets the variable."""
-    with _environment({AUTH_MODE: mode or os.environ.get(AUTH_MODE)}):
+    try:
+        with _environment({AUTH_MODE: mode or os.environ.get(AUTH_MODE)}):
+            ray_private.read_auth_mode()
+            yield
+    finally:
         ray_private.read_auth_mode()
-        yield
-    ray_private.read_auth_mode()
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def read_auth_mode() -> None:
         if hasattr(raylet, "AuthenticationTokenLoader"):  # Ray 2.50 has no tokens
             raylet.AuthenticationTokenLoader.instance().reset_cache()
 
-    _tried("read_auth_mode", "a notebook cannot use a cluster with tokens after one without", read, None)
+    _tried("read_auth_mode", "a notebook cannot use a cluster without tokens after one with them", read, None)
 
 
 class AutoscalerState:

@@ -195,6 +195,10 @@ def read_weights(path: Path, hyperparameters: Hyperparameters) -> bytes:
     """
     model = Network(hyperparameters)
     _load(path, model)
+    return _state_dict(model)
+
+
+def _state_dict(model: Network) -> bytes:
     weights = io.BytesIO()
     torch.save(model.state_dict(), weights)
     return weights.getvalue()
@@ -214,4 +218,4 @@ def score_checkpoint(
     """
     model = Network(hyperparameters)  # no Training: its optimizer would import torch._dynamo, for 1 s
     _load(path, model)
-    return read_weights(path, hyperparameters), *evaluate(model, split)
+    return _state_dict(model), *evaluate(model, split)
