@@ -32,7 +32,7 @@ TOY = ["--task", f"{ROOT / 'tests' / 'toy.py'}:TASK", "--max-epochs", "4"]
 # 9.2, without a word: its issue 1386.)
 FIRST = (
     *("hosts", "ends", "resume", "finals", "watchdog", "cluster", "warm_start", "run", "task", "notebook"),
-    *("autoscaling", "console", "report", "readme", "live", "analyse"),
+    *("autoscaling", "console", "report", "readme", "dashboard", "analyse"),
 )
 
 

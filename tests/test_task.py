@@ -1,8 +1,12 @@
 """A task of one's own, minimised, through all that mnist goes through; and an existing Ray Tune function."""
 
 import ast
+import functools
 import json
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from ray import cloudpickle
 
 import tune_mnist
 from tests.conftest import ROOT, Runner, WarmRunner
@@ -18,11 +23,12 @@ from tests.invariants import fingerprint, study_of
 from tests.tuning.test_resume import kill, wait_for_epochs
 from tune_mnist import Objective, Task, Trial, results
 from tune_mnist.mnist.data import Split
+from tune_mnist.mnist.task import TASK
 from tune_mnist.run.settings import Settings
-from tune_mnist.run.space import to_config
+from tune_mnist.run.space import checked_space, to_config
 from tune_mnist.tuning.asha import ASHA
-from tune_mnist.tuning.functions import convert_space
-from tune_mnist.tuning.tasks import find_task, load_object
+from tune_mnist.tuning.functions import THREAD, convert_space
+from tune_mnist.tuning.tasks import find_task, load_object, send_by_value
 
 EXAMPLES = ROOT / "examples"
 FUNCTION = EXAMPLES / "ray_function.py"
@@ -152,19 +158,20 @@ def test_a_ray_function_is_resumed_from_its_own_checkpoint(function: Task, tmp_p
     assert len(whole) == 20 and rest == whole[7:]
 
 
-def test_a_ray_function_that_is_stopped_leaves_no_thread(function: Task) -> None:
-    import threading
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
 
-    before = set(threading.enumerate())
+
+def test_a_ray_function_that_is_stopped_leaves_no_thread(function: Task) -> None:
     reports = function.train(
         to_config(function, {"lr": 0.1, "momentum": 0.5, "start": 2.0}, 20), None, trial()
     )
     assert isinstance(reports, Iterator)
     next(reports)
+    (thread,) = threads()
     reports.close()  # type: ignore[attr-defined]
-    for thread in set(threading.enumerate()) - before:
-        thread.join(5)
-    assert set(threading.enumerate()) <= before
+    thread.join(5)
+    assert not threads()
 
 
 def test_a_ray_function_is_searched_as_it_is(warm_joining: WarmRunner) -> None:
@@ -234,6 +241,14 @@ def test_spaces_in_rays_terms_are_converted_or_refused_in_one_line() -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["state", "node", "loss", "optuna_trial_number", "attempt"])
+def test_a_hyper_parameter_cannot_have_the_name_of_a_column(name: str) -> None:
+    space = {name: FloatDistribution(0.1, 1.0)}
+    task = Task(name="t", objective=Objective(metric="loss"), spaces={"s": space}, train=lambda *_: iter(()))
+    with pytest.raises(ValueError, match=f"^space s: parameter {name} must have another name"):
+        checked_space(task, "s", space, 5)
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_asha_keeps_the_better_ones(mode: str) -> None:
     from tune_mnist.run.ledger import Ledger
@@ -286,6 +301,20 @@ def test_a_task_that_is_none_is_one_line(name: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as error:
         find_task(Settings(task=name))
     assert "\n" not in str(error.value)
+
+
+def test_a_training_brings_the_modules_next_to_it_along(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_it.py").write_text("def half(x):\n    return x / 2\n")
+    text = "import neighbour_of_it\ndef train(x):\n    return neighbour_of_it.half(x)\n"
+    (tmp_path / "sent_by_value.py").write_text(text)
+    train = load_object("task", f"{tmp_path / 'sent_by_value.py'}:train")
+    send_by_value(functools.partial(train))
+    program = "import pickle, sys; print(pickle.load(sys.stdin.buffer)(3))"
+    pickled = cloudpickle.dumps(train)  # type: ignore[no-untyped-call]
+    done = subprocess.run([sys.executable, "-c", program], input=pickled, capture_output=True, check=True)
+    assert float(done.stdout) == 1.5
+    send_by_value(TASK.train)
+    assert b"neighbour" not in cloudpickle.dumps(TASK.train)  # type: ignore[no-untyped-call]
 
 
 def test_a_file_is_loaded_once(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """The example notebook, run as Jupyter runs it, and the Python API that it shows."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,15 @@ from tests.conftest import ROOT, Runner
 from tune_mnist import load_run, search
 from tune_mnist.tuning.tuner import InputError
 
+STOPPED = f"""
+import os, pathlib, sys
+sys.path.append({str(ROOT / "tests")!r})
+from toy import TASK as TOY
+pathlib.Path("pid").write_text(str(os.getpid()))
+stopped = search(TOY, name="stopped", num_samples=500, max_epochs=4)
+print("RUNNING" in set(stopped.trials["state"]), 0 < len(stopped.trials) < 500)
+"""
+
 
 @pytest.fixture(scope="module")
 def cells(joining: Runner, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -21,9 +34,20 @@ def cells(joining: Runner, tmp_path_factory: pytest.TempPathFactory) -> list[dic
     for name in ("notebook.ipynb", "regression.py"):
         shutil.copy(ROOT / "examples" / name, folder)
     notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    notebook.cells.append(nbformat.v4.new_code_cell(STOPPED))  # type: ignore[no-untyped-call]
+    interrupter = threading.Thread(target=interrupt, args=(folder,), daemon=True)
+    interrupter.start()
     client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}})
     client.execute(env=joining.environment)
     return [dict(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
+
+
+def interrupt(folder: Path) -> None:
+    """Send the kernel what Jupyter's stop button does, once the search of the last cell has an epoch."""
+    ledger = folder / "runs" / "stopped" / "ledger.jsonl"
+    while not (ledger.exists() and b'"event": "epoch"' in ledger.read_bytes()):
+        time.sleep(0.05)
+    os.kill(int((folder / "pid").read_text()), signal.SIGINT)
 
 
 def texts(cell: dict[str, Any]) -> str:
@@ -49,6 +73,10 @@ def test_a_second_search_in_the_same_kernel_learns_from_the_first(cells: list[di
     assert "6 trials of" in texts(cells[4]) and "Winner(" in texts(cells[4])
     (output,) = cells[5]["outputs"]
     assert Path(output["data"]["text/plain"].strip("'")).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_an_interrupt_ends_the_search_in_order(cells: list[dict[str, Any]]) -> None:
+    assert "False True" in texts(cells[-1])
 
 
 def test_a_run_is_read_in_python(finished: tuple[Path, str, str]) -> None:

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 
 from tests.conftest import ROOT, SCRIPTS, Runner, WarmRunner
+from tests.toy import FINAL
 from tune_mnist import search
 from tune_mnist.cli import finals_console
 from tune_mnist.finalize import finalizer, protocol
@@ -41,22 +42,18 @@ from tune_mnist.finalize.protocol import (
 from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, retrain
 from tune_mnist.mnist.data import Split, load_test
 from tune_mnist.mnist.export import quiet_load
-from tune_mnist.mnist.facts import DEFAULTS, FACTS, OBJECTIVE
-from tune_mnist.mnist.hyperparameters import Hyperparameters
-from tune_mnist.mnist.model import Network
-from tune_mnist.mnist.task import TASK, load_all, splits
-from tune_mnist.mnist.training import Training, evaluate, fit
+from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE
+from tune_mnist.mnist.task import TASK, load_all
 from tune_mnist.results.grid import load_grid
 from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import TrialRecord
 from tune_mnist.task import Trial
-from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import make_options
 from tune_mnist.tuning.tuner import InputError
 
-FLAGS = ["--top-k", "2", "--seeds", "2"]
-BASELINE = canonical({name: DEFAULTS[name] for name in ("lr", "momentum", "optimizer")} | {"epochs": 3})
+FLAGS = ["--top-k", "2", "--seeds", "3"]
+TOY_DEFAULTS = dict(FINAL.defaults)
 
 
 @dataclass
@@ -75,11 +72,11 @@ class Finalized:
 @pytest.fixture(scope="module")
 def finalized(joining: Runner) -> Finalized:
     run_dir = joining.folder / "runs" / "final"
-    sizes = {"train_size": 512, "val_size": 500, "max_epochs": 3, "data_dir": joining.mnist_dir}
-    all_finish = {"num_samples": 3, "grace_period": 3}
+    task = f"{ROOT / 'tests' / 'toy.py'}:FINAL"
+    sizes = {"num_samples": 3, "max_epochs": 3, "grace_period": 3, "epoch_seconds": 0.3}
     with joining.joined():
-        search("mnist", name="final", storage_path=str(run_dir.parent), **sizes, **all_finish)
-    searched = read_winner(RunFolder(run_dir), FACTS)
+        search(task, name="final", storage_path=str(run_dir.parent), **sizes)
+    searched = read_winner(RunFolder(run_dir), RunFolder(run_dir).ledger().task)
     process = start(joining, "runs/final", *FLAGS)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -98,9 +95,8 @@ def finalized(joining: Runner) -> Finalized:
 
 
 def start(runner: Runner, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPTS / "finalize.py"), *flags, "--data-dir", str(runner.mnist_dir)]
     return subprocess.Popen(
-        command,
+        [sys.executable, str(SCRIPTS / "finalize.py"), *flags],
         cwd=runner.folder,
         env={**runner.environment, "COLUMNS": "100"},
         stdout=subprocess.PIPE,
@@ -139,23 +135,21 @@ def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finali
     code, out, err = finalized.second
     assert (code, err) == (0, ""), out
     assert f"{FINALS} has 1 lines that can't be read" in out
-    assert f"choosing: {len(finalized.kept)} of 4 trainings were there already" in out
-    assert len(re.findall(r"^ +\d/4 ", out, re.MULTILINE)) == 8 - len(finalized.kept)
+    assert f"choosing: {len(finalized.kept)} of 6 trainings were there already" in out
+    assert len(re.findall(r"^ +\d/6 ", out, re.MULTILINE)) == 12 - len(finalized.kept)
     lines = (finalized.run_dir / FINALS).read_text().splitlines()
-    assert lines[: len(finalized.kept)] == finalized.kept and len(lines) == 8
+    assert lines[: len(finalized.kept)] == finalized.kept and len(lines) == 12
 
 
 def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was_killed(
     finalized: Finalized,
 ) -> None:
     assert finalized.killed
-    settings = read_settings(RunFolder(finalized.run_dir))
-    train, validation = splits(make_options(TASK, settings.options), settings.seed)
-    results = finals_of(finalized.run_dir)
-    for job in [job for job in results if job.part == protocol.TRAINING][-2:]:  # one of them was killed
-        training = Training(Hyperparameters(**json.loads(job.config)), seed=job.seed)
-        *_, last = fit(training, train, validation)
-        assert results[job].value == last.accuracy
+    for job, result in finals_of(finalized.run_dir).items():
+        trial = Trial(seed=job.seed, max_epochs=3)
+        *_, (last, _) = FINAL.train(json.loads(job.config), 0.0, trial)
+        scale = 1.1 if job.part == protocol.UNION else 1.0
+        assert result.value == scale * last["loss"]
 
 
 def test_the_protocol_is_kept(finalized: Finalized) -> None:
@@ -165,80 +159,53 @@ def test_the_protocol_is_kept(finalized: Finalized) -> None:
     grid = load_grid(finalized.run_dir)
     searched = {(grid[place].config or {})["optuna_trial_number"] for place in range(len(grid))}
     seeds = [{job.seed for job in jobs} for jobs in (choosing, testing)]
-    assert [len(one) for one in seeds] == [2, 2] and not seeds[0] & seeds[1] and not (searched & seeds[0])
-    assert {results[job].n for job in choosing} == {500}
-    assert {results[job].n for job in testing} == {10_000}
+    assert [len(one) for one in seeds] == [3, 3] and not seeds[0] & seeds[1] and not (searched & seeds[0])
+    assert {results[job].n for job in choosing} == {50}
+    assert {results[job].n for job in testing} == {70}
     means = {
         one: np.mean([results[job].value for job in choosing if job.config == one])
         for one in {job.config for job in choosing}
     }
     assert len(means) == 2
-    tested = {job.config for job in testing}
-    assert BASELINE in tested and len(tested) == 2
-    (winner,) = tested - {BASELINE}
-    assert means[winner] == max(means.values())
+    tested, baseline = {job.config for job in testing}, canonical({"rate": 0.1})
+    assert baseline in tested
+    winner = min(means, key=lambda config: means[config])
+    assert tested == {winner, baseline}
     written = json.loads((finalized.run_dir / "best" / "hyperparameters.json").read_text())
-    assert written == DEFAULTS | json.loads(winner)
+    assert written == TOY_DEFAULTS | json.loads(winner)
 
 
 def test_the_tables_say_what_the_file_says(finalized: Finalized) -> None:
     results, out = finals_of(finalized.run_dir), finalized.second[1]
     card = (finalized.run_dir / "best" / "card.md").read_text()
+    config = json.loads((finalized.run_dir / "best" / "hyperparameters.json").read_text())
     values = [
         result.value or 0.0
         for job, result in results.items()
-        if job.part == protocol.UNION and job.config == BASELINE
+        if job.part == protocol.UNION and TOY_DEFAULTS | json.loads(job.config) == config
     ]
     mean, sd = np.mean(values), np.std(values, ddof=1)
-    half = 12.7062 * sd / math.sqrt(2)  # Student's t for n = 2, from a table
-    assert re.search(rf"baseline +{mean:.2%} ± {100 * sd:.2f} +2 +", out)
-    for text in (out, card):
-        assert f"{mean - half:.2%} to {mean + half:.2%}" in text
-    assert f"| baseline | {mean:.2%} | {100 * sd:.2f} | 2 | 0 |" in card
-    assert "python scripts/finalize.py runs/final --top-k 2 --seeds 2" in card
-    assert f"- torch {torch.__version__.partition('+')[0]}" in card and "n = 10000" in card
+    half = 4.30265 * sd / math.sqrt(3)  # Student's t for n = 3, from a table
+    assert re.search(rf"trial \d +{mean:.4g} ± {sd:.4g} +3 +{mean - half:.4g} to {mean + half:.4g}", out)
+    assert re.search(rf"\| trial \d \| {mean:.4g} \| {sd:.4g} \| 3 \| 0 \| {mean - half:.4g} to", card)
+    assert "python scripts/finalize.py runs/final --top-k 2 --seeds 3" in card
+    assert f"- torch {torch.__version__.partition('+')[0]}" in card and "n = 70" in card
 
 
 def test_the_model_is_that_of_the_first_final_seed_and_scores_what_the_card_says(
-    finalized: Finalized, mnist_dir: Path
+    finalized: Finalized,
 ) -> None:
-    best = finalized.run_dir / "best"
+    best, (_, final_seeds) = finalized.run_dir / "best", protocol.fresh_seeds(0, 3)
     written = json.loads((best / "hyperparameters.json").read_text())
-    network = Network(Hyperparameters(**written))
-    network.load_state_dict(torch.load(best / "model.pt", weights_only=True))
-    accuracy, _ = evaluate(network, load_test("mnist", mnist_dir))
-    _, final_seeds = protocol.fresh_seeds(0, 2)
-    job = next(
-        job
-        for job in finals_of(finalized.run_dir)
-        if DEFAULTS | json.loads(job.config) == written and job.seed == final_seeds[0]
-    )
-    assert finals_of(finalized.run_dir)[job].value == accuracy
-    assert f"test {accuracy:.2%}" in finalized.second[1]
-    assert f"Test accuracy {accuracy:.2%} (n = 10000)" in (best / "card.md").read_text()
-    images = load_test("mnist", mnist_dir).images[:64]
-    with torch.inference_mode():
-        expected = network.eval()(images)
-    assert torch.equal(run_with_torch_alone(best / "model.pt2", images), expected)
-
-
-def run_with_torch_alone(model: Path, images: torch.Tensor) -> torch.Tensor:
-    """What the exported model gives in a process that can't have imported this package."""
-    program = (
-        "import io, sys, torch\n"
-        "model = torch.export.load(sys.argv[1]).module()\n"
-        "with torch.inference_mode():\n"
-        "    given = model(torch.load(io.BytesIO(sys.stdin.buffer.read())))\n"
-        "assert not {'tune_mnist', 'ray'} & {name.split('.')[0] for name in sys.modules}\n"
-        "torch.save(given, sys.stdout.buffer)\n"
-    )
-    file = io.BytesIO()
-    torch.save(images, file)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(model)], input=file.getvalue(), capture_output=True, check=True
-    )
-    given: torch.Tensor = torch.load(io.BytesIO(done.stdout))
-    return given
+    (value,) = [
+        result.value
+        for job, result in finals_of(finalized.run_dir).items()
+        if TOY_DEFAULTS | json.loads(job.config) == written and job.seed == final_seeds[0]
+    ]
+    assert value == 1.1 * abs(json.loads((best / "model.json").read_text()))
+    assert f"test {value:.4g}" in finalized.second[1]
+    card = (best / "card.md").read_text()
+    assert f"Test loss {value:.4g} (n = 70)" in card and "`model.json` is x." in card
 
 
 def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
@@ -247,15 +214,15 @@ def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
     run_dir = tmp_path / "more"
     shutil.copytree(finalized.run_dir, run_dir)
     folder, best = RunFolder(run_dir), run_dir / "best"
-    winner = read_winner(folder, FACTS)
+    winner = read_winner(folder, folder.ledger().task)
     assert winner == finalized.searched
-    options, grid = make_options(TASK, read_settings(folder).options), load_grid(folder)
-    assert score_winner(TASK, options, grid, folder) == winner
-    assert (best / "card.md").exists() and (best / "model.pt2").exists()
+    grid = load_grid(folder)
+    assert score_winner(FINAL, None, grid, folder) == winner
+    assert (best / "card.md").exists() and (best / "model.json").exists()
     metrics = json.loads((best / "metrics.json").read_text())
     (best / "metrics.json").write_text(json.dumps({**metrics, "trial_id": "another"}))
-    assert score_winner(TASK, options, grid, folder) == winner
-    assert not (best / "card.md").exists() and not (best / "model.pt2").exists()
+    assert score_winner(FINAL, None, grid, folder) == winner
+    assert not (best / "card.md").exists() and not (best / "model.json").exists()
     drawn = json.loads((best / "hyperparameters.json").read_text())
     assert winner and drawn == winner.config
 
@@ -264,7 +231,7 @@ def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
     ("values", "mean", "sd", "low", "high"),
     [
         ((0.1, 0.2, 0.3, 0.4, 0.5), 0.3, 0.158114, 0.103676, 0.496324),  # t = 2.776445, from a table
-        ((0.5, 0.7), 0.6, 0.141421, -0.670620, 1.870620),  # t = 12.7062
+        ((0.5, 0.7), 0.6, 0.141421, math.nan, math.nan),
         ((0.25,), 0.25, math.nan, math.nan, math.nan),
         ((), math.nan, math.nan, math.nan, math.nan),
     ],
@@ -440,7 +407,7 @@ def test_what_cannot_be_finalized_is_refused_in_one_line(finalized: Finalized, t
     assert "has no COMPLETE trial, but must have one" in refusal(run_dir)
     assert (run_dir / FINALS).read_bytes() == before
     settings = json.loads((run_dir / "settings.json").read_text())
-    toy = {**settings, "task": f"{ROOT / 'tests' / 'toy.py'}:TASK", "options": {}}
+    toy = {**settings, "task": settings["task"].replace(":FINAL", ":TASK")}
     (run_dir / "settings.json").write_text(json.dumps(toy))
     assert refusal(run_dir) == "task is toy, but must have load_all and test to be finalized"
 
@@ -471,14 +438,14 @@ def verdict(tmp_path: Path) -> Verdict:
         protocol=FinalsSettings(top_k=2, seeds=3),
         validation={one: Scores(values=(0.98, 0.99), failed=1), two: Scores(values=(0.981, 0.982, 0.98))},
         winner=two,
-        winner_test=Scores(values=(0.99, 0.991), failed=1),
+        winner_test=Scores(values=(0.99, 0.991, 0.992), failed=1),
         baseline={},
         baseline_test=Scores(values=(0.97, 0.971, 0.969)),
-        difference=Scores(values=(0.02, 0.021)),
+        difference=Scores(values=(0.02, 0.021, 0.022)),
         model_seed=22,
         model_test=0.99,
         choosing_seeds=[11, 12, 13],
-        final_seeds=[21, 22, 23],
+        final_seeds=[21, 22, 23, 24],
         defaults=DEFAULTS,
         validation_n=5_000,
         test_n=10_000,
@@ -494,8 +461,8 @@ def test_the_tables_fit_into_60_columns_and_tell_what_diverged(verdict: Verdict,
     assert "…" not in text
     assert re.search(r"^  trial 12 +90.00% +98.50% +0.71 +2 of 3 *$", text, re.MULTILINE)
     assert re.search(r"^→ trial 3 +90.00% +98.10% +0.10 +3 *$", text, re.MULTILINE)
-    assert re.search(r"trial 3 +99.05% ± 0.07 +2 of 3 +98.41% to 99.69%", text)
-    assert re.search(r"difference +\+2.05 ± 0.07 +2 +\+1.41 to \+2.69", text)
+    assert re.search(r"trial 3 +99.10% ± 0.10 +3 of 4 +98.85% to 99.35%", text)
+    assert re.search(r"difference +\+2.10 ± 0.10 +3 +\+1.85 to \+2.35", text)
     assert "2 trainings diverged" in text
     card = write_card(verdict, name="run", command="python scripts/finalize.py run")
     assert "seed 22, the first one that did not diverge" in card.replace("\n  ", " ")

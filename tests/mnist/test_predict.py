@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import json
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import SCRIPTS
+from tests.conftest import SCRIPTS, WarmRunner
 from tune_mnist.mnist.data import Split, load_test, load_train_val
 from tune_mnist.mnist.export import export_model
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.images import ImageError, Pixels, read_images, to_mnist_form
-from tune_mnist.mnist.training import Training, fit
+from tune_mnist.mnist.model import Network
+from tune_mnist.mnist.training import Training, evaluate, fit
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +239,41 @@ def test_what_is_no_model_gets_one_line_and_exit_code_2(
 class MeanRow(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float().mean(dim=1)
+
+
+def run_with_torch_alone(model: Path, images: torch.Tensor) -> torch.Tensor:
+    """What the exported model gives in a process that can't have imported this package."""
+    program = (
+        "import io, sys, torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "with torch.inference_mode():\n"
+        "    given = model(torch.load(io.BytesIO(sys.stdin.buffer.read())))\n"
+        "assert not {'tune_mnist', 'ray'} & {name.split('.')[0] for name in sys.modules}\n"
+        "torch.save(given, sys.stdout.buffer)\n"
+    )
+    file = io.BytesIO()
+    torch.save(images, file)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(model)], input=file.getvalue(), capture_output=True, check=True
+    )
+    given: torch.Tensor = torch.load(io.BytesIO(done.stdout))
+    return given
+
+
+def test_a_network_runs_with_torch_alone_and_scores_what_the_card_says(
+    finished: tuple[Path, str, str], warm_joining: WarmRunner, mnist_dir: Path
+) -> None:
+    best = finished[0].parent / "network" / "best"
+    shutil.copytree(finished[0], best.parent)
+    flags = (str(best.parent), "--top-k", "1", "--seeds", "1", "--data-dir", str(mnist_dir))
+    code, out, err = warm_joining.run(*flags, script="finalize.py")
+    assert (code, err) == (0, ""), out
+    written = json.loads((best / "hyperparameters.json").read_text())
+    network = Network(Hyperparameters(**written))
+    network.load_state_dict(torch.load(best / "model.pt", weights_only=True))
+    accuracy, _ = evaluate(network, load_test("mnist", mnist_dir))
+    assert f"Test accuracy {accuracy:.2%} (n = 10000)" in (best / "card.md").read_text()
+    images = load_test("mnist", mnist_dir).images[:64]
+    with torch.inference_mode():
+        expected = network.eval()(images)
+    assert torch.equal(run_with_torch_alone(best / "model.pt2", images), expected)

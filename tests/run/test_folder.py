@@ -12,8 +12,9 @@ from ray.tune import ResultGrid
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.results.grid import load_grid, saved_epochs
 from tune_mnist.run import checkpoints
-from tune_mnist.run.folder import CHECKPOINT, REPORTS, FolderError, RunFolder
+from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.ledger import LEDGER, Ledger
+from tune_mnist.run.saved import CHECKPOINT, REPORTS, TrialStorage, is_intact, list_checkpoints
 from tune_mnist.tuning.preflight import check_readable
 
 
@@ -175,7 +176,7 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
         (newest / torn).write_bytes((newest / torn).read_bytes()[:-30])
     checkpoints.take_in_checkpoints(folder, ledger)
     assert ledger.trials["a"].epoch == 2 and not newest.exists()
-    found = folder.checkpoints()[trial.name]
+    found = list_checkpoints(folder)[trial.name]
     assert [(one.name, one.whole) for one in found] == [("checkpoint_000000", True)]
 
 
@@ -235,12 +236,10 @@ def test_a_checkpoint_of_any_format_is_told_from_a_damaged_one(tmp_path: Path) -
     def save(path: Path) -> None:
         path.write_text("1 2 3")
 
-    storage = checkpoints.TrialStorage(
-        fs=pyarrow.fs.LocalFileSystem(), path=str(tmp_path / "run" / "trial_00000_a")
-    )
+    storage = TrialStorage(fs=pyarrow.fs.LocalFileSystem(), path=str(tmp_path / "run" / "trial_00000_a"))
     storage.write(1, save, [{"epoch": 1}])
     folder = RunFolder(tmp_path / "run")
-    (saved,) = folder.checkpoints()["trial_00000_a"]
-    assert saved.whole and folder.is_intact(saved)
+    (saved,) = list_checkpoints(folder)["trial_00000_a"]
+    assert saved.whole and is_intact(folder, saved)
     Path(saved.path, CHECKPOINT).write_text("1 2 4")
-    assert not folder.is_intact(saved)
+    assert not is_intact(folder, saved)

@@ -14,9 +14,10 @@ from ray.tune.search import Searcher
 
 from tests.tuning.test_search import read_study, searcher
 from tune_mnist.mnist.facts import OBJECTIVE
-from tune_mnist.run.checkpoints import TrialStorage, take_in_checkpoints
-from tune_mnist.run.folder import CHECKPOINT, RunFolder
-from tune_mnist.run.records import OPTUNA_NUMBER
+from tune_mnist.run.checkpoints import take_in_checkpoints
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER
+from tune_mnist.run.saved import CHECKPOINT, TrialStorage
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.attempts import Attempts
@@ -24,7 +25,7 @@ from tune_mnist.tuning.device import DeviceMemoryError
 from tune_mnist.tuning.progress import Progress, ProgressKeeper
 from tune_mnist.tuning.ray_parts import AttemptCallback, AttemptScheduler, AttemptSearcher, AttemptStopper
 from tune_mnist.tuning.stop import StopRequest
-from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK
+from tune_mnist.tuning.trainable import FAILURE, SAVED, TRACEBACK
 
 
 class Loop:

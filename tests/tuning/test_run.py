@@ -218,6 +218,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     flags: list[str],
     complaint: str,
     runner: Runner,
+    joining: Runner,
     warm_runner: WarmRunner,
     finished: tuple[Path, str, str],
     corrupt_data: Path,
@@ -226,8 +227,8 @@ def test_what_cannot_be_done_is_refused_in_one_line(
         pytest.skip("this machine has a GPU")
     (runner.folder / "a-file").touch()
     before = {path: path.stat().st_mtime_ns for path in (runner.folder / "runs").rglob("*")}
-    # These two with all that a process prints: the first starts Ray, the second ends before it.
-    run = runner.run if flags[0] in ("--gpus-per-trial", "--name") else warm_runner.run
+    # These two with all that a process prints: the first joins Ray, the second ends before it.
+    run = joining.run if flags[0] in ("--gpus-per-trial", "--name") else warm_runner.run
     code, out, err = run(*[str(corrupt_data) if flag == "CORRUPT" else flag for flag in flags])
     assert code == 2
     assert re.search(complaint, err) and err.count("\n") == 1 and err.startswith("tune.py: error: ")

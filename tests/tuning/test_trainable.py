@@ -17,11 +17,11 @@ from tests.mnist.test_training import TRAIN, VALIDATION
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.mnist.train import train
 from tune_mnist.mnist.training import EpochResult
-from tune_mnist.run.folder import CHECKPOINT, REPORTS
-from tune_mnist.run.records import EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.records import ATTEMPT, EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.saved import CHECKPOINT, REPORTS
 from tune_mnist.tuning import trainable
 from tune_mnist.tuning.device import DeviceMemoryError
-from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK
+from tune_mnist.tuning.trainable import FAILURE, SAVED, TRACEBACK
 
 CONFIG = {"lr": 0.005, "momentum": 0.9, "optimizer": "sgd", "epochs": 3, OPTUNA_NUMBER: 7}
 

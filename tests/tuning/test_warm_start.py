@@ -19,7 +19,7 @@ from optuna.distributions import (
 from tests.conftest import Runner, WarmRunner
 from tests.invariants import check, study_of
 from tests.made_runs import space_of
-from tests.tuning.test_live import fetch
+from tests.tuning.test_dashboard import fetch
 from tests.tuning.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
 from tests.tuning.test_search import complete, read_study, result, suggest
 from tune_mnist import results

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tune_mnist.cli.console import PatientConsole
 from tune_mnist.finalize.card import examples, interval, interval_of_difference, which_seed
-from tune_mnist.finalize.protocol import Job, Scores, Verdict
+from tune_mnist.finalize.protocol import MIN_SEEDS, Job, Scores, Verdict
 from tune_mnist.finalize.trainings import Step
 from tune_mnist.results.winner import BEST, CARD
 from tune_mnist.run.folder import RunFolder
@@ -107,7 +107,8 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
     in_points = ", in points, as the difference is" if objective.unit else ""
     console.print(
         f"± is one standard deviation over the seeds{in_points}. The interval is for the mean over seeds "
-        "(Student's t); that another test set would give another result is not in it.\n"
+        f"(Student's t, from {MIN_SEEDS} seeds on); that another test set would give another result is not "
+        "in it.\n"
         f"The model is the training of seed {verdict.model_seed}, {which_seed(verdict)}: "
         f"test {objective.write(verdict.model_test)}\n",
         markup=False,

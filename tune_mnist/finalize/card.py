@@ -6,7 +6,7 @@ import platform
 from datetime import datetime, timezone
 from importlib import metadata
 
-from tune_mnist.finalize.protocol import SEARCH_SEEDS, Candidate, Scores, Verdict
+from tune_mnist.finalize.protocol import MIN_SEEDS, SEARCH_SEEDS, Candidate, Scores, Verdict
 from tune_mnist.task import Objective
 
 TEMPLATE = """\
@@ -89,7 +89,7 @@ def write_card(verdict: Verdict, *, name: str, command: str) -> str:
         validation_n=examples(verdict.validation_n),
         n=scores.n,
         mean=objective.write(scores.mean)
-        + (f" (95 % interval {interval(scores, objective)})" if scores.n > 1 else ""),
+        + (f" (95 % interval {interval(scores, objective)})" if scores.n >= MIN_SEEDS else ""),
         unit=f" ({objective.unit.strip()})" if objective.unit else "",
         test_rows="\n".join(_test_rows(verdict)),
         validation_rows="\n".join(_validation_row(one, verdict) for one in verdict.validation),
@@ -122,15 +122,17 @@ def examples(n: int | None) -> str:
 
 
 def interval(scores: Scores, objective: Objective) -> str:
-    """Write the interval of a mean, "--" for fewer than two seeds."""
+    """Write the interval of a mean, "--" for fewer than MIN_SEEDS; of a fraction, what lies from 0 to 1."""
     low, high = scores.interval
+    if objective.standard_error == "binomial":
+        low, high = max(low, 0.0), min(high, 1.0)
     return f"{objective.write(low)} to {objective.write(high)}" if low == low else "--"
 
 
 def interval_of_difference(scores: Scores, objective: Objective, *, sign: str = "") -> str:
-    """Write the interval of a mean difference, without its unit, "--" for fewer than two seeds."""
+    """Write the interval of a mean difference, without its unit, "--" for fewer than MIN_SEEDS."""
     low, high = (objective.write_difference(end, sign=sign) for end in scores.interval)
-    return f"{low} to {high}" if scores.n > 1 else "--"
+    return f"{low} to {high}" if scores.n >= MIN_SEEDS else "--"
 
 
 def which_seed(verdict: Verdict) -> str:

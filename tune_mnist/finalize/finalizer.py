@@ -30,7 +30,8 @@ from tune_mnist.finalize.protocol import (
 )
 from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, quiet_ray, run_jobs
 from tune_mnist.results.winner import BEST, CARD, HYPERPARAMETERS
-from tune_mnist.run.folder import CHECKPOINT, RunFolder
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.saved import CHECKPOINT
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import baseline_point, planned_epochs, to_config
 from tune_mnist.task import Task

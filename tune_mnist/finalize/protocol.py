@@ -24,6 +24,8 @@ SEARCH_SEEDS = 1_000_000
 """Seeds from the run's own on that are left to the search: a trial has the run's seed plus its number."""
 CONFIDENCE = 0.95
 """Fraction of such intervals that hold the true mean."""
+MIN_SEEDS = 3
+"""Fewest seeds for an interval: with two, Student's t is 12.7, and the interval says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,8 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Student's t-interval for the mean over all seeds there could be; NaN for fewer than two."""
-        if self.n < 2:
+        """Student's t-interval for the mean over all seeds there could be; NaN for fewer than MIN_SEEDS."""
+        if self.n < MIN_SEEDS:
             return math.nan, math.nan
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half

@@ -19,10 +19,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from tune_mnist.cluster.resources import Resources
 from tune_mnist.finalize.protocol import Job, canonical
-from tune_mnist.run.folder import CHECKPOINT, RunFolder
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.saved import CHECKPOINT
 from tune_mnist.run.words import first_line
 from tune_mnist.task import DivergedError, Objective, Train, Trial
 from tune_mnist.tuning.device import device_memory_errors, prepare_gpu, release_memory, use_threads
+from tune_mnist.tuning.tasks import send_by_value
 
 FINALS = "finals.jsonl"
 """Name of the file in the run folder, a line a training."""
@@ -145,6 +147,7 @@ def run_jobs(
     Raises:
         TrainingError: if one raised, or was lost too often.
     """
+    send_by_value(train)
     shared = ray.put(train), ray.put(data)
     remote: Any = ray.remote  # its types know no streams
     task = remote(retrain).options(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tune_mnist.results.grid import ResultGrid, ledger_of, records
 from tune_mnist.results.grid import load_grid as load
-from tune_mnist.run.records import EPOCH, TrialRecord
+from tune_mnist.run.records import EPOCH, TRIAL_COLUMNS, TrialRecord
 
 __all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]
 
@@ -30,15 +30,16 @@ def trials_frame(grid: ResultGrid) -> pd.DataFrame:
     ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the
     metric and the other values of the task are of the last epoch, NaN before the first; ``seconds`` is
     training time; ``node`` the host name. Each hyper-parameter has a column of its own, with its default
-    where the search
-    did not draw it.
+    where the search did not draw it.
     """
     task = ledger_of(grid).task
     values = (task.objective.metric, *task.tables)
     rows = [_trial_row(record, values, task.defaults) for record in records(grid)]
-    fixed = {"trial_id": "string", "number": "int64", "state": "string", **dict.fromkeys(values, "float64")}
-    fixed |= {"epochs_trained": "int64", "epochs_planned": "int64", "seconds": "float64", "node": "string"}
-    return _frame(rows, fixed, hyperparameter_names(grid))
+    names = list(TRIAL_COLUMNS)
+    names[3:3] = values
+    return _frame(
+        rows, {name: TRIAL_COLUMNS.get(name, "float64") for name in names}, hyperparameter_names(grid)
+    )
 
 
 def hyperparameter_names(grid: ResultGrid) -> list[str]:

@@ -13,9 +13,10 @@ from ray.tune import Checkpoint, Result
 from ray.tune import ResultGrid as ResultGrid
 
 from tune_mnist.run.checkpoints import kept_checkpoints
-from tune_mnist.run.folder import RunFolder, SavedCheckpoint
+from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import UNENDED, TrialRecord, ray_config
+from tune_mnist.run.saved import SavedCheckpoint, list_checkpoints
 
 
 class TrialError(RuntimeError):
@@ -42,7 +43,7 @@ class LedgerGrid(ResultGrid):
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
         """Read which checkpoints there are."""
-        self.folder, self.ledger, self.checkpoints = folder, ledger, folder.checkpoints()
+        self.folder, self.ledger, self.checkpoints = folder, ledger, list_checkpoints(folder)
         self.records = sorted(ledger.trials.values(), key=lambda record: record.number)
 
     def __len__(self) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 from ray.tune import Checkpoint
 
 from tune_mnist.results.grid import ResultGrid, ledger_of, saved_epochs
-from tune_mnist.run.folder import CHECKPOINT, RunFolder, SavedCheckpoint
+from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, TaskFacts, TrialRecord
+from tune_mnist.run.saved import CHECKPOINT, SavedCheckpoint
 from tune_mnist.task import CheckpointError, Task
 
 LOGGER = logging.getLogger("ray.tune.winner")

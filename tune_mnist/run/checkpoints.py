@@ -1,102 +1,18 @@
-"""The checkpoints of trials: written whole or not at all, read again by the next attempt, deleted when old.
-
-A trial has one folder, ``trial_NUMBER_ID``, whatever number of attempts it takes: its reports in
-``result.json``, its curves for TensorBoard, what it raised in ``error.txt``, and a ``checkpoint_EPOCH`` for
-each checkpoint that is kept. Not by ``tune.report(checkpoint=...)``: Ray copies a checkpoint file by file, so
-that a kill leaves half of one, into a folder of the attempt, in which it counts from 0 again.
-"""
+"""Which checkpoints are kept: what those of lost attempts tell, and when old ones are deleted."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
-from tune_mnist.run.folder import CHECKPOINT, CHECKSUM, REPORTS, RunFolder, SavedCheckpoint, sync
+from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import CHECKPOINT_NAME, TrialRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialStorage:
-    """Where one trial writes its checkpoints and reads them; what a worker gets of the run folder."""
-
-    fs: fs.FileSystem
-    path: str
-    "The trial's folder on it."
-
-    def write(self, epoch: int, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> str:
-        """Write a checkpoint: after a kill or a power cut it is there whole or not at all.
-
-        Args:
-            epoch: that it was taken after.
-            save: writes the state of the training to a file.
-            reports: all that the trial has reported up to there.
-
-        Returns:
-            Its name. One that an earlier attempt has left for the same epoch stays: it is the same.
-
-        Raises:
-            OSError: if it can't be written.
-        """
-        name = f"checkpoint_{epoch:06d}"
-        if isinstance(self.fs, fs.LocalFileSystem):
-            Path(self.path).mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path))
-            try:
-                fresh.chmod(0o755)
-                self._fill(fresh, save, reports)
-                for file in fresh.iterdir():
-                    sync(file)
-                with suppress(OSError):  # there is one already
-                    fresh.rename(Path(self.path, name))
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-            if not Path(self.path, name, CHECKPOINT).exists():
-                raise OSError(f"{self.path}/{name} can't be written")
-            return name
-        with tempfile.TemporaryDirectory() as folder:
-            self._fill(Path(folder), save, reports)
-            if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
-                self.fs.create_dir(f"{self.path}/{name}")
-            for part in (
-                REPORTS,
-                CHECKSUM,
-                CHECKPOINT,
-            ):  # it counts from when its last file is there
-                with self.fs.open_output_stream(f"{self.path}/{name}/{part}") as out:
-                    out.write(Path(folder, part).read_bytes())
-        return name
-
-    @contextmanager
-    def read(self, name: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """Give a checkpoint's file and the reports up to there, for a block.
-
-        Raises:
-            OSError: if they can't be read.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(self.path, name)
-            if not isinstance(self.fs, fs.LocalFileSystem):
-                local = Path(folder)
-                for file in (CHECKPOINT, REPORTS):
-                    with self.fs.open_input_stream(f"{self.path}/{name}/{file}") as content:
-                        (local / file).write_bytes(content.readall())
-            yield local / CHECKPOINT, json.loads((local / REPORTS).read_text())
-
-    def _fill(self, folder: Path, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> None:
-        save(folder / CHECKPOINT)
-        (folder / CHECKSUM).write_text(f"{zlib.crc32((folder / CHECKPOINT).read_bytes())}\n")
-        (folder / REPORTS).write_text(json.dumps(reports))
+from tune_mnist.run.saved import CHECKPOINT, REPORTS, SavedCheckpoint, is_intact, list_checkpoints
 
 
 def kept_checkpoints(
@@ -120,7 +36,7 @@ def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
     Raises:
         FolderError: if the storage can't be read or written.
     """
-    found = folder.checkpoints()
+    found = list_checkpoints(folder)
     ahead: list[tuple[float, str, dict[str, Any]]] = []
     for trial in ledger.unended():
         ahead += _ahead(folder, trial, found.get(trial.directory, []))
@@ -134,7 +50,7 @@ def take_in_trial(folder: RunFolder, ledger: Ledger, trial: TrialRecord) -> str 
     Raises:
         FolderError: as above.
     """
-    saved = folder.checkpoints(trial.directory).get(trial.directory, [])
+    saved = list_checkpoints(folder, trial.directory).get(trial.directory, [])
     for _, trial_id, report in _ahead(folder, trial, saved):
         ledger.reported(trial_id, report)
     names = {checkpoint.name for checkpoint in saved if folder.has(f"{checkpoint.path}/{CHECKPOINT}")}
@@ -145,14 +61,17 @@ def _ahead(
     folder: RunFolder, trial: TrialRecord, saved: list[SavedCheckpoint]
 ) -> list[tuple[float, str, dict[str, Any]]]:
     ahead: list[tuple[float, str, dict[str, Any]]] = []
-    folder.remove_half_written(trial.directory)
+    if not folder.remote:
+        for half_written in Path(folder.path, trial.directory).glob(".checkpoint_*"):
+            shutil.rmtree(half_written, ignore_errors=True)
     for checkpoint in saved:
         try:
             reports = json.loads(folder.read(f"{trial.directory}/{checkpoint.name}/{REPORTS}") or b"")
         except ValueError:
             reports = []
-        if not (reports and checkpoint.whole and folder.is_intact(checkpoint)):
-            folder.remove_checkpoint(checkpoint)
+        if not (reports and checkpoint.whole and is_intact(folder, checkpoint)):
+            with folder.errors():
+                folder.fs.delete_dir(checkpoint.path)
             continue
         reports[-1] |= {CHECKPOINT_NAME: checkpoint.name}
         ahead += [(report["timestamp"], trial.trial_id, report) for report in reports]
@@ -175,7 +94,7 @@ class CheckpointKeeper:
         self._ended: list[tuple[float, int, str]] = []
         "The best that have ended: the negative score, number and id; the best first."
         self._stored: dict[str, set[str]] = {}
-        found = folder.checkpoints() if ledger.trials else {}
+        found = list_checkpoints(folder) if ledger.trials else {}
         for trial in ledger.trials.values():
             saved = found.get(trial.directory, [])
             self._stored[trial.trial_id] = {checkpoint.name for checkpoint in saved}

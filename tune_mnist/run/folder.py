@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
@@ -21,33 +17,9 @@ from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.run.mirror import Mirror
 from tune_mnist.run.words import first_line
 
-CHECKPOINT = "training.pt"
-"""Name of the file in a checkpoint's folder that holds the state of a training."""
-REPORTS = "reports.json"
-"""Name of the file next to it: what the trial had reported up to there."""
-CHECKSUM = "crc32.txt"
-"""Name of another one: the checksum of the first. Older versions had none, as their files were zips."""
-
 
 class FolderError(ValueError):
     """There is no such run, or its storage can't be used; the text is one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedCheckpoint:
-    """A checkpoint as it lies in the run folder."""
-
-    path: str
-    "On the file system of the folder."
-    name: str
-    "Its last part, which ends in the index."
-    whole: bool
-    "Whether its file is there and not cut short."
-
-    @property
-    def index(self) -> int:
-        """Its place in the order in which the trial's checkpoints were saved, from 0."""
-        return int(self.name.rpartition("_")[2])
 
 
 class RunFolder:
@@ -99,7 +71,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Tell whether there is anything at all at this place."""
-        with self._errors():
+        with self.errors():
             return bool(self.fs.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def check_writable(self) -> None:
@@ -109,7 +81,7 @@ class RunFolder:
             FolderError: if that fails.
         """
         probe = f"{PurePosixPath(self.path).parent}/.{self.name}.probe"
-        with self._errors("storage_path is {where}, but must be a folder that can be written"):
+        with self.errors("storage_path is {where}, but must be a folder that can be written"):
             if not self.remote:
                 self.fs.create_dir(PurePosixPath(self.path).parent.as_posix(), recursive=True)
             with self.fs.open_output_stream(probe) as file:
@@ -123,31 +95,19 @@ class RunFolder:
         except OSError:
             return False
 
-    def is_intact(self, checkpoint: SavedCheckpoint) -> bool:
-        """Tell whether a checkpoint's file is what was written, by the checksum next to it or those in it."""
-        try:
-            with self.fs.open_input_file(f"{checkpoint.path}/{CHECKPOINT}") as file:
-                content = file.readall()
-            if self.has(f"{checkpoint.path}/{CHECKSUM}"):
-                with self.fs.open_input_file(f"{checkpoint.path}/{CHECKSUM}") as file:
-                    return int(file.readall()) == zlib.crc32(content)
-            return zipfile.ZipFile(io.BytesIO(content)).testzip() is None
-        except (OSError, ValueError, zipfile.BadZipFile):
-            return False
-
     def trial_folders(self) -> set[str]:
         """List the names of the trials' folders.
 
         Raises:
             FolderError: if the storage can't be read.
         """
-        with self._errors():
+        with self.errors():
             infos = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name for info in infos if info.base_name.startswith("trial_")}
 
     def read(self, name: str) -> bytes | None:
         """Read a file of the run, None where it is not there."""
-        with self._errors():
+        with self.errors():
             try:
                 with self.fs.open_input_stream(f"{self.path}/{name}") as file:
                     return bytes(file.readall())
@@ -203,7 +163,7 @@ class RunFolder:
         Raises:
             FolderError: if that fails.
         """
-        with self._errors():
+        with self.errors():
             if self.remote:
                 self.mirror.upload(name, content)
             else:
@@ -218,7 +178,7 @@ class RunFolder:
         """
         (self.local / name).unlink(missing_ok=True)
         if self.remote:
-            with self._errors(), suppress(FileNotFoundError):
+            with self.errors(), suppress(FileNotFoundError):
                 self.fs.delete_file(f"{self.path}/{name}")
 
     def remove_folder(self, name: str) -> None:
@@ -227,25 +187,10 @@ class RunFolder:
         Raises:
             FolderError: if that fails.
         """
-        with self._errors():
+        with self.errors():
             shutil.rmtree(self.local / name, ignore_errors=True)
             if self.remote:
                 self.fs.delete_dir_contents(f"{self.path}/{name}", missing_dir_ok=True)
-
-    def remove_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
-        """Remove a checkpoint.
-
-        Raises:
-            FolderError: if that fails.
-        """
-        with self._errors():
-            self.fs.delete_dir(checkpoint.path)
-
-    def remove_half_written(self, directory: str) -> None:
-        """Remove what a lost process has left of a checkpoint that it was writing into a trial's folder."""
-        if not self.remote:
-            for stale in (self.local / directory).glob(".checkpoint_*"):
-                shutil.rmtree(stale, ignore_errors=True)
 
     def push(self, *, wait: bool = False) -> None:
         """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
@@ -257,7 +202,7 @@ class RunFolder:
             FolderError: if it fails, where waited for; else the next one tries again.
         """
         if self.remote and wait:
-            with self._errors():
+            with self.errors():
                 self.mirror.copy()
         elif self.remote:
             self.mirror.copy_when_due()
@@ -292,28 +237,6 @@ class RunFolder:
             path.unlink(missing_ok=True)  # before the release: who waits for it gets none, not a stale one
             lock.release()
 
-    def checkpoints(self, directory: str = "") -> dict[str, list[SavedCheckpoint]]:
-        """List the checkpoints by trial folder, each list with the newest last.
-
-        Args:
-            directory: the only trial folder to look into.
-        """
-        found: dict[str, list[SavedCheckpoint]] = {}
-        with self._errors():
-            path = f"{self.path}/{directory}" if directory else self.path
-            selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
-            infos = self.fs.get_file_info(selector)
-        files = {info.path: info.size for info in infos if info.type == fs.FileType.File}
-        for info in sorted(infos, key=lambda info: info.base_name):
-            trial, _, name = info.path.removeprefix(f"{self.path}/").partition("/")
-            if info.type == fs.FileType.Directory and re.fullmatch(r"checkpoint_\d+", name):
-                file = f"{info.path}/{CHECKPOINT}"
-                # What is in a bucket or has a checksum is there whole or not at all; a zip's end comes last.
-                sure = self.remote or f"{info.path}/{CHECKSUM}" in files
-                whole = bool(files.get(file)) and (sure or zipfile.is_zipfile(file))
-                found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
-        return found
-
     def _replace(self, target: Path, content: bytes) -> None:
         fresh = target.with_name(f".{target.name}.new")
         fresh.write_bytes(content)
@@ -321,7 +244,8 @@ class RunFolder:
         fresh.replace(target)
 
     @contextmanager
-    def _errors(self, complaint: str = "{uri} can't be read or written") -> Iterator[None]:
+    def errors(self, complaint: str = "{uri} can't be read or written") -> Iterator[None]:
+        """Turn an OSError of a block into a `FolderError`, which names the folder and the reason."""
         try:
             yield
         except OSError as error:

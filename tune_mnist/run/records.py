@@ -18,6 +18,15 @@ UNENDED = "RUNNING"
 
 OPTUNA_NUMBER = "optuna_trial_number"
 """Key in the config of a Ray trial, besides the hyper-parameters: its number, from 0, in the run."""
+ATTEMPT = "attempt"
+"""Another one: what this attempt at the trial needs, as the trial's folder and its checkpoint."""
+
+
+TRIAL_COLUMNS = {
+    **{"trial_id": "string", "number": "int64", "state": "string", "epochs_trained": "int64"},
+    **{"epochs_planned": "int64", "seconds": "float64", "node": "string"},
+}
+"""Columns of the table of trials, with pandas' types, besides reported values and hyper-parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

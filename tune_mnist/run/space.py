@@ -15,6 +15,7 @@ from optuna.distributions import (
 )
 from optuna.trial import create_trial
 
+from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER, TRIAL_COLUMNS
 from tune_mnist.task import Space, Task
 
 
@@ -28,8 +29,8 @@ def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[st
         max_epochs: most epochs of a trial.
 
     Raises:
-        ValueError: for something else than distributions, a parameter that the task does not have, or a value
-            that it cannot train.
+        ValueError: for something else than distributions, a parameter that the task does not have, a value
+            that it cannot train, or a name that the tables need.
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError(
@@ -51,14 +52,19 @@ def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[st
     ]
     for point in points:
         try:
-            _check_plain({**task.defaults, **to_config(task, point, max_epochs)})
+            _check_config(task, {**task.defaults, **to_config(task, point, max_epochs)})
         except (ValueError, TypeError) as error:
             raise ValueError(f"space {name}: {error}") from error
     return checked
 
 
-def _check_plain(config: Mapping[str, Any]) -> None:
+def _check_config(task: Task, config: Mapping[str, Any]) -> None:
+    taken = {*TRIAL_COLUMNS, ATTEMPT, OPTUNA_NUMBER, task.objective.metric, *task.tables}
     for name, value in config.items():
+        if name in taken:
+            raise ValueError(
+                f"parameter {name} must have another name: the tables or the search need that one"
+            )
         if not isinstance(value, bool | int | float | str | None):
             try:
                 json.dumps(value)

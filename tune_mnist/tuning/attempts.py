@@ -21,14 +21,14 @@ from ray.tune.search import Searcher
 
 from tune_mnist.run.checkpoints import CheckpointKeeper, take_in_trial
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.records import CHECKPOINT_NAME, EPOCH, TrialRecord, ray_config
+from tune_mnist.run.records import ATTEMPT, CHECKPOINT_NAME, EPOCH, TrialRecord, ray_config
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.progress import ProgressKeeper
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.study import TrialStudy
-from tune_mnist.tuning.trainable import ATTEMPT, FAILURE, SAVED, TRACEBACK
+from tune_mnist.tuning.trainable import FAILURE, SAVED, TRACEBACK
 from tune_mnist.tuning.trial_files import TrialFiles
 
 SLOWEST = 10.0

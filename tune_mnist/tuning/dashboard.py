@@ -1,4 +1,4 @@
-"""optuna-dashboard on the study of a running search: a child process, which ends with it.
+"""What shows a run in a browser: commands for it, and optuna-dashboard as a child process of a search.
 
 python -m tune_mnist.tuning.dashboard runs/NAME/study.journal      what the child runs; it prints its port
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -18,10 +19,43 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.journal import JOURNAL
+from tune_mnist.run.words import short_path
+
 PACKAGE = "optuna_dashboard"
 """What has to be installed for it."""
 HOST = "127.0.0.1"
 """Nobody but this machine gets in: who does can change the study."""
+EXTRA = "pip install 'tune-mnist[dashboard]'"
+"""What installs the programs that the commands call."""
+
+
+def ways_to_watch(folder: RunFolder) -> list[str]:
+    """Say in three lines where a run is, and what shows its study and its learning curves.
+
+    Of a run in a bucket, the study is shown from the driver's working copy, which is there while the search
+    runs; TensorBoard reads its own way from buckets, so its command is left out.
+    """
+    if folder.remote:
+        return [
+            f"Run folder: {folder.uri}",
+            _command("optuna-dashboard", str(short_path(folder.local / JOURNAL))),
+        ]
+    run_dir = short_path(folder.local)
+    return [
+        f"Run folder: {run_dir}",
+        _command("optuna-dashboard", str(run_dir / JOURNAL)),
+        _command("tensorboard", "--logdir", str(run_dir)),
+    ]
+
+
+def _command(program: str, *arguments: str) -> str:
+    """Write a command with the program that is installed beside Python, else with what installs it."""
+    beside = Path(sys.executable).with_name(program)
+    if beside.exists():
+        return f"  {shlex.join([str(short_path(beside)), *arguments])}"
+    return f"  {shlex.join([program, *arguments])}     ({EXTRA})"
 
 
 def check_installed() -> None:
@@ -32,8 +66,7 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec(PACKAGE) is None:
         raise ValueError(
-            "open_dashboard is True, but must be left out: optuna-dashboard is not installed "
-            "(pip install 'tune-mnist[dashboard]')"
+            f"open_dashboard is True, but must be left out: optuna-dashboard is not installed ({EXTRA})"
         )
 
 

@@ -22,6 +22,8 @@ from tune_mnist.run.words import first_line
 from tune_mnist.task import Objective, Save, Task, Trial
 from tune_mnist.tuning.tasks import load_object
 
+THREAD = "ray-tune-function"
+"""Name of the thread in which such a function runs."""
 Report = tuple[dict[str, Any], Checkpoint | None]
 
 
@@ -96,7 +98,7 @@ def _train(
                 archive.extractall(folder, filter="data")
             start = Checkpoint(folder)
         session = _Session(start)
-        thread = threading.Thread(target=session.run, args=(function, config), daemon=True)
+        thread = threading.Thread(target=session.run, args=(function, config), name=THREAD, daemon=True)
         thread.start()
         try:
             while (report := session.reports.get()) is not None:

@@ -19,7 +19,7 @@ from tune_mnist.cluster import autoscaler
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.ledger import Ledger
-from tune_mnist.run.records import OPTUNA_NUMBER
+from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
 from tune_mnist.task import Task
@@ -29,7 +29,8 @@ from tune_mnist.tuning.progress import Listener, Progress, ProgressKeeper
 from tune_mnist.tuning.ray_parts import AttemptCallback, AttemptScheduler, AttemptSearcher, AttemptStopper
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.study import TrialStudy
-from tune_mnist.tuning.trainable import ATTEMPT, train_trial
+from tune_mnist.tuning.tasks import send_by_value
+from tune_mnist.tuning.trainable import train_trial
 
 RAY_FOLDER = "ray"
 """Name of the folder in the run folder that is Ray Tune's own, and that nobody reads."""
@@ -126,6 +127,7 @@ def run_trials(session: Session, study: TrialStudy) -> None:
 def _run_round(session: Session, attempts: Attempts) -> None:
     """Call Ray Tune once; it returns when all trials have ended, or there is no use in going on."""
     settings, folder = session.settings, session.folder
+    send_by_value(session.task.train)
     trainable = tune.with_parameters(
         train_trial,
         train=session.task.train,

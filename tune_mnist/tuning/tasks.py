@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from ray import cloudpickle
 
 from tune_mnist.run.settings import Settings, flag_of
 from tune_mnist.run.space import checked_space
-from tune_mnist.task import Task
+from tune_mnist.task import Task, Train
 
 KNOWN = {"mnist": "tune_mnist.mnist.task:TASK"}
 """Tasks that have a name of their own."""
@@ -41,9 +42,6 @@ def find_task(settings: Settings) -> Task:
 
 def load_object(setting: str, name: str, known: Mapping[str, str] | None = None) -> Any:
     """Load what a setting names: one of ``known``, ``package.module:NAME``, or ``FILE.py:NAME``.
-
-    What a file or a module outside of site-packages defines is sent to the nodes of a cluster by value, so
-    that it does not have to be installed there.
 
     Raises:
         ValueError: if there is no such thing; the text is one line.
@@ -77,8 +75,34 @@ def _load_file(path: Path) -> types.ModuleType:
     except BaseException:
         del sys.modules[path.stem]
         raise
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
     return module
+
+
+def send_by_value(train: Train) -> None:
+    """Let a training's own code travel to the nodes of a cluster with it, which need not have it installed.
+
+    That is its module with all modules that lie next to it and are loaded by now. What is installed, as this
+    package, is imported there.
+    """
+    parts = [train, *getattr(train, "args", ()), getattr(train, "func", None)]  # it may be a partial
+    for name in {str(getattr(part, "__module__", "")).partition(".")[0] for part in parts}:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if file is None or not _is_own(module):
+            continue
+        folder = Path(file).parents[1 if hasattr(module, "__path__") else 0]
+        for own in [one for key, one in list(sys.modules.items()) if "." not in key and _is_own(one)]:
+            if Path(own.__file__ or "").is_relative_to(folder):
+                cloudpickle.register_pickle_by_value(own)  # type: ignore[no-untyped-call]
+
+
+def _is_own(module: types.ModuleType | None) -> bool:
+    """Tell whether a module is the user's own, and not installed."""
+    file = getattr(module, "__file__", None)
+    if module is None or not file or module.__name__ in ("__main__", "tune_mnist"):
+        return False
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return not any(Path(file).is_relative_to(path) for path in installed)
 
 
 def load_space(settings: Settings, task: Task) -> tuple[Settings, dict[str, BaseDistribution]]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ray.tune import report as report_to_ray  # bound here: `tune_session` replaces that of ray.tune
 
-from tune_mnist.run.checkpoints import TrialStorage
-from tune_mnist.run.records import EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.records import ATTEMPT, EPOCH, OPTUNA_NUMBER
+from tune_mnist.run.saved import TrialStorage
 from tune_mnist.run.words import first_line
 from tune_mnist.task import DivergedError, Objective, Save, Train, Trial
 from tune_mnist.tuning.device import (
@@ -25,8 +25,6 @@ from tune_mnist.tuning.device import (
     use_threads,
 )
 
-ATTEMPT = "attempt"
-"""Key in the config of a Ray trial: what this attempt needs, as the trial's folder and its checkpoint."""
 SAVED = "saved"
 """Key of a report: the name of the checkpoint that was written with it."""
 FAILURE, TRACEBACK = "failure", "traceback"

@@ -25,7 +25,6 @@ from tune_mnist.task import Task
 from tune_mnist.tuning import dashboard, versions
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.changes import check_unchanged, describe_changes
-from tune_mnist.tuning.live import ways_to_watch
 from tune_mnist.tuning.points import first_points, read_points
 from tune_mnist.tuning.preflight import (
     SETTINGS,
@@ -237,7 +236,7 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
 
 def _tell_where_to_look(session: Session, stack: ExitStack) -> None:
     """Say what the search begins with, where it writes, how to watch it; open the dashboard on request."""
-    lines = [*versions.notices(), *session.remarks, *ways_to_watch(session.folder)]
+    lines = [*versions.notices(), *session.remarks, *dashboard.ways_to_watch(session.folder)]
     if session.settings.open_dashboard:
         url = stack.enter_context(dashboard.served(session.folder.local / JOURNAL))
         lines.append(f"optuna-dashboard: {url or 'it could not be started'}")

@@ -22,7 +22,6 @@ from tests.tuning.test_search import complete, interrupted, read_study, result, 
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.tuning import dashboard
-from tune_mnist.tuning.live import ways_to_watch
 
 
 def fetch(url: str, body: object = None, method: str | None = None) -> str:
@@ -169,7 +168,7 @@ def test_without_the_packages_it_is_said_what_brings_them(
         dashboard.check_installed()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.chdir(tmp_path)
-    assert ways_to_watch(RunFolder(tmp_path / "my runs" / "x")) == [
+    assert dashboard.ways_to_watch(RunFolder(tmp_path / "my runs" / "x")) == [
         "Run folder: my runs/x",
         "  optuna-dashboard 'my runs/x/study.journal'     (pip install 'tune-mnist[dashboard]')",
         "  tensorboard --logdir 'my runs/x'     (pip install 'tune-mnist[dashboard]')",
@@ -177,11 +176,11 @@ def test_without_the_packages_it_is_said_what_brings_them(
     for program in ("optuna-dashboard", "tensorboard"):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / program).touch()
-    assert ways_to_watch(RunFolder("my runs/x"))[1:] == [
+    assert dashboard.ways_to_watch(RunFolder("my runs/x"))[1:] == [
         "  bin/optuna-dashboard 'my runs/x/study.journal'",
         "  bin/tensorboard --logdir 'my runs/x'",
     ]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder, command = ways_to_watch(RunFolder("mock://bucket/runs/x"))
+    folder, command = dashboard.ways_to_watch(RunFolder("mock://bucket/runs/x"))
     assert folder == "Run folder: mock://bucket/runs/x"
     assert re.fullmatch(r"  bin/optuna-dashboard tune-mnist/x-\w+/study.journal", command)

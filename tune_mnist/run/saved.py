@@ -1,0 +1,158 @@
+"""The checkpoints in a trial's folder: written whole or not at all, listed, checked and read.
+
+A trial has one folder, ``trial_NUMBER_ID``, whatever number of attempts it takes: its reports in
+``result.json``, its curves for TensorBoard, what it raised in ``error.txt``, and a ``checkpoint_EPOCH`` for
+each checkpoint that is kept. Not by ``tune.report(checkpoint=...)``: Ray copies a checkpoint file by file, so
+that a kill leaves half of one, into a folder of the attempt, in which it counts from 0 again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from tune_mnist.run.folder import RunFolder, sync
+
+CHECKPOINT = "training.pt"
+"""Name of the file in a checkpoint's folder that holds the state of a training."""
+REPORTS = "reports.json"
+"""Name of the file next to it: what the trial had reported up to there."""
+CHECKSUM = "crc32.txt"
+"""Name of another one: the checksum of the first. Older versions had none, as their files were zips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint as it lies in the run folder."""
+
+    path: str
+    "On the file system of the folder."
+    name: str
+    "Its last part, which ends in the index."
+    whole: bool
+    "Whether its file is there and not cut short."
+
+    @property
+    def index(self) -> int:
+        """Its place in the order in which the trial's checkpoints were saved, from 0."""
+        return int(self.name.rpartition("_")[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStorage:
+    """Where one trial writes its checkpoints and reads them; what a worker gets of the run folder."""
+
+    fs: fs.FileSystem
+    path: str
+    "The trial's folder on it."
+
+    def write(self, epoch: int, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> str:
+        """Write a checkpoint: after a kill or a power cut it is there whole or not at all.
+
+        Args:
+            epoch: that it was taken after.
+            save: writes the state of the training to a file.
+            reports: all that the trial has reported up to there.
+
+        Returns:
+            Its name. One that an earlier attempt has left for the same epoch stays: it is the same.
+
+        Raises:
+            OSError: if it can't be written.
+        """
+        name = f"checkpoint_{epoch:06d}"
+        if isinstance(self.fs, fs.LocalFileSystem):
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path))
+            try:
+                fresh.chmod(0o755)
+                self._fill(fresh, save, reports)
+                for file in fresh.iterdir():
+                    sync(file)
+                with suppress(OSError):  # there is one already
+                    fresh.rename(Path(self.path, name))
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+            if not Path(self.path, name, CHECKPOINT).exists():
+                raise OSError(f"{self.path}/{name} can't be written")
+            return name
+        with tempfile.TemporaryDirectory() as folder:
+            self._fill(Path(folder), save, reports)
+            if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
+                self.fs.create_dir(f"{self.path}/{name}")
+            for part in (REPORTS, CHECKSUM, CHECKPOINT):  # it counts from when its last file is there
+                with self.fs.open_output_stream(f"{self.path}/{name}/{part}") as out:
+                    out.write(Path(folder, part).read_bytes())
+        return name
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """Give a checkpoint's file and the reports up to there, for a block.
+
+        Raises:
+            OSError: if they can't be read.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(self.path, name)
+            if not isinstance(self.fs, fs.LocalFileSystem):
+                local = Path(folder)
+                for file in (CHECKPOINT, REPORTS):
+                    with self.fs.open_input_stream(f"{self.path}/{name}/{file}") as content:
+                        (local / file).write_bytes(content.readall())
+            yield local / CHECKPOINT, json.loads((local / REPORTS).read_text())
+
+    def _fill(self, folder: Path, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> None:
+        save(folder / CHECKPOINT)
+        (folder / CHECKSUM).write_text(f"{zlib.crc32((folder / CHECKPOINT).read_bytes())}\n")
+        (folder / REPORTS).write_text(json.dumps(reports))
+
+
+def list_checkpoints(folder: RunFolder, directory: str = "") -> dict[str, list[SavedCheckpoint]]:
+    """List the checkpoints of a run by trial folder, each list with the newest last.
+
+    Args:
+        folder: of the run.
+        directory: the only trial folder to look into.
+
+    Raises:
+        FolderError: if the storage can't be read.
+    """
+    found: dict[str, list[SavedCheckpoint]] = {}
+    with folder.errors():
+        path = f"{folder.path}/{directory}" if directory else folder.path
+        infos = folder.fs.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    files = {info.path: info.size for info in infos if info.type == fs.FileType.File}
+    for info in sorted(infos, key=lambda info: info.base_name):
+        trial, _, name = info.path.removeprefix(f"{folder.path}/").partition("/")
+        if info.type == fs.FileType.Directory and re.fullmatch(r"checkpoint_\d+", name):
+            file = f"{info.path}/{CHECKPOINT}"
+            # What is in a bucket or has a checksum is there whole or not at all; a zip's end comes last.
+            sure = folder.remote or f"{info.path}/{CHECKSUM}" in files
+            whole = bool(files.get(file)) and (sure or zipfile.is_zipfile(file))
+            found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
+    return found
+
+
+def is_intact(folder: RunFolder, checkpoint: SavedCheckpoint) -> bool:
+    """Tell whether a checkpoint's file is what was written, by the checksum next to it or those in it."""
+    try:
+        with folder.fs.open_input_file(f"{checkpoint.path}/{CHECKPOINT}") as file:
+            content = file.readall()
+        if folder.has(f"{checkpoint.path}/{CHECKSUM}"):
+            with folder.fs.open_input_file(f"{checkpoint.path}/{CHECKSUM}") as file:
+                return int(file.readall()) == zlib.crc32(content)
+        return zipfile.ZipFile(io.BytesIO(content)).testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
