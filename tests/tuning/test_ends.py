@@ -5,13 +5,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.conftest import TOY, Runner, WarmRunner
+from tests.conftest import ROOT, TOY, Runner, WarmRunner
 from tests.tuning.test_run import begun_trials, study_of
 from tune_mnist import results
 
@@ -46,6 +48,31 @@ def test_a_search_in_which_every_trial_fails_exits_1(warm_joining: WarmRunner) -
         "3 of 3 trials (0 COMPLETE, 0 PRUNED, 3 FAIL)" in out
         and "3 failed; the first error: loss is not finite after epoch 1 (runs/all/" in out
     )
+
+
+def test_a_test_that_raises_costs_the_test_alone(warm_joining: WarmRunner) -> None:
+    task = warm_joining.runner.folder / "untestable.py"
+    text = """
+        import dataclasses, sys
+        sys.path.append({tests!r})
+        from toy import FINAL
+        def test(config, checkpoint, options):
+            raise FileNotFoundError("no such test set")
+        TASK = dataclasses.replace(FINAL{test})
+    """
+    names = {"tests": str(ROOT / "tests")}
+    task.write_text(textwrap.dedent(text).format(test=", test=test", **names))
+    flags = ("--task", f"{task}:TASK", "--max-epochs", "2", "--num-samples", "2", "--name", "untestable")
+    code, _, err = warm_joining.run(*flags)
+    assert code == 1 and err.count("\n") == 1
+    assert "task toy: its test of trial " in err and "raised FileNotFoundError: no such test set" in err
+    run_dir = warm_joining.runner.folder / "runs" / "untestable"
+    assert len(pd.read_parquet(run_dir / "trials.parquet")) == 2
+    assert not (run_dir / "best" / "metrics.json").exists()
+    sys.modules.pop("untestable")
+    task.write_text(textwrap.dedent(text).format(test="", **names))
+    code, out, _ = warm_joining.run("--resume", str(run_dir))
+    assert code == 0 and re.search(r"Winner, trial \d at epoch 2: .* test 0\.", out)
 
 
 def assert_ends_in_order(

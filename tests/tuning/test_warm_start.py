@@ -16,11 +16,11 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from tests.conftest import Runner, WarmRunner
+from tests.conftest import SMALL, Runner, WarmRunner
 from tests.invariants import check, study_of
 from tests.made_runs import space_of
 from tests.tuning.test_dashboard import fetch
-from tests.tuning.test_resume import SAVE_ALL, kill, resume, wait_for_epochs
+from tests.tuning.test_resume import kill, resume, wait_for_epochs
 from tests.tuning.test_search import complete, read_study, result, suggest
 from tune_mnist import results
 from tune_mnist.mnist.facts import FACTS
@@ -327,7 +327,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
 
     process = joining.start(
         *("--num-samples", "5", "--name", "warm", "--warm-start", "runs/known", "runs/made-up"),
-        *("--points", "points.json", "--open-dashboard", *SAVE_ALL, "--train-size", "512"),
+        *("--points", "points.json", "--open-dashboard", *SMALL, "--checkpoint-seconds", "0"),
     )
     assert process.stdout is not None
     told = [process.stdout.readline() for _ in range(6)]

@@ -14,6 +14,7 @@ from tune_mnist.cli.flags import parse_settings
 from tune_mnist.cli.parser import program
 from tune_mnist.cli.summary import exit_code, print_summary
 from tune_mnist.cluster.connection import ClusterError
+from tune_mnist.results.winner import ScoringError
 from tune_mnist.run.folder import FolderError
 from tune_mnist.run.settings import ResumeRequest
 from tune_mnist.tuning import tuner
@@ -33,7 +34,7 @@ def main() -> int:
             console.live.stop()
             print(f"{program()}: error: {error}", file=sys.stderr)
             return 2
-        except (FolderError, ClusterError) as error:
+        except (FolderError, ClusterError, ScoringError) as error:
             console.live.stop()
             print(f"{program()}: error: {error}", file=sys.stderr)
             return 1

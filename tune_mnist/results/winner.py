@@ -14,7 +14,8 @@ from ray.tune import Checkpoint
 from tune_mnist.results.grid import ResultGrid, ledger_of, saved_epochs
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, TaskFacts, TrialRecord
-from tune_mnist.run.saved import CHECKPOINT, SavedCheckpoint
+from tune_mnist.run.saved import CHECKPOINT, SavedCheckpoint, is_intact
+from tune_mnist.run.words import first_line
 from tune_mnist.task import CheckpointError, Task
 
 LOGGER = logging.getLogger("ray.tune.winner")
@@ -42,6 +43,10 @@ class Winner:
     "Examples in the test set."
 
 
+class ScoringError(RuntimeError):
+    """A task's own test of the winner has raised something; the text is one line."""
+
+
 def score_winner(task: Task, options: Any, grid: ResultGrid, folder: RunFolder) -> Winner | None:
     """Take the best checkpoint, test it, write best/.
 
@@ -50,6 +55,7 @@ def score_winner(task: Task, options: Any, grid: ResultGrid, folder: RunFolder) 
 
     Raises:
         OSError: if the storage cannot be read or written.
+        ScoringError: if the task's own test raises something.
     """
     facts = ledger_of(grid).task
     kept = [one for one in saved_epochs(grid) if one[0].shown_state != "FAIL"]
@@ -74,13 +80,23 @@ def _score(
     report: dict[str, Any],
     facts: TaskFacts,
 ) -> Winner:
+    if not is_intact(folder, saved):
+        raise CheckpointError("it is not what was written")
     best_dir = folder.local / BEST
     folder.remove_folder(BEST)  # of an earlier winner, or of its finalization
     best_dir.mkdir()
     with Checkpoint(saved.path, folder.fs).as_directory() as directory:
         checkpoint = Path(directory) / CHECKPOINT
         if task.test:
-            scores = task.test(trial.config, checkpoint, options)
+            try:
+                scores = task.test(trial.config, checkpoint, options)
+            except CheckpointError:
+                raise
+            except Exception as error:  # the code is the user's, and may raise anything
+                cause = f"{type(error).__name__}: {first_line(error)}"
+                raise ScoringError(
+                    f"task {task.name}: its test of trial {trial.number} raised {cause}"
+                ) from error
             test, test_n, files = dict(scores.metrics), scores.n, scores.files
         else:
             test, test_n, files = {}, None, {CHECKPOINT: checkpoint.read_bytes()}

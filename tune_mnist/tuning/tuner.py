@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.results.frames import TRIALS_TABLE, write_tables
 from tune_mnist.results.grid import ResultGrid, ledger_of, load_grid, saved_epochs
-from tune_mnist.results.winner import Winner, read_winner, score_winner
+from tune_mnist.results.winner import ScoringError, Winner, read_winner, score_winner
 from tune_mnist.run.checkpoints import take_in_checkpoints
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.journal import JOURNAL
@@ -83,6 +83,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
         InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space,
             folder, earlier run or point, or a share that no node has.
         FolderError: if the storage is lost on the way.
+        ScoringError: if the task's own test of the winner raises something.
         SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
     with ExitStack() as stack:
@@ -217,6 +218,8 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
         folder.push(wait=True)
         winner = score_winner(session.task, session.options, grid, folder)
         folder.push(wait=True)
+    except ScoringError as error:
+        raise ScoringError(f"{error} (the rest is written; --resume {folder.uri} scores it again)") from error
     except Exception as error:
         cause = ledger.failure or storage_error(error)
         if cause is None:
