@@ -1,4 +1,4 @@
-"""cluster.yaml through Ray's bootstrap and moto's EC2, and both files against what they install."""
+"""cluster.yaml through Ray's bootstrap and moto's EC2, and all files against what they install and run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ from moto import mock_aws
 from ray.scripts import scripts
 
 from tests.conftest import ROOT
+from tune_mnist.cli.flags import parse_settings
+from tune_mnist.cluster.resources import UNCOUNTED_SLOTS, count_slots
+from tune_mnist.run.settings import Settings
 
 AWS, ON_PREMISES = ROOT / "cluster.yaml", ROOT / "cluster-onprem.yaml"
+KUBERAY, DOCKERFILE = ROOT / "cluster-kuberay.yaml", ROOT / "Dockerfile"
 FILES = [AWS, ON_PREMISES]
 REGION, ZONES = "eu-central-1", ["eu-central-1a", "eu-central-1c"]
 WORKER_TYPES = ["gpu_spot", "gpu_on_demand", "cpu"]
@@ -61,6 +65,14 @@ class Launcher:
         runner = mock.Mock(spec=SSHCommandRunner)
         create: Callable[..., list[str]] = SSHCommandRunner._create_rsync_filter_args
         return create(runner, config)
+
+    def kuberay_node_types(self, cluster: Config) -> Config:
+        from ray.autoscaler._private.kuberay import autoscaling_config
+
+        resource = {"metadata": {"name": "tune-mnist", "namespace": "default"}, "spec": cluster}
+        config = autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+        node_types: Config = config["available_node_types"]
+        return node_types
 
     def clear_caches(self) -> None:
         from ray.autoscaler._private import providers
@@ -302,7 +314,104 @@ def test_machines_of_ones_own(launcher: Launcher) -> None:
     assert "192.0.2" not in left and "ubuntu" not in left and "id_ed25519" not in left
 
 
-# ---- Both
+# ---- cluster-kuberay.yaml and the Dockerfile
+
+
+def pods(job: Config) -> list[Config]:
+    """Give the specs of the pods of a RayJob: the head's, the workers', and the one that submits."""
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    templates = [*(group["template"] for group in groups), job["spec"]["submitterPodTemplate"]]
+    return [template["spec"] for template in templates]
+
+
+def search_of(job: Config) -> Settings:
+    command = job["spec"]["entrypoint"].split()
+    assert command[0] == "python" and (ROOT / command[1]).is_file()
+    settings = parse_settings(command[2:], description="")
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def test_kuberay_is_given_a_rayjob_with_the_search() -> None:
+    job = yaml.safe_load(KUBERAY.read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster, settings = job["spec"]["rayClusterSpec"], search_of(job)
+    assert (settings.num_samples, settings.gpus_per_trial) == (64, 0.5)
+    assert settings.storage_path == "s3://BUCKET/runs"
+    assert cluster["enableInTreeAutoscaling"] and cluster["authOptions"] == {"mode": "token"}
+    assert job["spec"]["backoffLimit"] == 0, "a retry would start another search"
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    for pod in pods(job):
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert "env" not in container, "keys come from the service account or the Secret"
+
+
+def test_kuberay_needs_no_change_but_of_the_values_at_the_top() -> None:
+    changes = {
+        "name: tune-mnist\n": "name: second\n",
+        "REGISTRY/tune-mnist:0.1.0": "example.com/team/search:2",
+        "&service_account tune-mnist": "&service_account bucket-user",
+        "tune-mnist-s3": "bucket-keys",
+        '&gpu_worker_gpus "1"': '&gpu_worker_gpus "4"',
+        '&gpu_worker_cpus "2"': '&gpu_worker_cpus "16"',
+        "&gpu_worker_memory 8Gi": "&gpu_worker_memory 60Gi",
+        '&cpu_worker_cpus "4"': '&cpu_worker_cpus "30"',
+        "&cpu_worker_memory 8Gi": "&cpu_worker_memory 100Gi",
+        "s3://BUCKET/runs\n": "s3://bucket/runs --max-concurrent-trials 16\n",
+        "&max_workers 4": "&max_workers 2",
+    }
+    job = changed(KUBERAY, changes)
+    assert not re.search("REGISTRY|BUCKET|tune-mnist", json.dumps(job))
+    assert {container["image"] for pod in pods(job) for container in pod["containers"]} == {
+        "example.com/team/search:2"
+    }
+    for pod in pods(job)[:-1]:
+        assert pod["serviceAccountName"] == "bucket-user"
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket-keys", "optional": True}}]
+    workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert [(group["minReplicas"], group["maxReplicas"]) for group in workers] == [(0, 2), (0, 2)]
+    assert [group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in workers] == [
+        {"cpu": "16", "memory": "60Gi", "nvidia.com/gpu": "4"},
+        {"cpu": "30", "memory": "100Gi"},
+    ]
+    assert search_of(job).max_concurrent_trials == 16
+
+
+def test_kuberay_workers_hold_the_trials_and_the_head_holds_none(launcher: Launcher) -> None:
+    job = yaml.safe_load(KUBERAY.read_text())
+    settings = search_of(job)
+    assert settings.gpus_per_trial
+    node_types = launcher.kuberay_node_types(job["spec"]["rayClusterSpec"])
+    sizes = {
+        name: (kind["resources"]["CPU"], kind["resources"].get("GPU", 0)) for name, kind in node_types.items()
+    }
+    assert sizes == {"headgroup": (0, 0), "gpu": (2, 1), "cpu": (4, 0)}
+    slots = count_slots(*sizes["gpu"], settings.cpus_per_trial, settings.gpus_per_trial)
+    assert slots == 2 and node_types["gpu"]["max_workers"] * slots == UNCOUNTED_SLOTS
+    assert count_slots(*sizes["cpu"], settings.cpus_per_trial, 0) == 4
+
+
+def test_kuberays_image_has_the_versions_of_the_project() -> None:
+    project, dockerfile = (ROOT / "pyproject.toml").read_text(), DOCKERFILE.read_text()
+    job = yaml.safe_load(KUBERAY.read_text())
+    tag = job["metadata"]["annotations"]["image"].rpartition(":")[2]
+    assert f'\nversion = "{tag}"\n' in project
+    for text in (dockerfile, (ROOT / "README.md").read_text()):
+        assert f"docker build --tag REGISTRY/tune-mnist:{tag} ." in text
+    assert f"ray=={job['spec']['rayClusterSpec']['rayVersion']}" in pins()
+    (python,) = re.findall(r"^FROM python:([\d.]+)-slim$", dockerfile, re.MULTILINE)
+    assert set(re.findall(r"python(3\.\d+)", AWS.read_text())) == {python}, "another one than on AWS"
+    installs = re.findall(r"pip install (.*?)(?: &&.*)?$", dockerfile, re.MULTILINE)
+    assert installs and all("--constraint constraints.txt" in install for install in installs)
+    assert installs[-1].endswith("--editable '.[cluster]'")
+    copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)
+    assert all((ROOT / name).exists() for names in copied for name in names.split())
+    assert {"tune_mnist", "scripts"} <= set(copied)
+
+
+# ---- Both that Ray's cluster launcher reads
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
