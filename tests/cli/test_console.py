@@ -19,6 +19,7 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import describe, duration, first_line
+from tune_mnist.tuning import rounds
 from tune_mnist.tuning.progress import EndedTrial, Progress, ProgressKeeper
 from tune_mnist.tuning.rounds import _waiting_for
 from tune_mnist.tuning.tuner import FINISHED, Outcome
@@ -69,7 +70,7 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
     words = ""
     progress, out = counts(num_samples=3), io.StringIO()
     console = SearchConsole(Console(file=out))
-    keeper = ProgressKeeper(progress, Ledger(), console, lambda: words)
+    keeper = ProgressKeeper(progress, Ledger(), console, lambda idle: words or "waiting for room" * idle)
     said = []
     for seconds, running, coming in [
         (1, 0, ""),  # Ray is starting a process
@@ -84,7 +85,7 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
         said.append(progress.waiting)
     assert said == [
         *("", "waiting for 2 nodes of type gpu, 1 node of type cpu", ""),
-        *("waiting for a node that has room", ""),
+        *("waiting for room", ""),
     ]
     assert out.getvalue().splitlines() == [said[1], "no longer waiting", said[3], "no longer waiting"]
 
@@ -92,11 +93,17 @@ def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, nodes = RunFolder(tmp_path / "run"), {"gpu": 2, "cpu": 1}
     monkeypatch.setattr("tune_mnist.cluster.autoscaler.pending_nodes", lambda: nodes)
-    assert _waiting_for(folder) == "waiting for 2 nodes of type gpu, 1 node of type cpu"
+    assert _waiting_for(folder, False) == "waiting for 2 nodes of type gpu, 1 node of type cpu"
     nodes.clear()
-    assert _waiting_for(folder) == ""
+    assert _waiting_for(folder, False) == ""
+    for place, words in (
+        (False, "waiting for a node that has room"),
+        (True, "waiting for a worker to start"),
+    ):
+        monkeypatch.setattr(rounds, "has_place", lambda place=place: place)
+        assert _waiting_for(folder, True) == words
     folder.mirror.error = "Connection refused"
-    assert _waiting_for(folder) == f"waiting for {folder.uri}: Connection refused"
+    assert _waiting_for(folder, False) == f"waiting for {folder.uri}: Connection refused"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from ray.cloudpickle import dumps
 from tests.lab import fake_autoscaler, isolated
 from tests.lab.fake_autoscaler import node_type
 from tune_mnist.cluster import autoscaler, shared
+from tune_mnist.cluster.address import ClusterError
 from tune_mnist.cluster.autoscaler import Autoscaler, NodeType, pending_nodes
-from tune_mnist.cluster.connection import ClusterError, connected
+from tune_mnist.cluster.connection import connected
 from tune_mnist.cluster.resources import Resources, fit_resources
 
 NODE_TYPES = {"cpu": node_type(1, CPU=2), "gpu": node_type(2, CPU=2, GPU=1)}

@@ -24,10 +24,11 @@ from tests.conftest import SCRIPTS, TOY
 from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
-from tune_mnist.cluster import autoscaler, shared
+from tune_mnist.cluster import autoscaler, machine, shared
 from tune_mnist.cluster import connection as cluster
+from tune_mnist.cluster.address import ClusterError
 from tune_mnist.cluster.autoscaler import pending_nodes
-from tune_mnist.cluster.connection import TRIAL_ENVIRONMENT, ClusterError, connected
+from tune_mnist.cluster.connection import TRIAL_ENVIRONMENT, connected
 from tune_mnist.cluster.resources import Resources, count_slots, fit_resources
 
 
@@ -248,7 +249,7 @@ def test_workers_of_a_gpu_machine_load_torch_too_unless_there_are_far_more_of_th
 ) -> None:
     found: list[str] = []
     monkeypatch.setattr(cluster, "_has_gpus", lambda: gpus > 0)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(machine, "usable_cpus", lambda: cores)
     name = "RAY_preload_python_modules"
     monkeypatch.setattr(ray, "init", lambda **_: found.append(os.environ[name]))
     cluster._start(dashboard=False, preload="wave")

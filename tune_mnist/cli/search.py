@@ -13,7 +13,7 @@ from tune_mnist.cli.console import SearchConsole
 from tune_mnist.cli.flags import parse_settings
 from tune_mnist.cli.parser import program
 from tune_mnist.cli.summary import exit_code, print_summary
-from tune_mnist.cluster.connection import ClusterError
+from tune_mnist.cluster.address import ClusterError
 from tune_mnist.results.winner import ScoringError
 from tune_mnist.run.folder import FolderError
 from tune_mnist.run.settings import ResumeRequest

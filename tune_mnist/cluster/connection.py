@@ -6,9 +6,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,11 +15,16 @@ from typing import Any
 
 import ray
 
-from tune_mnist.cluster import ray_private
+from tune_mnist.cluster import machine, ray_private
+from tune_mnist.cluster.address import (
+    AUTH_MODE,
+    ClusterError,
+    check_answers,
+    check_versions,
+    find_address,
+    find_running_here,
+)
 from tune_mnist.run.words import first_line
-
-ADDRESS_TIMEOUT_SECONDS = 10.0
-"""Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
 
 PRELOADED_CORES = 32
 """Most cores of a machine with GPUs on which a worker for each core loads torch before there is a trial."""
@@ -37,19 +39,9 @@ TRIAL_ENVIRONMENT = {
 }
 
 
-AUTH_MODE = "RAY_AUTH_MODE"
-"""The variable that says whether Ray uses tokens."""
 DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "opencensus", "opentelemetry")
 """Some of those that Ray's dashboard needs."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
-
-class ClusterError(RuntimeError):
-    """There is no such cluster, or it can't give what a trial asks for."""
-
-
-class RefusedError(ClusterError):
-    """There is such a cluster, but it wants a token, or other versions of Ray or Python than those here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +54,8 @@ class Connection:
     "HOST:PORT of its head."
     dashboard: str | None
     "HOST:PORT of its dashboard."
+    session: Callable[[], Path | None]
+    "Gives the folder of Ray's session, where that is on this machine."
     reconnect: Callable[[], None]
     """Leaves it and joins it again; one of our own is ended, and another one started. It does nothing where
     Ray was running in this process before. Raises `ClusterError`."""
@@ -90,6 +84,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
             embedded=False,
             address=ray.get_runtime_context().gcs_address,
             dashboard=None,
+            session=lambda: None,
             reconnect=lambda: None,
         )
         return
@@ -97,23 +92,29 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
     address, auth_mode = address or os.environ.get("RAY_ADDRESS"), None
     if not address:
-        address, auth_mode = _running_here() or ("local", None)
+        address, auth_mode = find_running_here() or ("local", None)
     elif address != "local":
-        address = _find(address)
-        auth_mode = _check_answers(address)
+        address = find_address(address)
+        auth_mode = check_answers(address)
     head = address
+
+    context: Any = None
 
     def connect() -> Any:
         return _start(dashboard, preload) if head == "local" else _join(head)
 
     def reconnect() -> None:
+        nonlocal context
         with _without_stderr():
             ray.shutdown()
-        connect()
+        context = connect()
 
     with ExitStack() as stack:
         stack.enter_context(_authentication(auth_mode))
+        stack.enter_context(ray_private.no_uv_environment())
         context = connect()
+        session = Path(context.address_info["session_dir"])
+        here = session.exists()
         stack.enter_context(ray_private.quiet_errors())
         if head == "local":
             stack.enter_context(ray_private.waiting_workers())
@@ -122,6 +123,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
                 embedded=head == "local",
                 address=context.address_info["gcs_address"],
                 dashboard=context.dashboard_url or None,
+                session=lambda: Path(context.address_info["session_dir"]) if here else None,
                 reconnect=reconnect,
             )
         finally:
@@ -160,19 +162,27 @@ def _without_stderr() -> Iterator[None]:
 def _start(dashboard: bool, preload: str) -> Any:
     if dashboard and not all(map(importlib.util.find_spec, DASHBOARD_PACKAGES)):
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
-    if (os.cpu_count() or 1) > PRELOADED_CORES and _has_gpus():
+    cpus = machine.usable_cpus()
+    if cpus > PRELOADED_CORES and _has_gpus():
         preload = ""  # Ray starts a worker for each core, but trials are as few as fit on the GPUs
     # Inherited by the workers.
     variables = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
-    with _environment(variables), ray_private.own_session(), ray_private.loopback_only():
-        # Room for the data set once; Ray's own choice is a third of the memory.
-        return ray.init(
-            address="local",
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            object_store_memory=2**30,
-            **QUIET,
-        )
+    try:
+        machine.check_temp_folder()
+        with _environment(variables), ray_private.own_session(), ray_private.loopback_only():
+            # Room for the data set once; Ray's own choice is a third of the memory.
+            return ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=2**30,
+                **QUIET,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        of_home = str(getattr(error, "filename", "")).startswith(str(Path.home()))
+        cure = ": set HOME to a folder that can be written" if of_home else ""
+        raise ClusterError(f"Ray can't be started here: {first_line(error)}{cure}") from error
 
 
 def _has_gpus() -> bool:
@@ -198,10 +208,15 @@ def _set_environment(variables: Mapping[str, str | None]) -> None:
 
 
 def _join(address: str) -> Any:
+    if " " in sys.executable:
+        raise ClusterError(
+            f"a Ray cluster can't be joined by {sys.executable}: Ray starts its workers "
+            "by a shell to which a space ends the path; move the environment, or leave out --address"
+        )
     try:
         return ray.init(address=address, runtime_env=_runtime_env(), **QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        _check_versions(address, str(error))
+        check_versions(address, str(error))
         raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
 
 
@@ -211,90 +226,3 @@ def _runtime_env() -> dict[str, Any]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     taken = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {"env_vars": {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}}
-
-
-def _find(address: str) -> str:
-    """Give the HOST:PORT that is meant by auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "auto"
-    if address != "auto":
-        return address
-    found = ray_private.address_of_this_machine()
-    if not found:
-        raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
-    return found
-
-
-def _running_here() -> tuple[str, str] | None:
-    """Find the cluster that this machine belongs to, and its mode of authentication.
-
-    The file that Ray asks is written by `ray start` and removed by `ray stop` only. So it never names the
-    cluster that another search has started for itself, and names a dead one after a crash.
-
-    Raises:
-        RefusedError: if it wants a token or versions that are missing here.
-    """
-    address = ray_private.address_of_this_machine()
-    if not address:
-        return None
-    try:
-        return address, _check_answers(address)
-    except RefusedError:
-        raise
-    except ClusterError:
-        return None
-
-
-def _check_answers(address: str) -> str:
-    """Ask a cluster for its health; give its mode of authentication, disabled or token."""
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"the address is {address}, but must be auto or HOST:PORT: Ray Client is not supported"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"the address is {address}, but must be auto or HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT_SECONDS / 2).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
-    # Where its mode and ours differ, Ray connects, but each actor is dead on arrival.
-    complaint = _ask_for_health(address, "disabled")
-    if complaint is None:
-        return "disabled"
-    if "InvalidAuthToken" in complaint:
-        if os.environ.get(AUTH_MODE) != "disabled" and _ask_for_health(address, "token") is None:
-            return "token"
-        raise RefusedError(
-            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
-        )
-    _check_versions(address, complaint)
-    raise ClusterError(f"what answers at {address} is no Ray cluster of version {ray.__version__}")
-
-
-def _ask_for_health(address: str, auth_mode: str) -> str | None:
-    """Give what a cluster complains of, in a process of its own, because Ray's client never gives up."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    environment = os.environ | {AUTH_MODE: auth_mode}
-    try:
-        subprocess.run(
-            command, env=environment, check=True, capture_output=True, timeout=ADDRESS_TIMEOUT_SECONDS
-        )
-    except subprocess.SubprocessError as error:
-        return (getattr(error, "stderr", None) or b"").decode(errors="replace")
-    return None
-
-
-def _check_versions(address: str, complaint: str) -> None:
-    """Raise `RefusedError` where Ray complains that a cluster's versions differ from those of this process.
-
-    `ray health-check` names both versions of Ray, the cluster's first; `ray.init` those of Python too.
-    """
-    named = r"(?:cluster has Ray version|local Ray version is|Ray:|Python:) (\S+)"
-    versions = re.findall(named, complaint) if "ersion mismatch" in complaint else []
-    if len(versions) in (2, 4):
-        half = len(versions) // 2
-        there, here = (" on Python ".join(both) for both in (versions[:half], versions[half:]))
-        raise RefusedError(
-            f"the Ray cluster at {address} has Ray {there}, but here is Ray {here}: they must be the same"
-        )

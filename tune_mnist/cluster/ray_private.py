@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -102,6 +103,23 @@ def waiting_workers() -> AbstractContextManager[None]:
     loss = "the first trials wait for torch to be loaded"
     return _replaced(
         "waiting_workers", loss, "ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", lambda _: {}
+    )
+
+
+def no_uv_environment() -> AbstractContextManager[None]:
+    """Let the workers of a cluster that is joined or started in a block run in the environment they have.
+
+    Why: of a driver that was started by `uv run`, Ray copies the folder and starts each worker by the same
+    command, in an environment without anything where that was given --no-sync. Public is only
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 before the first import of Ray; who sets it keeps it. Without: no trial
+    starts under `uv run` unless that variable is set to 0.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/worker.py
+    """
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    loss = f"under `uv run` no trial starts unless {name} is 0"
+    keep = name in os.environ
+    return _replaced(
+        "no_uv_environment", loss, "ray._private.ray_constants", name, lambda before: before and keep
     )
 
 

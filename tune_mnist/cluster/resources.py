@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ray
 
 from tune_mnist.cluster import autoscaler
-from tune_mnist.cluster.connection import ClusterError
+from tune_mnist.cluster.address import ClusterError
 
 UNCOUNTED_SLOTS = 8
 """Trials at a time where an autoscaler may start nodes whose number it does not tell: enough to ask for some,

@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_mnist.cluster import autoscaler
-from tune_mnist.cluster.connection import ClusterError
+from tune_mnist.cluster.address import ClusterError
 
 SHARED_SECONDS = 30.0
 """Longest wait for the nodes to look for a file; a busy one takes seconds to start a worker process."""

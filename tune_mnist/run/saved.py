@@ -8,8 +8,10 @@ that a kill leaves half of one, into a folder of the attempt, in which it counts
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -24,6 +26,7 @@ from typing import Any
 from pyarrow import fs
 
 from tune_mnist.run.folder import RunFolder, sync
+from tune_mnist.run.words import first_line
 
 CHECKPOINT = "training.pt"
 """Name of the file in a checkpoint's folder that holds the state of a training."""
@@ -31,6 +34,14 @@ REPORTS = "reports.json"
 """Name of the file next to it: what the trial had reported up to there."""
 CHECKSUM = "crc32.txt"
 """Name of another one: the checksum of the first. Older versions had none, as their files were zips."""
+
+
+FULL_BYTES = 2**20
+"""Free bytes below which what fails in writing a file is taken for want of room."""
+
+
+class StorageError(OSError):
+    """The storage of a run can't be written or read; it is not what the training's own code raised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +81,38 @@ class TrialStorage:
             Its name. One that an earlier attempt has left for the same epoch stays: it is the same.
 
         Raises:
-            OSError: if it can't be written.
+            StorageError: if it can't be written.
         """
-        name = f"checkpoint_{epoch:06d}"
+        with self._errors():
+            return self._write(f"checkpoint_{epoch:06d}", save, reports)
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """Give a checkpoint's file and the reports up to there, for a block.
+
+        Raises:
+            StorageError: if they can't be read.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(self.path, name)
+            with self._errors():
+                if not isinstance(self.fs, fs.LocalFileSystem):
+                    local = Path(folder)
+                    for file in (CHECKPOINT, REPORTS):
+                        with self.fs.open_input_stream(f"{self.path}/{name}/{file}") as content:
+                            (local / file).write_bytes(content.readall())
+                reports = json.loads((local / REPORTS).read_text())
+            yield local / CHECKPOINT, reports
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            text = f"{self.path} can't be written or read: {error.strerror or first_line(error)}"
+            raise StorageError(error.errno or errno.EIO, text) from error
+
+    def _write(self, name: str, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> str:
         if isinstance(self.fs, fs.LocalFileSystem):
             Path(self.path).mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path))
@@ -97,24 +137,13 @@ class TrialStorage:
                     out.write(Path(folder, part).read_bytes())
         return name
 
-    @contextmanager
-    def read(self, name: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """Give a checkpoint's file and the reports up to there, for a block.
-
-        Raises:
-            OSError: if they can't be read.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(self.path, name)
-            if not isinstance(self.fs, fs.LocalFileSystem):
-                local = Path(folder)
-                for file in (CHECKPOINT, REPORTS):
-                    with self.fs.open_input_stream(f"{self.path}/{name}/{file}") as content:
-                        (local / file).write_bytes(content.readall())
-            yield local / CHECKPOINT, json.loads((local / REPORTS).read_text())
-
     def _fill(self, folder: Path, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> None:
-        save(folder / CHECKPOINT)
+        try:
+            save(folder / CHECKPOINT)
+        except Exception as error:  # torch says "unexpected pos" of a full disk
+            if isinstance(error, OSError) or shutil.disk_usage(folder).free > FULL_BYTES:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         (folder / CHECKSUM).write_text(f"{zlib.crc32((folder / CHECKPOINT).read_bytes())}\n")
         (folder / REPORTS).write_text(json.dumps(reports))
 

@@ -8,14 +8,14 @@ retries lose trials whose process dies while it is being reused, or end them wit
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.tune.search import Searcher
 
@@ -30,16 +30,7 @@ from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.trainable import FAILURE, SAVED, TRACEBACK
 from tune_mnist.tuning.trial_files import TrialFiles
-
-SLOWEST = 10.0
-"""How many times as long as the slowest epoch so far nothing may be heard of a trial that trains."""
-LOAD_ERROR = re.compile(
-    r"(?:failed to import on the worker.*?\n|System error: [^\n]*\ntraceback: )Traceback.*?\n(\w[^\n]*)",
-    re.DOTALL,
-)
-"""Where Ray's text about a lost attempt has what a process raised that imported the trial or its task."""
-LOAD_ERRORS = 3
-"""Fewest attempts in a row that cannot be imported before a search gives up."""
+from tune_mnist.tuning.trouble import Trouble, Watchdog
 
 
 @dataclass
@@ -60,8 +51,9 @@ class Attempts:
         asha: ASHA,
         progress: ProgressKeeper,
         stop: StopRequest,
+        session: Callable[[], Path | None],
     ) -> None:
-        """Start from the ledger of the study."""
+        """Start from the ledger of the study; ``session`` gives Ray's folder, where that is here."""
         self.settings, self.folder, self.study, self.ledger = settings, folder, study, study.ledger
         self.asha, self.progress, self.stop = asha, progress, stop
         self.keeper = CheckpointKeeper(folder, self.ledger, settings.keep_checkpoints)
@@ -73,21 +65,10 @@ class Attempts:
         "Unfinished trials of which there is no attempt."
         self.stalled = False
         "Whether this round is ended for want of any sign of life."
-        self.heard = time.monotonic()
-        self.load_error = ""
-        "Why the last attempt that a process could not import was lost."
-        self._load_errors = 0
-        "Such losses since an attempt last reported something."
-        self._stalls = 0
-        self._slowest = max(
-            (
-                float(epoch["epoch_seconds"])
-                for trial in self.ledger.trials.values()
-                for epoch in trial.epochs
-                if "epoch_seconds" in epoch
-            ),
-            default=0.0,
-        )
+        self.trouble = Trouble(self._slots, progress.tell)
+        epochs = (epoch for trial in self.ledger.trials.values() for epoch in trial.epochs)
+        slowest = max((float(epoch.get("epoch_seconds", 0.0)) for epoch in epochs), default=0.0)
+        self.watchdog = Watchdog(settings, session, slowest)
 
     @property
     def unfinished(self) -> bool:
@@ -95,9 +76,11 @@ class Attempts:
         return bool(self.ledger.unended()) or len(self.ledger.trials) < self.settings.num_samples
 
     @property
-    def cannot_load(self) -> bool:
-        """Whether the last attempts, as many as may run concurrently, could not be imported anywhere."""
-        return not self.live and self._load_errors >= max(self._slots, LOAD_ERRORS)
+    def hopeless(self) -> str:
+        """Why another attempt has no prospect; "" while there is one."""
+        if self.watchdog.reason:
+            return self.watchdog.reason
+        return self.trouble.reason if self.trouble.hopeless and not self.live else ""
 
     @property
     def _slots(self) -> int:
@@ -107,24 +90,27 @@ class Attempts:
         """Take back what an earlier call of ``fit()`` has left under way; it does not count as lost."""
         self.live.clear()
         self.waiting = deque(sorted(self.ledger.unended(), key=lambda trial: trial.number))
-        self.stalled, self.heard = False, time.monotonic()
+        self.stalled = False
+        self.watchdog.heard()
 
     def suggest(self, attempt: str) -> dict[str, Any] | str | None:
         """Give the config of the next attempt, or None, or that there will be none.
 
         None is for while an attempt is under way only: with none, Ray would wait for minutes and ask nobody.
         """
-        if self.stop.reason or self.stalled or self.cannot_load:
+        if self.stop.reason or self.stalled or self.hopeless:
             return Searcher.FINISHED
         # The room of an attempt that could not be imported may be on a node that would lose the next one too.
-        if self.live and len(self.live) + self._load_errors >= self._slots:
+        if self.live and (len(self.live) + self.trouble.losses >= self._slots or self.trouble.pause):
             return None
+        while (pause := self.trouble.pause) and not self.stop.reason:
+            time.sleep(min(pause, 0.2))
         trial, resume_from = self._next(attempt)
         if trial is None:
             return None if self.live else Searcher.FINISHED
         self.ledger.attempted(trial.trial_id, attempt, resume_from)
         self.live[attempt] = _Attempt(trial)
-        self.heard = time.monotonic()
+        self.watchdog.heard()
         needed = {"number": trial.attempts, "directory": trial.directory, "resume_from": resume_from}
         return {**ray_config(trial), ATTEMPT: needed}
 
@@ -145,7 +131,7 @@ class Attempts:
 
     def started(self, attempt: str) -> None:
         """Take note that an attempt has a process."""
-        self.heard = time.monotonic()
+        self.watchdog.heard(started=True)
         if attempt in self.live:
             self.live[attempt].started = True
 
@@ -158,10 +144,10 @@ class Attempts:
 
     def reported(self, attempt: str, result: dict[str, Any]) -> None:
         """Write a report down, or what training has failed of."""
-        self.heard = time.monotonic()
+        self.watchdog.heard()
         if attempt not in self.live:
             return
-        self._load_errors = 0
+        self.trouble.heard()
         trial = self.live[attempt].trial
         if FAILURE in result:
             self.ledger.raised(trial.trial_id, result[FAILURE])
@@ -171,7 +157,7 @@ class Attempts:
         report |= {CHECKPOINT_NAME: result.get(SAVED), "training_iteration": result[EPOCH]}
         known = len(trial.epochs)
         self.study.report(trial.trial_id, report)
-        self._slowest = max(self._slowest, float(result.get("epoch_seconds", 0.0)))
+        self.watchdog.slowest = max(self.watchdog.slowest, float(result.get("epoch_seconds", 0.0)))
         if len(trial.epochs) > known:
             self.files.reported(trial)
         if report[CHECKPOINT_NAME]:
@@ -187,7 +173,7 @@ class Attempts:
         """Write down that an attempt was lost; its trial is tried again, unless that was once too often.
 
         What training itself has raised out of its process would be raised again: that is the trial's end.
-        That a process could not import it is no fault of the trial, and does not count.
+        What stands in the way of all trials alike does not count.
         """
         if attempt not in self.live:
             return
@@ -198,12 +184,8 @@ class Attempts:
         text = cause if isinstance(cause, str) else first_line(cause)
         details = error if isinstance(error, str) else "".join(traceback.format_exception(error))
         self.files.raised(trial, details)
-        if load_error := LOAD_ERROR.search(details):
-            self._load_errors += 1
-            if load_error[1] != self.load_error:
-                self.load_error = load_error[1]
-                self.progress.tell(f"a worker cannot import what a trial needs: {self.load_error}")
-            self.ledger.raised(trial.trial_id, self.load_error)
+        if excuse := self.trouble.excuses(cause, details):
+            self.ledger.raised(trial.trial_id, excuse)
             self.waiting.appendleft(trial)
             return
         if isinstance(error, RayTaskError) and not isinstance(cause, RayError | OSError):
@@ -211,6 +193,7 @@ class Attempts:
             self._end(trial, failed=True)
             return
         self.ledger.lost(trial.trial_id, attempt, text)
+        self.trouble.memory(error, details, trial.lost)
         if self._end_if_over(trial):
             return
         if trial.lost > self.settings.max_failures:
@@ -228,46 +211,16 @@ class Attempts:
 
     def must_end(self) -> bool:
         """Tell Ray's loop whether to end now: for a reason to stop, or because nothing moves any more."""
-        if not self.stalled and self.live and self._is_silent():
+        training = any(attempt.started for attempt in self.live.values())
+        if not self.stalled and self.live and self.watchdog.is_silent(training=training):
             self.stalled = True
-            self._stalls += 1
             self.ledger.broke(f"nothing was heard of {len(self.live)} attempts")
-        return self.stalled or self.cannot_load or self.stop.reason is not None
+        return self.stalled or bool(self.hopeless) or self.stop.reason is not None
 
     def close(self) -> None:
         """Close the files."""
         self.keeper.close()
         self.files.close()
-
-    def _is_silent(self) -> bool:
-        """Tell whether nothing was heard of any attempt for longer than their epochs or a start explain.
-
-        Before the first epoch nobody knows how long one takes, so more patience is needed. Where no attempt
-        has a process, that may be for want of a node with room, which is no fault.
-        """
-        started, patience = (
-            any(attempt.started for attempt in self.live.values()),
-            self.settings.stall_seconds,
-        )
-        if started:
-            patience = max(patience, SLOWEST * (self._slowest or patience))
-        if time.monotonic() - self.heard < patience * 2**self._stalls:
-            return False
-        if started or self._has_room():
-            return True
-        self.heard = time.monotonic()
-        return False
-
-    def _has_room(self) -> bool:
-        try:
-            free = ray.available_resources()  # type: ignore[no-untyped-call]
-        except RayError:
-            return True
-        settings = self.settings
-        return bool(
-            free.get("CPU", 0.0) >= settings.cpus_per_trial
-            and free.get("GPU", 0.0) >= (settings.gpus_per_trial or 0.0)
-        )
 
     def _end_if_over(self, trial: TrialRecord) -> bool:
         """End a trial that was lost when nothing was left for it to do."""

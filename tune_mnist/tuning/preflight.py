@@ -26,26 +26,40 @@ PRELOAD = "tune_mnist.tuning.preload"
 """Name of the module that a worker imports before its first trial, besides the task's own."""
 
 
-def name_run(settings: Settings, prefix: str) -> tuple[Settings, RunFolder]:
-    """Settle a new run's name and folder.
+_SUFFIXES = [f"-{number}" for number in range(2, 1000)]
+
+
+def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Settings, RunFolder]:
+    """Settle a new run's name and folder, and keep others off it for ``stack``.
 
     Args:
         settings: of the run.
-        prefix: of the name where none was given.
+        prefix: of the name where none was given; what several searches would be called alike gets a number.
+        stack: that the lock lasts as long as.
 
     Raises:
-        FolderError: if the storage can't be written.
+        FolderError: if the storage can't be written, or another process begins a run of the name given.
         ValueError: if there is such a run.
     """
-    name = settings.name or f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
     storage_path = settings.storage_path.rstrip("/")
     if "://" not in storage_path:
         storage_path = str(Path(storage_path).expanduser().absolute())
-    folder = RunFolder(f"{storage_path}/{name}")
-    if folder.exists():
-        raise name_is_taken(folder)
-    folder.check_writable()
-    return dataclasses.replace(settings, name=name, storage_path=storage_path), folder
+    by_time = f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
+    for name in [settings.name] if settings.name else map(by_time.__add__, ("", *_SUFFIXES)):
+        folder = RunFolder(f"{storage_path}/{name}")
+        if not folder.exists():
+            folder.check_writable()
+            try:
+                stack.enter_context(folder.locked())
+            except FolderError:
+                if settings.name:
+                    raise
+                continue
+            if not folder.exists():
+                return dataclasses.replace(settings, name=name, storage_path=storage_path), folder
+        if settings.name:
+            break
+    raise name_is_taken(folder)
 
 
 def name_is_taken(folder: RunFolder) -> ValueError:

@@ -74,7 +74,7 @@ class ProgressKeeper:
     """Keeps a `Progress` up to date, and tells a listener."""
 
     def __init__(
-        self, progress: Progress, ledger: Ledger, listener: Listener | None, look: Callable[[], str]
+        self, progress: Progress, ledger: Ledger, listener: Listener | None, look: Callable[[bool], str]
     ):
         """Start from what the ledger has already.
 
@@ -82,7 +82,8 @@ class ProgressKeeper:
             progress: the counts to keep.
             ledger: of the run.
             listener: whom to tell.
-            look: says in words what the search waits for; "" where that is nothing.
+            look: says in words what the search waits for, "" where that is nothing; it is told whether no
+                trial has run for a while.
         """
         self.progress, self.ledger, self.listener = progress, ledger, listener
         self.look, self.look_due, self.idle_since = look, 0.0, time.monotonic()
@@ -127,11 +128,9 @@ class ProgressKeeper:
         if now < self.look_due:
             return self.progress.waiting
         self.look_due = now + LOOK_SECONDS
-        if words := self.look():
-            return words
         if running or not pending:
             self.idle_since = now
-        return "waiting for a node that has room" if now - self.idle_since > IDLE_SECONDS else ""
+        return self.look(now - self.idle_since > IDLE_SECONDS)
 
     def _count(self, trial: TrialRecord, epochs: list[dict[str, Any]]) -> None:
         progress = self.progress

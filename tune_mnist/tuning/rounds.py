@@ -16,7 +16,8 @@ from optuna.distributions import BaseDistribution
 from ray import tune
 
 from tune_mnist.cluster import autoscaler
-from tune_mnist.cluster import connection as cluster
+from tune_mnist.cluster.address import ClusterError
+from tune_mnist.cluster.connection import Connection
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER
@@ -31,6 +32,7 @@ from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.tasks import send_by_value
 from tune_mnist.tuning.trainable import train_trial
+from tune_mnist.tuning.trouble import has_place
 
 RAY_FOLDER = "ray"
 """Name of the folder in the run folder that is Ray Tune's own, and that nobody reads."""
@@ -51,20 +53,24 @@ class Session:
     ledger: Ledger
     data: Any
     "What the task has loaded."
-    connection: cluster.Connection
+    connection: Connection
     listener: Listener | None
     stop: StopRequest
     remarks: list[str]
     "What is to be told before the first trial."
 
 
-def _waiting_for(folder: RunFolder) -> str:
-    """Say what the search waits for: storage that does not answer, or nodes that are to start."""
+def _waiting_for(folder: RunFolder, idle: bool) -> str:
+    """Say what the search waits for: storage that does not answer, nodes that start, room, a worker."""
     if folder.mirror.error:
         return f"waiting for {folder.uri}: {folder.mirror.error}"
     nodes = autoscaler.pending_nodes()
     words = [f"{count} node{'s' * (count > 1)} of type {name}" for name, count in nodes.items()]
-    return f"waiting for {', '.join(words)}" if words else ""
+    if words:
+        return f"waiting for {', '.join(words)}"
+    if not idle:
+        return ""
+    return "waiting for a worker to start" if has_place() else "waiting for a node that has room"
 
 
 def storage_error(error: BaseException | None) -> Exception | None:
@@ -90,17 +96,14 @@ def run_trials(session: Session, study: TrialStudy) -> None:
         partial(_waiting_for, session.folder),
     )
     attempts = Attempts(
-        session.settings, session.folder, study, ASHA(session.settings, ledger), progress, stop
+        *(session.settings, session.folder, study, ASHA(session.settings, ledger), progress, stop),
+        session.connection.session,
     )
     rounds, known, trouble = 0, -1, ""
     try:
         while attempts.unfinished and not stop.reason:
-            if attempts.cannot_load:
-                trained = "" if ledger.order else ", and nothing was trained"
-                raise cluster.ClusterError(
-                    f"no worker can import what a trial needs{trained}: {attempts.load_error} "
-                    f"(--resume {session.folder.uri} continues)"
-                )
+            if attempts.hopeless:
+                raise ClusterError(f"{attempts.hopeless} (--resume {session.folder.uri} continues)")
             if rounds:  # Ray may take this process for one that has ended, and would not say so
                 progress.tell(f"nothing moves: connecting to Ray again ({trouble})")
                 with stop.deferred():
@@ -108,7 +111,7 @@ def run_trials(session: Session, study: TrialStudy) -> None:
             if known < len(ledger.order):
                 rounds, known = 0, len(ledger.order)
             elif rounds >= ROUNDS:
-                raise cluster.ClusterError(f"Ray has run no trial in {rounds} attempts: {trouble}")
+                raise ClusterError(f"Ray has run no trial in {rounds} attempts: {trouble}")
             rounds += 1
             trouble = "no trial gives a sign of life"
             attempts.begin_round()

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
-from tune_mnist.cluster import connection as cluster
+from tune_mnist.cluster.address import ClusterError
 from tune_mnist.results.frames import TRIALS_TABLE, write_tables
 from tune_mnist.results.grid import ResultGrid, ledger_of, load_grid, saved_epochs
 from tune_mnist.results.winner import ScoringError, Winner, read_winner, score_winner
@@ -30,7 +30,6 @@ from tune_mnist.tuning.preflight import (
     SETTINGS,
     check_readable,
     fit_to_cluster,
-    name_is_taken,
     name_run,
     read_settings,
 )
@@ -102,10 +101,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
             given = read_points(settings.points, space) if settings.points else []
             earlier = read_earlier_runs(settings, facts, space)
             points = first_points(settings, task, space, given, [trial.params for trial in earlier.trials])
-            settings, folder = name_run(settings, getattr(options, "dataset", task.name))
-            stack.enter_context(folder.locked())
-            if folder.exists():
-                raise name_is_taken(folder)
+            settings, folder = name_run(settings, getattr(options, "dataset", task.name), stack)
             data = task.load(options, settings.seed) if task.load else None
             settings, slots, connection = fit_to_cluster(settings, task, folder, stop, stack, listener)
             with folder.created() as beginning:
@@ -224,8 +220,9 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
         cause = ledger.failure or storage_error(error)
         if cause is None:
             raise
-        kept = f"; what had not been copied is in {folder.local}" if folder.remote else ""
-        raise FolderError(f"{folder.uri} can't be written any more: {cause}{kept}") from error
+        kept = f"what had not been copied is in {folder.local}; " if folder.remote else ""
+        then = f"{kept}--resume {folder.uri} continues when it can"
+        raise FolderError(f"{folder.uri} can't be written any more: {cause} ({then})") from error
     stack.callback(folder.drop_working_copy)
     return Outcome(
         settings=settings,
@@ -268,7 +265,7 @@ def input_errors() -> Iterator[None]:
     """Turn what settings that can't be met raise in a block into an `InputError`."""
     try:
         yield
-    except (cluster.ClusterError, ValueError, OSError) as error:
+    except (ClusterError, ValueError, OSError) as error:
         raise InputError(str(error)) from error
 
 

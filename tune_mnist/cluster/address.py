@@ -1,0 +1,115 @@
+"""Which Ray cluster is meant, whether it answers, and whether this process can use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import ray
+
+from tune_mnist.cluster import ray_private
+from tune_mnist.run.words import first_line
+
+ADDRESS_TIMEOUT_SECONDS = 10.0
+"""Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
+
+AUTH_MODE = "RAY_AUTH_MODE"
+"""The variable that says whether Ray uses tokens."""
+
+
+class ClusterError(RuntimeError):
+    """There is no such cluster, or it can't give what a trial asks for."""
+
+
+class RefusedError(ClusterError):
+    """There is such a cluster, but it wants a token, or other versions of Ray or Python than those here."""
+
+
+def find_address(address: str) -> str:
+    """Give the HOST:PORT that is meant by auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    if address != "auto":
+        return address
+    found = ray_private.address_of_this_machine()
+    if not found:
+        raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
+    return found
+
+
+def find_running_here() -> tuple[str, str] | None:
+    """Find the cluster that this machine belongs to, and its mode of authentication.
+
+    The file that Ray asks is written by `ray start` and removed by `ray stop` only. So it never names the
+    cluster that another search has started for itself, and names a dead one after a crash.
+
+    Raises:
+        RefusedError: if it wants a token or versions that are missing here.
+    """
+    address = ray_private.address_of_this_machine()
+    if not address:
+        return None
+    try:
+        return address, check_answers(address)
+    except RefusedError:
+        raise
+    except ClusterError:
+        return None
+
+
+def check_answers(address: str) -> str:
+    """Ask a cluster for its health; give its mode of authentication, disabled or token."""
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"the address is {address}, but must be auto or HOST:PORT: Ray Client is not supported"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"the address is {address}, but must be auto or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT_SECONDS / 2).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
+    # Where its mode and ours differ, Ray connects, but each actor is dead on arrival.
+    complaint = _ask_for_health(address, "disabled")
+    if complaint is None:
+        return "disabled"
+    if "InvalidAuthToken" in complaint:
+        if os.environ.get(AUTH_MODE) != "disabled" and _ask_for_health(address, "token") is None:
+            return "token"
+        raise RefusedError(
+            f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
+        )
+    check_versions(address, complaint)
+    raise ClusterError(f"what answers at {address} is no Ray cluster of version {ray.__version__}")
+
+
+def _ask_for_health(address: str, auth_mode: str) -> str | None:
+    """Give what a cluster complains of, in a process of its own, because Ray's client never gives up."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    environment = os.environ | {AUTH_MODE: auth_mode}
+    try:
+        subprocess.run(
+            command, env=environment, check=True, capture_output=True, timeout=ADDRESS_TIMEOUT_SECONDS
+        )
+    except subprocess.SubprocessError as error:
+        return (getattr(error, "stderr", None) or b"").decode(errors="replace")
+    return None
+
+
+def check_versions(address: str, complaint: str) -> None:
+    """Raise `RefusedError` where Ray complains that a cluster's versions differ from those of this process.
+
+    `ray health-check` names both versions of Ray, the cluster's first; `ray.init` those of Python too.
+    """
+    named = r"(?:cluster has Ray version|local Ray version is|Ray:|Python:) (\S+)"
+    versions = re.findall(named, complaint) if "ersion mismatch" in complaint else []
+    if len(versions) in (2, 4):
+        half = len(versions) // 2
+        there, here = (" on Python ".join(both) for both in (versions[:half], versions[half:]))
+        raise RefusedError(
+            f"the Ray cluster at {address} has Ray {there}, but here is Ray {here}: they must be the same"
+        )

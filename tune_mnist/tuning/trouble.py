@@ -1,0 +1,176 @@
+"""What stands in the way of all trials alike: losses that are no fault of a trial, and when to give up."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError
+from ray.util import placement_group_table
+
+from tune_mnist.cluster.machine import why_no_worker
+from tune_mnist.run.saved import StorageError
+from tune_mnist.run.settings import Settings
+from tune_mnist.run.words import first_line
+
+LOAD_ERROR = re.compile(
+    r"(?:failed to import on the worker.*?\n|System error: [^\n]*\ntraceback: )Traceback.*?\n(\w[^\n]*)",
+    re.DOTALL,
+)
+"""Where Ray's text about a lost attempt has what a process raised that imported the trial or its task."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a storage that no second try cures."""
+FEWEST = 3
+"""Fewest such losses in a row before a search gives up."""
+STORAGE_SECONDS = 600.0
+"""Time after which a search gives up a storage that does not answer."""
+LONGEST_PAUSE = 60.0
+"""Most seconds before a lost attempt is tried again."""
+SLOWEST = 10.0
+"""How many times as long as the slowest epoch so far nothing may be heard of a trial that trains."""
+
+
+class Trouble:
+    """Counts losses that are no fault of a trial, until an attempt reports something."""
+
+    def __init__(self, slots: int, tell: Callable[[str], None]) -> None:
+        """Start without any.
+
+        Args:
+            slots: attempts that may run concurrently.
+            tell: takes a line for the person.
+        """
+        self.losses = 0
+        self.reason = ""
+        "Why the last one was lost."
+        self._enough, self._tell, self._told = max(slots, FEWEST), tell, ""
+        self._since, self._away, self._due = 0.0, False, 0.0
+
+    def heard(self) -> None:
+        """Forget them: an attempt has reported something."""
+        self.losses, self._since = 0, 0.0
+
+    def excuses(self, cause: BaseException | str, details: str) -> str:
+        """Give why a loss is no fault of its trial, which then has lost nothing; "" where it may be.
+
+        Args:
+            cause: what was raised in the process, or what Ray says of its end.
+            details: the whole text of it.
+        """
+        imported = LOAD_ERROR.search(details)
+        if imported:
+            reason, self._away = f"no worker can import what a trial needs: {imported[1]}", False
+        elif isinstance(cause, StorageError):
+            reason, self._away = cause.strerror or first_line(cause), cause.errno not in FULL
+        else:
+            return ""
+        self.losses += 1
+        self._since = self._since or time.monotonic()
+        if self._away:
+            self._wait(2.0**self.losses)
+        self.reason = reason
+        self._say(reason)
+        return reason
+
+    def memory(self, error: BaseException | str, details: str, losses: int) -> None:
+        """Wait before the next attempt where one was ended for want of memory, the longer the more often."""
+        if isinstance(error, OutOfMemoryError) or "OutOfMemoryError" in details:
+            self._wait(5 * 2.0**losses)
+            self._say(
+                "a trial was ended for want of memory, and is tried again later; a smaller "
+                "--max-concurrent-trials or a larger --cpus-per-trial leaves more to each"
+            )
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so much was lost in a row that another attempt has no prospect."""
+        if self._away:
+            return self.losses > 0 and time.monotonic() - self._since > STORAGE_SECONDS
+        return self.losses >= self._enough
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next attempt may begin."""
+        return max(0.0, self._due - time.monotonic())
+
+    def _wait(self, seconds: float) -> None:
+        self._due = max(self._due, time.monotonic() + min(seconds, LONGEST_PAUSE))
+
+    def _say(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            self._tell(text)
+
+
+class Watchdog:
+    """Finds out that nothing moves any more: attempts without a sign of life, a Ray that starts no worker."""
+
+    def __init__(self, settings: Settings, session: Callable[[], Path | None], slowest: float) -> None:
+        """Start the clock.
+
+        Args:
+            settings: of the search.
+            session: gives the folder of Ray's session, where that is on this machine.
+            slowest: seconds of the slowest epoch so far, 0 before the first.
+        """
+        self.settings, self._session, self.slowest = settings, session, slowest
+        self.reason = ""
+        "Why Ray will run nothing here any more."
+        self._heard, self._stalls, self._started = time.monotonic(), 0, False
+
+    def heard(self, *, started: bool = False) -> None:
+        """Take note of a sign of life."""
+        self._heard = time.monotonic()
+        self._started |= started
+
+    def is_silent(self, *, training: bool) -> bool:
+        """Tell whether nothing was heard of any attempt for longer than their epochs or a start explain.
+
+        Before the first epoch nobody knows how long one takes, so more patience is needed. Where no attempt
+        has a process, that may be for want of a node with room, which is no fault.
+
+        Args:
+            training: whether an attempt has a process.
+        """
+        session = self._session()
+        if session and not session.exists():
+            self.reason = f"Ray's folder {session} has been removed while it ran"
+            return True
+        patience = self.settings.stall_seconds
+        if training:
+            patience = max(patience, SLOWEST * (self.slowest or patience))
+        if time.monotonic() - self._heard < patience * 2**self._stalls:
+            return False
+        if not training and not self._has_room():
+            self.heard()
+            return False
+        if not training and not self._started and has_place():
+            cause = why_no_worker(session)
+            self.reason = f"Ray has started no worker in {patience:.0f} s{cause and f': {cause}'}"
+        self._stalls += 1
+        return True
+
+    def _has_room(self) -> bool:
+        try:
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
+        except RayError:
+            return True
+        settings = self.settings
+        return has_place() or bool(
+            free.get("CPU", 0.0) >= settings.cpus_per_trial
+            and free.get("GPU", 0.0) >= (settings.gpus_per_trial or 0.0)
+        )
+
+
+def has_place() -> bool:
+    """Tell whether a node has made room for an attempt of this process, and a worker could start there."""
+    job: str = ray.get_runtime_context().get_job_id()  # in which the id of each placement group ends
+    try:
+        groups = placement_group_table().values()
+    except RayError:
+        return False
+    return any(group["state"] == "CREATED" and group["placement_group_id"].endswith(job) for group in groups)
