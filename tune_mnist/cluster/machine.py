@@ -9,8 +9,8 @@ from pathlib import Path
 
 from loky import cpu_count
 
-SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""What Ray appends to its temp folder for a socket."""
+SOCKET = f"/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+"""As long as what Ray appends to its temp folder for a socket."""
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Most bytes in the path of a socket."""
 PROBE_BYTES = 2**16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -187,10 +187,22 @@ def _attempt_directory(trial: Any) -> str:
     return f"{trial.config[OPTUNA_NUMBER]:05d}_{trial.config[ATTEMPT]['number']}_{trial.trial_id}"
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short without a word: the search says itself that it can't write."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the record."""
+
+    def close(self) -> None:
+        """Close the file, with or without what is still to be written."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def ray_log(path: Path) -> Iterator[None]:
     """Send what Ray Tune and Optuna log to a file of the run instead of the console."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     optuna.logging.disable_default_handler()
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air", "optuna")]
