@@ -318,6 +318,8 @@ def test_ray_that_starts_no_worker_or_has_lost_its_folder_ends_the_search(
 ) -> None:
     clock, session = SimpleNamespace(now=1000.0), tmp_path / "session"
     (session / "logs").mkdir(parents=True)
+    (session / "sockets").mkdir()
+    (session / "sockets" / "raylet").touch()
     (session / "logs" / "raylet.err").write_text("Traceback:\nModuleNotFoundError: No module named 'ray'\n\n")
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
     monkeypatch.setattr(trouble, "has_place", lambda: True)
@@ -327,9 +329,9 @@ def test_ray_that_starts_no_worker_or_has_lost_its_folder_ends_the_search(
     assert watchdog.is_silent(training=False)
     assert watchdog.reason == "Ray has started no worker in 30 s: ModuleNotFoundError: No module named 'ray'"
     watchdog = Watchdog(Settings(), lambda: session, 0.0)
-    shutil.rmtree(session)
+    shutil.rmtree(session / "sockets")
     assert watchdog.is_silent(training=True)
-    assert watchdog.reason == f"Ray's folder {session} has been removed while it ran"
+    assert watchdog.reason == f"Ray's folder {session} was deleted while it ran"
 
 
 def test_a_round_that_was_ended_gives_its_attempts_back_and_counts_no_loss(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         stack.enter_context(ray_private.no_uv_environment())
         context = connect()
         session = Path(context.address_info["session_dir"])
-        here = session.exists()
+        here = machine.has_sockets(session)
         stack.enter_context(ray_private.quiet_errors())
         if head == "local":
             stack.enter_context(ray_private.waiting_workers())

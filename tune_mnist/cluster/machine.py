@@ -47,6 +47,14 @@ def check_temp_folder() -> None:
         ) from error
 
 
+def has_sockets(session: Path) -> bool:
+    """Tell whether a session's folder has the sockets by which a new worker reaches Ray, on this machine.
+
+    The folder alone says nothing: where it was deleted, Ray's processes make it again, for their logs.
+    """
+    return any((session / "sockets").glob("*"))
+
+
 def why_no_worker(session: Path | None) -> str:
     """Give the last words of the processes that did not become workers; "" where there are none.
 

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.util import placement_group_table
 
-from tune_mnist.cluster.machine import why_no_worker
+from tune_mnist.cluster.machine import has_sockets, why_no_worker
 from tune_mnist.run.saved import StorageError
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
@@ -137,8 +137,8 @@ class Watchdog:
             training: whether an attempt has a process.
         """
         session = self._session()
-        if session and not session.exists():
-            self.reason = f"Ray's folder {session} has been removed while it ran"
+        if session and not has_sockets(session):
+            self.reason = f"Ray's folder {session} was deleted while it ran"
             return True
         patience = self.settings.stall_seconds
         if training:
