@@ -82,8 +82,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
 	@touch $@
 
-# Old Pythons must be able to read this to be turned away by it. From a path with a space, trials would
-# stay PENDING for ever: Ray 2.60 hands the path of the interpreter to bash without quotes.
+# Old Pythons must be able to read this to be turned away by it.
 PREFLIGHT = \
     import sys; \
     version = "%d.%d" % sys.version_info[:2]; \
@@ -93,7 +92,4 @@ PREFLIGHT = \
     import importlib.util; \
     importlib.util.find_spec("ensurepip") or sys.exit( \
         "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python" \
-        + version + "-venv"); \
-    import os; \
-    " " in os.getcwd() and sys.exit( \
-        "Ray cannot start its workers from a path with a space in it: move " + os.getcwd())
+        + version + "-venv")
