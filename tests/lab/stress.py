@@ -5,8 +5,9 @@ make stress ARGS="-n 60 --task toy"    (a minimised task without torch)
 
 Each round is a search on real MNIST, small by numbers, on a Ray cluster of a head and two nodes. One to three
 processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. A
-worker that is to hang gets a SIGSTOP. When the search has come to its end, the six points of
-`tests/invariants.py` are checked.
+worker that is to hang gets a SIGSTOP. The disk of the runs is filled, and Ray's temp folder deleted: both end
+the search, which is resumed when there is room again, or on a new cluster. When the search has come to its
+end, the six points of `tests/invariants.py` are checked.
 """
 
 import argparse
@@ -39,13 +40,18 @@ TASKS = {
 """Flags by the name of the task."""
 HANG_SECONDS = 300.0
 """Time after the last kill in which a search must have come to its end; an idle machine needs 20."""
-KINDS = ("driver", "worker", "node", "hang")
+KINDS = ("driver", "worker", "node", "hang", "disk", "temp")
+DISK = "size=300m"
+"""Of the tmpfs that the runs lie on."""
 
 
 class Arena:
     """A cluster whose nodes can be killed and replaced."""
 
     def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
         self.cluster = Cluster(shutdown_at_exit=True)
         self.cluster.add_node(num_cpus=0, object_store_memory=200 * 2**20, include_dashboard=False)
         self.nodes = [self.add() for _ in range(2)]
@@ -53,6 +59,20 @@ class Arena:
 
     def add(self) -> Any:
         return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+
+    def delete_temp_folder(self) -> None:
+        """Delete what all nodes have in Ray's temp folder, as a cleaning job does."""
+        for session in Path("/tmp/ray").glob("session_*"):
+            shutil.rmtree(session, ignore_errors=True)
+
+    def start_again(self) -> None:
+        """Start another cluster in place of a broken one."""
+        for node in [self.cluster.head_node, *self.nodes]:
+            for processes in node.all_processes.values():
+                for process in processes:
+                    kill(process.process.pid)
+        ray.shutdown()
+        self.start()
 
     def processes(self, node: Any) -> list[psutil.Process]:
         (raylet,) = node.all_processes["raylet"]
@@ -88,25 +108,26 @@ def one_round(arena: Arena, folder: Path, task: list[str], rng: random.Random, n
     """Run and kill one search; what was done, and what was found."""
     name = f"round{number:03d}"
     run_dir = folder / name
-    joined = [*TUNE, "--address", arena.address]
-    start = [*joined, *task, "--name", name, "--storage-path", str(folder), "--num-samples", str(TRIALS)]
+    start = [*TUNE, *task, "--name", name, "--storage-path", str(folder), "--num-samples", str(TRIALS)]
     start += ["--seed", str(number), "--checkpoint-seconds", rng.choice(["0", "30"])]
     start += ["--sampler", rng.choice(["tpe", "random", "qmc"])]
     start += ["--max-failures", "9", "--stall-seconds", "30"]
-    resume = [*joined, "--resume", str(run_dir)]
+    resume = [*TUNE, "--resume", str(run_dir)]
     planned = [rng.choice(KINDS) for _ in range(rng.randint(1, 3))]
     done: list[str] = []
     found: dict[str, Any] = {"round": name, "killed": done}
     try:
-        with (folder / f"{name}.log").open("w") as log:
-            command, code = start, -signal.SIGKILL
-            while code == -signal.SIGKILL:
-                driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-                code, command = one_session(arena, driver, run_dir, rng, planned, done), resume
-        assert code == 0, f"exit code {code}"
+        with folder.with_name(f"{name}.log").open("w") as log:
+            command, ended = start, ""
+            while ended != "0":
+                joined = [*command, "--address", arena.address]
+                driver = subprocess.Popen(joined, stdout=log, stderr=log, start_new_session=True)
+                ended, command = one_session(arena, driver, run_dir, rng, planned, done), resume
+                assert ended in ("0", "-9 driver", "1 disk", "1 temp"), f"exit code and last kill: {ended}"
         found |= check(run_dir, TRIALS)
         before = fingerprint(run_dir)
-        again = subprocess.run(resume, capture_output=True, text=True, timeout=120, check=False)
+        joined = [*resume, "--address", arena.address]
+        again = subprocess.run(joined, capture_output=True, text=True, timeout=120, check=False)
         assert again.returncode == 0 and "has finished" in again.stdout, f"point 6: {again}"
         assert fingerprint(run_dir) == before, "point 6: a resume has changed a finished run"
         found["held"] = True
@@ -122,8 +143,9 @@ def one_session(
     rng: random.Random,
     planned: list[str],
     done: list[str],
-) -> int:
-    """Kill what is planned while a driver runs, until it is killed itself; its exit code."""
+) -> str:
+    """Kill what is planned while a driver runs, until that ends it; its exit code, and what has ended it."""
+    fill, kind = run_dir.with_name("fill"), ""
     wait_for_ledger(run_dir, driver)
     while planned and driver.poll() is None:
         wait_for_epochs(run_dir, driver, more=rng.randrange(5))
@@ -140,15 +162,30 @@ def one_session(
             arena.kill_node(rng.randrange(2))
         elif kind == "driver":
             kill(driver.pid)
+        elif kind == "disk":
+            fill_up(fill)
+        elif kind == "temp":
+            arena.delete_temp_folder()
         else:
             continue
         done.append(kind)
-        if kind == "driver":
+        if kind in ("driver", "disk", "temp"):
             break
     try:
-        return driver.wait(timeout=HANG_SECONDS)
+        code = driver.wait(timeout=HANG_SECONDS)
     finally:
         kill(driver.pid)
+        fill.unlink(missing_ok=True)
+        if kind == "temp":
+            arena.start_again()
+    return f"{code} {kind}" if code else "0"
+
+
+def fill_up(file: Path) -> None:
+    """Take all that is free of a disk."""
+    with suppress(OSError), file.open("wb", buffering=0) as content:
+        while True:
+            content.write(bytes(4096))
 
 
 def wait_for_ledger(run_dir: Path, driver: "subprocess.Popen[bytes]") -> None:
@@ -182,18 +219,20 @@ def main() -> int:
     args = parser.parse_args()
     task = [*TASKS[args.task], *(["--data-dir", str(ROOT / "data")] if args.task == "mnist" else [])]
     shutil.rmtree(args.folder, ignore_errors=True)
-    args.folder.mkdir(parents=True)
+    runs = args.folder / "runs"
+    runs.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", runs], check=True)
     os.environ["PYTHONPATH"] = str(ROOT)
     rng, arena = random.Random(args.seed), Arena()
     kills: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     for number in range(args.n):
-        row = one_round(arena, args.folder, task, rng, number)
+        row = one_round(arena, runs, task, rng, number)
         rows.append(row)
         kills.update(row["killed"])
         print(json.dumps(row), flush=True)
         if row["held"]:
-            shutil.rmtree(args.folder / row["round"], ignore_errors=True)
+            shutil.rmtree(runs / row["round"], ignore_errors=True)
     broken = [row for row in rows if not row["held"]]
     print(f"\nrounds {len(rows)}, of which all six points held in {len(rows) - len(broken)}")
     print("killed, or stopped: " + ", ".join(f"{kills[kind]} {kind}s" for kind in KINDS))

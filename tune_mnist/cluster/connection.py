@@ -210,8 +210,8 @@ def _set_environment(variables: Mapping[str, str | None]) -> None:
 def _join(address: str) -> Any:
     if " " in sys.executable:
         raise ClusterError(
-            f"a Ray cluster can't be joined by {sys.executable}: Ray starts its workers by a shell, for which "
-            "the path ends at the space; move the environment, or use --address local for a Ray of its own"
+            f"a Ray cluster can't be joined by {sys.executable}: Ray starts its workers by a shell, for "
+            "which the path ends at the space; move the environment, or let --address local start a Ray"
         )
     try:
         return ray.init(address=address, runtime_env=_runtime_env(), **QUIET)
