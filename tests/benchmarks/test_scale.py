@@ -105,7 +105,7 @@ def test_the_journal_has_each_operation_as_soon_as_it_is_done(tmp_path: Path) ->
 def test_a_journal_in_the_making_is_not_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_text("the old one\n")
-    journal = Journal()
+    journal = Journal(print)
     study = optuna.create_study(storage=JournalStorage(journal), study_name="new")
     study.add_trial(optuna.create_trial(value=1.0))
     assert path.read_text() == "the old one\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,18 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 
 JOURNAL = "study.journal"
 """Name of the study's file in the run folder."""
+LOCK_SECONDS = 30
+"""Age at which a lock is broken: its holder was killed, or is a dashboard that hangs."""
+PATIENCE_SECONDS = 3.0
+"""Time after which a person is told that a lock is waited for."""
 
 
 class Journal(BaseJournalBackend):
     """Optuna's journal of one study: in memory while it is made anew from a ledger, then in its file."""
 
-    def __init__(self) -> None:
-        """Begin without an operation."""
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """Begin without an operation; ``tell`` takes a line about a lock that has to be waited for."""
+        self._tell = tell
         self._made: list[dict[str, Any]] = []
         self._file: JournalFileBackend | None = None
 
@@ -40,7 +47,7 @@ class Journal(BaseJournalBackend):
             stale.unlink(missing_ok=True)
         JournalFileBackend(str(fresh)).append_logs(self._made)
         fresh.replace(path)
-        self._file, self._made = _UnsyncedFile(path), []
+        self._file, self._made = _UnsyncedFile(path, self._tell), []
 
 
 class _UnsyncedFile(JournalFileBackend):
@@ -50,17 +57,29 @@ class _UnsyncedFile(JournalFileBackend):
     of a journal, a resume makes again from the ledger.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, JournalFileSymlinkLock(str(path))
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        self._path, self._lock = path, JournalFileSymlinkLock(str(path), LOCK_SECONDS)
+        self._tell = tell
         super().__init__(str(path), self._lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Take operations down, so that other processes see them."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self._locked(), self._path.open("ab") as file:
+            file.write(lines.encode())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock, waits = Path(f"{self._path}.lock"), None
+        if lock.is_symlink():
+            text = f"waiting for {lock}, which another process holds; after {LOCK_SECONDS} s it is broken"
+            waits = threading.Timer(PATIENCE_SECONDS, self._tell, [text])
+            waits.start()
         self._lock.acquire()
         try:
-            with self._path.open("ab") as file:
-                file.write(lines.encode())
+            if waits:
+                waits.cancel()
+            yield
         finally:
             self._lock.release()
 

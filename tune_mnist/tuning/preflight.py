@@ -66,7 +66,7 @@ def name_is_taken(folder: RunFolder) -> ValueError:
     """Make the complaint about a new run in the place of another one."""
     return ValueError(
         f"name is {folder.name}, but must be a new one: {folder.uri} exists "
-        f"(--resume {folder.uri} goes on with it)"
+        f"(--resume {folder.uri} continues it)"
     )
 
 
@@ -92,7 +92,7 @@ def check_readable(folder: RunFolder, ledger: Ledger) -> None:
         FolderError: if one is.
     """
     if not ledger.sessions:
-        raise FolderError(f"{folder.uri} can't be gone on with: {LEDGER} has no line that can be read")
+        raise FolderError(f"{folder.uri} can't be resumed: {LEDGER} has no line that can be read")
     numbers = sorted(trial.number for trial in ledger.trials.values())
     lost = bool(ledger.lost_trials) or numbers != list(range(len(numbers)))
     if ledger.lost_lines:
@@ -101,7 +101,7 @@ def check_readable(folder: RunFolder, ledger: Ledger) -> None:
         lost |= bool(folder.trial_folders() - {trial.directory for trial in ledger.trials.values()})
     if not ledger.distributions or lost:
         raise FolderError(
-            f"{folder.uri} can't be gone on with: {LEDGER} has {ledger.lost_lines} lines that can't be read, "
+            f"{folder.uri} can't be resumed: {LEDGER} has {ledger.lost_lines} lines that can't be read, "
             "and with them a trial or the search space is lost"
         )
 

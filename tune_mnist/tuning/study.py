@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -60,15 +60,19 @@ class TrialStudy:
         space: Mapping[str, BaseDistribution],
         ledger: Ledger,
         folder: RunFolder,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it."""
+        """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it.
+
+        What has to be waited for is told by ``tell``, in a line.
+        """
         self.ledger = ledger
         self._settings, self._task, self._space, self._folder = settings, task, dict(space), folder
         self._asked: dict[str, Trial] = {}
         "The trials that have not ended."
         self._heard: dict[str, set[int]] = defaultdict(set)
         "Epochs that the study knows of them."
-        journal, path = Journal(), folder.local / JOURNAL
+        journal, path = Journal(tell), folder.local / JOURNAL
         storage = JournalStorage(journal)
         self._study = optuna.create_study(
             study_name=folder.name,

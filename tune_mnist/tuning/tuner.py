@@ -202,7 +202,8 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
     settings, folder, ledger, stop = session.settings, session.folder, session.ledger, session.stop
     stack.enter_context(ray_log(folder.local / RAY_LOG))
     try:
-        study = TrialStudy(settings, session.task, session.space, ledger, folder)
+        tell = {"tell": session.listener.on_message} if session.listener else {}
+        study = TrialStudy(settings, session.task, session.space, ledger, folder, **tell)
         folder.push(wait=True)
         _tell_where_to_look(session, stack)
         stop.begin()
