@@ -39,7 +39,7 @@ from tune_mnist.finalize.protocol import (
     difference,
     scores_of,
 )
-from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, retrain
+from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult
 from tune_mnist.mnist.data import Split, load_test
 from tune_mnist.mnist.export import quiet_load
 from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE
@@ -49,6 +49,7 @@ from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import TrialRecord
 from tune_mnist.task import Trial
+from tune_mnist.tuning.retrain import Step, retrain
 from tune_mnist.tuning.tasks import make_options
 from tune_mnist.tuning.tuner import InputError
 
@@ -325,7 +326,7 @@ def retrained(config: dict[str, Any], mnist_dir: Path) -> list[Step]:
 def test_a_training_brings_its_model_and_a_diverged_one_says_where(mnist_dir: Path, tmp_path: Path) -> None:
     config = {"lr": 0.02, "momentum": 0.9, "epochs": 2, "activation": "gelu"}
     first, second, last = retrained(config, mnist_dir)
-    assert (first, second) == (Step(epoch=1), Step(epoch=2)) and last.ended and last.checkpoint
+    assert (first.epoch, second.epoch, second.value) == (1, 2, last.value) and last.ended and last.checkpoint
     (tmp_path / "saved").write_bytes(last.checkpoint)
     assert TASK.export and TASK.test
     options = make_options(TASK, {"data_dir": mnist_dir})
