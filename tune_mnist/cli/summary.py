@@ -118,7 +118,8 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
     analyse = f"  {command('analyse', where)}  # writes {REPORT}"
-    return [f"Run folder: {where}", analyse, f'  {python} -c "{table}"']
+    quoted = shlex.quote(table) if set(table) & set('"$`\\!') else f'"{table}"'
+    return [f"Run folder: {where}", analyse, f"  {python} -c {quoted}"]
 
 
 def exit_code(outcome: Outcome) -> int:
