@@ -67,7 +67,7 @@ class Runner:
 
     def command(self, script: str, flags: Sequence[str]) -> list[str]:
         """Give the script and its flags; those that read MNIST are told where it is."""
-        elsewhere = {"--task", "--trainable", "--resume"} & set(flags)
+        elsewhere = {"--task", "--trainable", "--resume", "--run"} & set(flags)
         data = ["--data-dir", str(self.mnist_dir)] * (script in ("tune.py", "train.py") and not elsewhere)
         return [str(SCRIPTS / script), *data, *flags]
 

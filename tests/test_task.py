@@ -185,6 +185,8 @@ def test_a_ray_function_is_searched_as_it_is(warm_joining: WarmRunner) -> None:
     assert set(trials["state"]) <= {"COMPLETE", "PRUNED"} and (trials["steps"] == 20).all()
     winner = json.loads((run_dir / "best" / "metrics.json").read_text())
     assert winner["loss"] == results.epochs_frame(results.load(run_dir))["loss"].min()
+    code, out, err = warm_joining.run("--run", "runs/function", "--trial", "1", script="train.py")
+    assert (code, err) == (0, "") and ": as in the search" in out.splitlines()[-1]
 
 
 def test_another_network_on_images_trains_resumes_and_is_tested(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ from tune_mnist.finalize.protocol import (
     difference,
     scores_of,
 )
-from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, retrain
+from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult
 from tune_mnist.mnist.data import Split, load_test
 from tune_mnist.mnist.export import quiet_load
 from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE
@@ -49,6 +50,7 @@ from tune_mnist.results.winner import Winner, read_winner, score_winner
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import TrialRecord
 from tune_mnist.task import Trial
+from tune_mnist.tuning.retrain import Step, retrain
 from tune_mnist.tuning.tasks import make_options
 from tune_mnist.tuning.tuner import InputError
 
@@ -127,7 +129,9 @@ def finals_of(run_dir: Path) -> dict[Job, JobResult]:
 def test_ctrl_c_ends_it_with_one_line_and_keeps_what_has_ended(finalized: Finalized) -> None:
     code, out, err = finalized.first
     assert code == 130
-    assert err.count("\n") == 1 and "the same command goes on: python scripts/finalize.py runs/final" in err
+    assert err.count("\n") == 1
+    script = shlex.join([sys.executable, str(SCRIPTS / "finalize.py"), "runs/final", *FLAGS])
+    assert err.endswith(f"and the same command resumes: {script}\n")
     assert out.count("\n") == len(finalized.kept) >= 1
 
 
@@ -188,7 +192,7 @@ def test_the_tables_say_what_the_file_says(finalized: Finalized) -> None:
     half = 4.30265 * sd / math.sqrt(3)  # Student's t for n = 3, from a table
     assert re.search(rf"trial \d +{mean:.4g} ± {sd:.4g} +3 +{mean - half:.4g} to {mean + half:.4g}", out)
     assert re.search(rf"\| trial \d \| {mean:.4g} \| {sd:.4g} \| 3 \| 0 \| {mean - half:.4g} to", card)
-    assert "python scripts/finalize.py runs/final --top-k 2 --seeds 3" in card
+    assert f"`tune-mnist finalize {finalized.run_dir} --top-k 2 --seeds 3`" in card
     assert f"- torch {torch.__version__.partition('+')[0]}" in card and "n = 70" in card
 
 
@@ -325,7 +329,7 @@ def retrained(config: dict[str, Any], mnist_dir: Path) -> list[Step]:
 def test_a_training_brings_its_model_and_a_diverged_one_says_where(mnist_dir: Path, tmp_path: Path) -> None:
     config = {"lr": 0.02, "momentum": 0.9, "epochs": 2, "activation": "gelu"}
     first, second, last = retrained(config, mnist_dir)
-    assert (first, second) == (Step(epoch=1), Step(epoch=2)) and last.ended and last.checkpoint
+    assert (first.epoch, second.epoch, second.value) == (1, 2, last.value) and last.ended and last.checkpoint
     (tmp_path / "saved").write_bytes(last.checkpoint)
     assert TASK.export and TASK.test
     options = make_options(TASK, {"data_dir": mnist_dir})
@@ -415,6 +419,7 @@ def test_what_cannot_be_finalized_is_refused_in_one_line(finalized: Finalized, t
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        (["s4://bucket/run"], "s4://bucket/run can't be used as storage"),
         (["runs/none"], r"\S+/runs/none is not the folder of a run: it has no ledger.jsonl"),
         (["runs/final", "--cpus-per-trial", "1.5"], r"cpus_per_trial is 1.5, but must be above 0"),
     ],
@@ -464,7 +469,7 @@ def test_the_tables_fit_into_60_columns_and_tell_what_diverged(verdict: Verdict,
     assert re.search(r"trial 3 +99.10% ± 0.10 +3 of 4 +98.85% to 99.35%", text)
     assert re.search(r"difference +\+2.10 ± 0.10 +3 +\+1.85 to \+2.35", text)
     assert "2 trainings diverged" in text
-    card = write_card(verdict, name="run", command="python scripts/finalize.py run")
+    card = write_card(verdict, name="run", command="tune-mnist finalize run")
     assert "seed 22, the first one that did not diverge" in card.replace("\n  ", " ")
     assert "| trial 12 | 90.00% | 98.50% | 0.71 | 2 | 1 |" in card
     same = dataclasses.replace(verdict, baseline_test=None, difference=None)

@@ -114,6 +114,33 @@ def test_pictures_of_runs_of_every_luck(analyse: Analyse, tmp_path: Path, option
     assert (code, err) == (0, "") and Path("page.html").exists() and Path("plots/epochs.png").exists()
 
 
+def fixed_run(folder: Path, lr: str) -> Path:
+    """A run whose space has one value of each parameter, but for the learning rate that is given."""
+    (folder / "spaces.py").write_text(
+        "from optuna.distributions import *\n"
+        f"SPACE = {{'lr': FloatDistribution({lr}, log=True), 'momentum': FloatDistribution(0.5, 0.5),\n"
+        "         'optimizer': CategoricalDistribution(('sgd',)), 'epochs': IntDistribution(5, 5)}\n"
+    )
+    return make_run(folder / "run", 12, space=f"{folder / 'spaces.py'}:SPACE", grace_period=5)
+
+
+def test_nothing_is_said_of_the_importance_of_what_cannot_vary(analyse: Analyse, tmp_path: Path) -> None:
+    run = fixed_run(tmp_path, "0.003, 0.003")
+    code, out, err = analyse("run", "--png")
+    assert (code, err) == (0, "")
+    assert "Importance: no hyper-parameter of the space can vary\n" in out
+    assert "No hyper-parameter of the space can vary." in (run / "report.html").read_text()
+    assert not (run / "plots" / "importance.png").exists()
+
+
+def test_importance_is_that_of_the_others(analyse: Analyse, tmp_path: Path) -> None:
+    run = fixed_run(tmp_path, "0.001, 0.01")
+    code, out, err = analyse("run", "--png")
+    assert (code, err) == (0, "")
+    assert "Importance (PED-ANOVA, 12 finished trials): lr 100%\n" in out
+    assert (run / "plots" / "importance.png").exists()
+
+
 def test_runs_are_compared(analyse: Analyse, tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 1)):
         make_run(tmp_path / name, 20, seed=seed)

@@ -181,19 +181,18 @@ def printed_summary(view: View) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_the_command_that_ends_the_summary_writes_the_page_that_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["a folder", "user's $HOME"])
+def test_the_commands_that_end_the_summary_work_where_they_are_printed(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (command,) = (
-        line
-        for line in printed_summary(view_of(make_run(tmp_path / "a folder" / "run", 2)))
-        if "analyse.py" in line
-    )
-    page = tmp_path / "a folder" / "run" / command.rpartition("  # writes ")[2]
+    analyse, table = printed_summary(view_of(make_run(tmp_path / folder / "run", 2)))[-2:]
+    page = tmp_path / folder / "run" / analyse.rpartition("  # writes ")[2]
     assert page.suffix == ".html" and not page.exists()
-    subprocess.run(command, shell=True, check=True, capture_output=True)
+    subprocess.run(analyse, shell=True, check=True, capture_output=True)
     assert page.stat().st_size > 100_000
+    shown = subprocess.run(table, shell=True, check=True, capture_output=True, text=True)
+    assert "[2 rows x " in shown.stdout
 
 
 def test_the_summary_says_what_the_facts_say(tmp_path: Path) -> None:

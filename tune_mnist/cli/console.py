@@ -18,7 +18,7 @@ class PatientConsole(Console):
     """A console whose reader may leave (``| head -1``): Rich would exit, and the search be lost."""
 
     def on_broken_pipe(self) -> None:
-        """Go on without a reader."""
+        """Continue without a reader."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -56,7 +56,7 @@ class SearchConsole:
             self.started = time.monotonic()
             if progress.resumed:
                 self.console.print(
-                    f"{progress.resumed} of {progress.num_samples} trials had ended; the others go on"
+                    f"{progress.resumed} of {progress.num_samples} trials had ended; the others continue"
                 )
         self.progress = progress
         if progress.waiting != self.waiting and not self.console.is_terminal:

@@ -10,16 +10,19 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
-from tune_mnist.cli.parser import OneLineParser, add_flags, program
+from tune_mnist.cli.parser import OneLineParser, add_flags, command, program
 from tune_mnist.finalize.finalizer import AllDivergedError, finalize
 from tune_mnist.finalize.protocol import FinalsSettings
 from tune_mnist.finalize.trainings import TrainingError
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.settings import Settings
+from tune_mnist.run.settings import Settings, flag_of
 from tune_mnist.task import Task
 from tune_mnist.tuning import tuner
 from tune_mnist.tuning.preflight import read_settings
@@ -34,7 +37,7 @@ def main() -> int:
     parser = OneLineParser(
         description="Train the best configurations of a search again with fresh seeds, choose one on "
         "validation, measure it on the test set next to the baseline, and write the model. All other "
-        "settings are those of the run. Started again, it goes on where it was stopped.",
+        "settings are those of the run. Started again, it resumes where it was stopped.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -47,6 +50,7 @@ def main() -> int:
         add_flags(parser, task.options, names)
     given = vars(parser.parse_args())
     try:
+        for_card = _command_from_anywhere(given)
         Settings(**{name: given[name] for name in OF_THE_RUN if name in given})
         if task and task.options:
             task.options(**{name: given[name] for name in names if name in given})
@@ -56,17 +60,17 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    command = shlex.join(["python", "scripts/finalize.py", *sys.argv[1:]])
     started = time.monotonic()
     try:
         with FinalsConsole() as console:
-            verdict = finalize(run, protocol, given, console, command=command)
+            verdict = finalize(run, protocol, given, console, command=for_card)
     except tuner.InputError as error:
         return _say(f"error: {error}", 2)
     except (FolderError, TrainingError, AllDivergedError) as error:
         return _say(f"error: {error}", 1)
     except SystemExit as stopped:
-        return _say(f"stopped; what has ended is kept, and the same command goes on: {command}", stopped.code)
+        again = command("finalize", *sys.argv[1:])
+        return _say(f"stopped; what has ended is kept, and the same command resumes: {again}", stopped.code)
     print_verdict(console.console, verdict, RunFolder(run), time.monotonic() - started)
     return 0
 
@@ -77,6 +81,18 @@ def _task_of(arguments: list[str]) -> Task | None:
         with suppress(FolderError, ValueError):
             return find_task(read_settings(RunFolder(run)))
     return None
+
+
+def _command_from_anywhere(given: Mapping[str, Any]) -> str:
+    """Write the command with absolute paths, for the card, which is read in other folders than this one."""
+    arguments = ["tune-mnist", "finalize", RunFolder(given["run"]).uri]
+    for name, value in given.items():
+        if isinstance(value, bool):
+            arguments.append(flag_of(name if value else f"no_{name}"))
+        elif name != "run":
+            value = value.expanduser().absolute() if isinstance(value, Path) else value
+            arguments += [flag_of(name), str(value)]
+    return shlex.join(arguments)
 
 
 def _say(text: str, code: int | str | None) -> int:

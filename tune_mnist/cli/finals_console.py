@@ -13,10 +13,10 @@ from rich.text import Text
 from tune_mnist.cli.console import PatientConsole
 from tune_mnist.finalize.card import examples, interval, interval_of_difference, which_seed
 from tune_mnist.finalize.protocol import MIN_SEEDS, Job, Scores, Verdict
-from tune_mnist.finalize.trainings import Step
 from tune_mnist.results.winner import BEST, CARD
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.words import describe, duration
+from tune_mnist.tuning.retrain import Step
 
 
 class TimeLeft(ProgressColumn):

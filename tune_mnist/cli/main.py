@@ -17,7 +17,7 @@ COMMANDS = {
     "search": "search hyper-parameters, or resume a search",
     "analyse": "show the outcome of a run, or compare runs",
     "finalize": "train the best configurations again, choose one, test it, and write the model",
-    "train": "train one configuration of mnist, without a search",
+    "train": "train one configuration of mnist, or a trial of any run again",
     "predict": "say which digits are in images",
 }
 

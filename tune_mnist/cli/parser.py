@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import re
 import shlex
 import sys
@@ -53,7 +54,13 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, names: Collection
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, without the usage in front of it."""
+    """The parser of a command, whose complaint is one line, without the usage in front of it."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take argparse's options, and let the command print whatever its output is encoded in."""
+        super().__init__(**options)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook; stderr never refuses a character
+            sys.stdout.reconfigure(errors="replace")
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with code 2."""

@@ -21,7 +21,7 @@ from tune_mnist.tuning import tuner
 
 
 def main() -> int:
-    """Search, or go on with a search, as the flags say; return the exit code."""
+    """Search, or resume a search, as the flags say; return the exit code."""
     sys.path.append(str(Path.cwd()))  # where a --space of one's own lies
     asked = parse_settings(description="Search the hyper-parameters of a training loop.")
     with SearchConsole() as console:

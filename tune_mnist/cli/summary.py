@@ -16,7 +16,6 @@ from rich.table import Table
 from tune_mnist.cli.parser import command
 from tune_mnist.report.curves import run_labels
 from tune_mnist.report.insights import (
-    MIN_FINISHED,
     View,
     compare_with_baseline,
     count_epochs,
@@ -25,6 +24,7 @@ from tune_mnist.report.insights import (
     facts,
     known_before,
     say_how_it_ended,
+    why_no_importance,
 )
 from tune_mnist.report.timeline import best_so_far
 from tune_mnist.results.frames import TRIALS_TABLE, hyperparameter_names, trials_frame
@@ -63,8 +63,7 @@ def print_analysis(console: Console, view: View) -> None:
         shares = ", ".join(f"{name} {value:.0%}" for name, value in view.importances.items())
         console.print(f"Importance (PED-ANOVA, {len(view.finished)} finished trials): {shares}")
     else:
-        finished = count(len(view.finished), "finished trial")
-        console.print(f"Importance: {finished}, but it takes {MIN_FINISHED} that differ")
+        console.print(f"Importance: {why_no_importance(view)}")
     for edge in edges(view):
         console.print(f"[yellow]At the edge of its range:[/yellow] {edge}")
     _print_failures(console, view)
@@ -119,7 +118,8 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     if folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
     analyse = f"  {command('analyse', where)}  # writes {REPORT}"
-    return [f"Run folder: {where}", analyse, f'  {python} -c "{table}"']
+    quoted = shlex.quote(table) if set(table) & set('"$`\\!') else f'"{table}"'
+    return [f"Run folder: {where}", analyse, f"  {python} -c {quoted}"]
 
 
 def exit_code(outcome: Outcome) -> int:

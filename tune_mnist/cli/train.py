@@ -1,6 +1,7 @@
-"""Train the MNIST network once, without a search, and score it on the test set.
+"""Train the MNIST network once, without a search, and score it on the test set; or repeat a trial of a run.
 
 python scripts/train.py --lr 0.001 --momentum 0.5 --optimizer sgd --epochs 1
+python scripts/train.py --run runs/NAME --trial 3
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from tune_mnist.mnist.training import DivergedError, GraphCaptureError, Training
 
 def main() -> int:
     """Train as the flags say; return the exit code."""
+    if any(argument.partition("=")[0] == "--run" for argument in sys.argv[1:]):
+        from tune_mnist.cli import repeat  # it takes what reads runs, for a second
+
+        return repeat.main()
     parser = OneLineParser(description="Train an MNIST network once.", allow_abbrev=False)
     add_flags(parser, Hyperparameters)
     parser.add_argument("--dataset", default="mnist", choices=DATASETS)
@@ -35,7 +40,17 @@ def main() -> int:
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--cuda-graph", choices=("on", "off"), default="on")
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        help="repeat a trial of this run, whatever its task, with the trial's own seed, data and settings; "
+        "--run RUN --help lists the few flags that go with it",
+    )
+    parser.add_argument("--trial", type=int, metavar="N", help="number of that trial")
     flags = vars(parser.parse_args())
+    del flags["run"]
+    if (trial := flags.pop("trial")) is not None:
+        parser.error(f"trial is {trial}, but must be given with --run")
     dataset, data_dir, seed = flags.pop("dataset"), flags.pop("data_dir"), flags.pop("seed")
     sizes = {name: flags.pop(name) for name in ("train_size", "val_size")}
     device, precision, cuda_graph = flags.pop("device"), flags.pop("precision"), flags.pop("cuda_graph")

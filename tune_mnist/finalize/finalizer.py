@@ -28,7 +28,7 @@ from tune_mnist.finalize.protocol import (
     fresh_seeds,
     scores_of,
 )
-from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, Step, quiet_ray, run_jobs
+from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, quiet_ray, run_jobs
 from tune_mnist.results.winner import BEST, CARD, HYPERPARAMETERS
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.saved import CHECKPOINT
@@ -36,6 +36,7 @@ from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import baseline_point, planned_epochs, to_config
 from tune_mnist.task import Task
 from tune_mnist.tuning.preflight import read_settings
+from tune_mnist.tuning.retrain import Step
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.tasks import find_task, make_options, resumable_options
 from tune_mnist.tuning.tuner import input_errors

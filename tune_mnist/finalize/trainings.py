@@ -6,12 +6,9 @@ import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -20,10 +17,9 @@ from ray.exceptions import RayError, RayTaskError
 from tune_mnist.cluster.resources import Resources
 from tune_mnist.finalize.protocol import Job, canonical
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.saved import CHECKPOINT
 from tune_mnist.run.words import first_line
-from tune_mnist.task import DivergedError, Objective, Train, Trial
-from tune_mnist.tuning.device import device_memory_errors, prepare_gpu, release_memory, use_threads
+from tune_mnist.task import Objective, Train, Trial
+from tune_mnist.tuning.retrain import Step, retrain
 from tune_mnist.tuning.tasks import send_by_value
 
 FINALS = "finals.jsonl"
@@ -39,23 +35,6 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """How far a training is; the last one has its result."""
-
-    epoch: int
-    "Epochs trained."
-    ended: bool = False
-    value: float | None = None
-    "The metric of the last epoch; None before the end, or where it diverged."
-    seconds: float = 0.0
-    "Wall time of the whole training."
-    error: str | None = None
-    "Why it diverged."
-    checkpoint: bytes | None = None
-    "What the task has saved of the last epoch, where it was asked for."
-
-
-@dataclass(frozen=True, kw_only=True)
 class JobResult:
     """The result of a training."""
 
@@ -67,55 +46,6 @@ class JobResult:
     "Wall time of the training."
     error: str | None = None
     "Why it diverged."
-
-
-def retrain(
-    train: Train,
-    data: Any,
-    config: dict[str, Any],
-    trial: Trial,
-    *,
-    objective: Objective,
-    epochs: int,
-    keep: bool,
-) -> Iterator[Step]:
-    """Train all epochs of a configuration, and give a step for each, and one for the end.
-
-    Args:
-        train: of the task.
-        data: what the task has loaded; arrays in it are read-only memory shared with other trainings.
-        config: the configuration.
-        trial: where to train, and with which seed.
-        objective: whose last value is the result.
-        epochs: that are to be trained.
-        keep: whether the last step brings a checkpoint.
-
-    Raises:
-        DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
-        RuntimeError: if the trial has a GPU and torch sees none, or no checkpoint could be kept.
-    """
-    started, epoch, value, checkpoint = time.perf_counter(), 0, math.nan, None
-    use_threads(trial.cpus)
-    try:
-        with device_memory_errors(trial.gpus), TemporaryDirectory() as folder:
-            prepare_gpu(trial.gpus)
-            for place, (report, save) in enumerate(train(config, data, trial), 1):
-                epoch, value = int(report.get(objective.time_attr, place)), float(report[objective.metric])
-                if not math.isfinite(value):
-                    raise DivergedError(f"{objective.metric} is not finite after epoch {epoch}")
-                if keep and epoch >= epochs and save is not None:
-                    save(Path(folder) / CHECKPOINT)
-                    checkpoint = (Path(folder) / CHECKPOINT).read_bytes()
-                yield Step(epoch=epoch)
-    except DivergedError as error:
-        yield Step(epoch=epoch, ended=True, error=str(error), seconds=time.perf_counter() - started)
-        return
-    finally:
-        release_memory()
-    if keep and checkpoint is None:
-        raise RuntimeError(f"it gave no checkpoint after epoch {epochs}, at which its training was to end")
-    seconds = time.perf_counter() - started
-    yield Step(epoch=epoch, ended=True, value=value, seconds=seconds, checkpoint=checkpoint)
 
 
 def run_jobs(

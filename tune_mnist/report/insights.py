@@ -88,6 +88,11 @@ class View:
         """The search space."""
         return {name: json_to_distribution(one) for name, one in self.ledger.distributions.items()}
 
+    @cached_property
+    def variable(self) -> list[str]:
+        """The hyper-parameters of which the space has more than one value."""
+        return [name for name, distribution in self.space.items() if not distribution.single()]
+
     def of_state(self, state: str) -> list[TrialRecord]:
         """List the trials of a state."""
         return [trial for trial in self.trials if trial.shown_state == state]
@@ -139,13 +144,13 @@ class View:
 
     @cached_property
     def importances(self) -> dict[str, float]:
-        """Share of each hyper-parameter in the variance of the results, the largest first.
+        """Share of each hyper-parameter that can vary in the variance of the results, the largest first.
 
         PED-ANOVA (Watanabe et al., 2023) over the finished trials, Optuna's default; {} for fewer than
-        MIN_FINISHED, or where all came to the same.
+        MIN_FINISHED, or where all have the same result.
         """
         if (
-            not self.space
+            not self.variable
             or len(self.finished) < MIN_FINISHED
             or len({trial.last[self.metric] for trial in self.finished}) == 1
         ):
@@ -153,7 +158,9 @@ class View:
         # Here, as it imports scikit-learn where there is one: a second and a half of a search's start.
         from optuna.importance import get_param_importances
 
-        return self.tried("the importance", lambda: get_param_importances(self.study), {})
+        return self.tried(
+            "the importance", lambda: get_param_importances(self.study, params=self.variable), {}
+        )
 
 
 class _StudyToLookAt(Study):
@@ -169,6 +176,13 @@ def count_states(view: View) -> str:
     """Count the trials of each state: 7 COMPLETE, 13 PRUNED, 0 FAIL."""
     counts = {state: len(view.of_state(state)) for state in STATES}
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != UNENDED)
+
+
+def why_no_importance(view: View) -> str:
+    """Say why a run has no importances."""
+    if view.space and not view.variable:
+        return "no hyper-parameter of the space can vary"
+    return f"{count(len(view.finished), 'finished trial')}, but it takes {MIN_FINISHED} that differ"
 
 
 def say_how_it_ended(outcome: Outcome) -> str:

@@ -114,7 +114,7 @@ def _curves(view: View) -> Figure:
 
 
 def _importance(view: View) -> Figure:
-    axis = optuna_pictures.plot_param_importances(view.study)
+    axis = optuna_pictures.plot_param_importances(view.study, params=view.variable)
     axis.set_title(f"Importance (PED-ANOVA, {len(view.finished)} finished trials)", loc="left")
     if legend := axis.get_legend():
         legend.remove()

@@ -17,7 +17,7 @@ from optuna.exceptions import ExperimentalWarning
 from plotly.colors import sample_colorscale
 
 from tune_mnist.report.curves import epochs_per_trial, learning_curves, timeline
-from tune_mnist.report.insights import MIN_FINISHED, View
+from tune_mnist.report.insights import View, why_no_importance
 from tune_mnist.report.panels import (
     BEST_COLOR,
     COLORS,
@@ -100,7 +100,7 @@ def importance(view: View) -> Plot:
     finished = len(view.finished)
     figures = {}
     if view.importances:
-        figure = optuna_plots.plot_param_importances(view.study)
+        figure = optuna_plots.plot_param_importances(view.study, params=view.variable)
         figure.update_traces(marker_color=COLORS["COMPLETE"], hovertemplate="%{y}: %{x:.0%}<extra></extra>")
         figure.data[0].text = [f"{value:.0%}" for value in figure.data[0].x]
         dress(
@@ -117,7 +117,7 @@ def importance(view: View) -> Plot:
         title="Importance",
         caption=f"PED-ANOVA over {finished} finished trials{': a hint, no more' if finished < 30 else ''}."
         if figures
-        else f"Needs {MIN_FINISHED} finished trials with different results; there are {finished}.",
+        else f"{capital(why_no_importance(view))}.",
         figures=figures,
     )
 

@@ -1,0 +1,54 @@
+"""What all commands have in common."""
+
+import importlib
+import io
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def kept_signals() -> Iterator[None]:
+    """Some commands set what a broken pipe does to their process."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+
+
+@pytest.mark.usefixtures("kept_signals")
+@pytest.mark.parametrize("command", ["search", "analyse", "finalize", "train", "repeat", "predict"])
+def test_what_the_output_cannot_encode_is_replaced(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("sys.argv", [command, "--help"])
+    monkeypatch.setattr("sys.path", sys.path.copy())  # some add the working folder
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"tune_mnist.cli.{command}").main()
+    print("98.86% ± 0.15%, → trial 1", flush=True)
+    assert ended.value.code == 0 and written.getvalue().endswith(b"98.86% ? 0.15%, ? trial 1\n")
+
+
+def test_the_package_lists_its_commands() -> None:
+    listed = [
+        subprocess.run(
+            [sys.executable, "-m", "tune_mnist", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        for arguments in ([], ["--help"], ["serch"])
+    ]
+    assert [(done.returncode, bool(done.stdout), bool(done.stderr)) for done in listed] == [
+        *((0, True, False), (0, True, False), (2, False, True)),
+    ]
+    assert listed[0].stdout == listed[1].stdout
+    lines = listed[0].stdout.splitlines()
+    commands = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert lines[0].startswith("usage: tune-mnist COMMAND") and commands == [
+        *("search", "analyse", "finalize", "train", "predict"),
+    ]
+    assert listed[2].stderr == (
+        "tune-mnist: error: the command is serch, but must be one of " + ", ".join(commands) + "\n"
+    )

@@ -1,0 +1,112 @@
+"""Train a trial of a run again, and compare its values with those of the search.
+
+python scripts/train.py --run runs/NAME --trial 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from tune_mnist.cli.console import PatientConsole
+from tune_mnist.cli.parser import OneLineParser, add_flags, program
+from tune_mnist.run.folder import FolderError, RunFolder
+from tune_mnist.run.words import describe, first_line
+from tune_mnist.task import Objective, Task
+from tune_mnist.tuning.device import DeviceMemoryError
+from tune_mnist.tuning.preflight import read_settings
+from tune_mnist.tuning.repeat import Repeat, load_repeat
+from tune_mnist.tuning.tasks import find_task, resumable_options
+from tune_mnist.tuning.tuner import InputError
+
+
+def main() -> int:
+    """Repeat a trial as the flags say; return the exit code."""
+    sys.path.append(str(Path.cwd()))  # where a task of one's own lies
+    parser = OneLineParser(
+        description="Train a trial of a run again, with its own seed, data and settings, and compare its "
+        "values with those of the search.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--run", metavar="RUN", required=True, help="its folder, or its URI")
+    parser.add_argument("--trial", type=int, metavar="N", required=True, help="number of the trial, from 0")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="(default: as in the search)")
+    task = _task_of(sys.argv[1:])
+    if task and task.options:
+        add_flags(parser, task.options, resumable_options(task))
+    flags, others = parser.parse_known_args()
+    if task and others:
+        parser.error(f"{' '.join(others)} must be left out: a trial that is repeated has its own")
+    options = vars(flags)
+    run, number, device = options.pop("run"), options.pop("trial"), options.pop("device")
+    try:
+        repeat = load_repeat(run, number, options, device)
+    except InputError as error:
+        parser.error(str(error))
+    console = PatientConsole(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+    console.print(f"trial {number} of {run}: {describe(repeat.record.config)}; seed {repeat.trial.seed}")
+    if repeat.changes:
+        console.print(repeat.changes)
+    return _train(repeat, console)
+
+
+def _task_of(arguments: Sequence[str]) -> Task | None:
+    """Find the task of the run that a command line names; None where there is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--run", default="")
+    with suppress(argparse.ArgumentError, FolderError, ValueError):
+        return find_task(read_settings(RunFolder(parser.parse_known_args(arguments)[0].run)))
+    return None
+
+
+def _train(repeat: Repeat, console: Console) -> int:
+    objective, record = repeat.objective, repeat.record
+    values: dict[int, float] = {}
+    failure = None
+    try:
+        for step in repeat.train():
+            if step.ended:
+                failure = step.error
+            elif step.value is not None:
+                values[step.epoch] = step.value
+                console.print(f"epoch {step.epoch}: {objective.name} {objective.write(step.value)}")
+    except Exception as error:  # of the task's own code
+        failure = first_line(error)
+        if not isinstance(error, DeviceMemoryError):
+            traceback.print_exc()
+    known = {epoch: float(report[objective.metric]) for epoch in values if (report := record.find(epoch))}
+    if known:
+        pruned = record.shown_state == "PRUNED" and record.epoch in known
+        stopped = ", which stopped the trial there" if pruned else ""
+        console.print(f"{_epochs(list(known))}: {_compare(values, known, objective)}{stopped}")
+    if failure is None:
+        if record.error and record.state == "FAIL":
+            console.print(f"in the search the trial failed: {record.error}")
+        return 0
+    same = ", as in the search" if failure == record.error else ""
+    print(f"{program()}: error: trial {record.number} failed: {failure}{same}", file=sys.stderr)
+    return 1
+
+
+def _epochs(epochs: list[int]) -> str:
+    return f"epochs {epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"epoch {epochs[0]}"
+
+
+def _compare(values: dict[int, float], known: dict[int, float], objective: Objective) -> str:
+    """Say whether values equal those of the search, to the last bit, or by how much they differ."""
+    differences = {epoch: abs(values[epoch] - value) for epoch, value in known.items()}
+    largest = max(differences.values())
+    if largest == 0:
+        return "as in the search"
+    amount = objective.write_difference(largest)
+    if amount == objective.write_difference(0.0):  # it is rounded to nothing
+        amount = f"{100 * largest if objective.unit else largest:.1g}"
+    first = next(epoch for epoch, difference in differences.items() if difference)
+    return f"up to {amount}{objective.unit} from those of the search, from epoch {first} on"
