@@ -274,6 +274,7 @@ def test_an_objective_writes_and_compares_values() -> None:
         "0.200 below it",
         1.0,
     )
+    assert Objective(metric="cost", format=",.1f").compare(2345.0, 1000.0) == "1,345.0 above it"
     assert loss.score({"loss": 1.0}) > loss.score({"loss": 2.0}) > loss.score({"loss": float("nan")})
 
 

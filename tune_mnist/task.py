@@ -123,7 +123,7 @@ class Objective:
     def compare(self, value: float, other: float) -> str:
         """Write by how much a value is better than another: 0.52 points above it; equal to it."""
         amount = self.write_difference(abs(value - other))
-        if float(amount) == 0:
+        if amount == self.write_difference(0.0):
             return "equal to it"
         return f"{amount}{self.unit} {'above' if value > other else 'below'} it"
 

@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from rich.console import Console
 
@@ -28,7 +27,6 @@ from tune_mnist.tuning.tuner import InputError
 
 def main() -> int:
     """Repeat a trial as the flags say; return the exit code."""
-    sys.path.append(str(Path.cwd()))  # where a task of one's own lies
     parser = OneLineParser(
         description="Train a trial of a run again, with its own seed, data and settings, and compare its "
         "values with those of the search.",

@@ -7,7 +7,6 @@ python scripts/tune.py --resume RUN
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from tune_mnist.cli.console import SearchConsole
 from tune_mnist.cli.flags import parse_settings
@@ -22,7 +21,6 @@ from tune_mnist.tuning import tuner
 
 def main() -> int:
     """Search, or resume a search, as the flags say; return the exit code."""
-    sys.path.append(str(Path.cwd()))  # where a --space of one's own lies
     asked = parse_settings(description="Search the hyper-parameters of a training loop.")
     with SearchConsole() as console:
         try:

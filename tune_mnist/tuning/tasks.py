@@ -53,10 +53,16 @@ def load_object(setting: str, name: str, known: Mapping[str, str] | None = None)
     if not place or not attribute:
         raise ValueError(rule)
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
         return getattr(module, attribute)
     except Exception as error:  # the code is the user's, and may raise anything
         raise ValueError(f"{rule} ({type(error).__name__}: {error})") from error
+
+
+def _load_module(name: str) -> types.ModuleType:
+    if (here := str(Path.cwd())) not in sys.path:  # a script has its own folder there in its place
+        sys.path.append(here)
+    return importlib.import_module(name)
 
 
 def _load_file(path: Path) -> types.ModuleType:
