@@ -1,13 +1,15 @@
-"""A task of one's own, minimised, through all that mnist goes through; and an existing Ray Tune function."""
+"""Tasks of one's own, minimised and maximised, through every command; and an existing Ray Tune function."""
 
 import ast
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,106 +34,101 @@ from tune_mnist.tuning.tasks import find_task, load_object, send_by_value
 
 EXAMPLES = ROOT / "examples"
 FUNCTION = EXAMPLES / "ray_function.py"
-REGRESSION = f"{EXAMPLES / 'regression.py'}:TASK"
 
 
-@pytest.fixture(scope="module")
-def slow_task(joining: Runner) -> str:
-    """The example, with an epoch that takes a moment."""
-    text = (EXAMPLES / "regression.py").read_text()
-    assert text.count("yield {") == 1
-    text = text.replace("        yield {", "        import time; time.sleep(0.2)\n        yield {")
-    (joining.folder / "slow_regression.py").write_text(text)
-    return "slow_regression.py:TASK"
+@dataclass
+class Searched:
+    """A run of a task that was killed and resumed, and what is best of it."""
+
+    run_dir: Path
+    task: str
+    metric: str
+    best: Callable[[Iterable[float]], float]
 
 
-@pytest.fixture(scope="module")
-def minimised(joining: Runner, joined: None, slow_task: str) -> Path:
-    """A run of it that was killed and resumed."""
-    run_dir = joining.folder / "runs" / "minimised"
-    process = joining.start(
-        *("--task", slow_task, "--num-samples", "8", "--name", "minimised", "--checkpoint-seconds", "0"),
-    )
-    wait_for_epochs(6, run_dir / "ledger.jsonl", process)
+@pytest.fixture(scope="module", params=["min", "max"])
+def searched(request: pytest.FixtureRequest, joining: Runner, joined: None) -> Searched:
+    shutil.copy(ROOT / "tests" / "toy.py", joining.folder / "own_toy.py")
+    name, metric, best = ("FINAL", "loss", min) if request.param == "min" else ("MAXIMISED", "gain", max)
+    task, run = f"own_toy.py:{name}", f"searched-{request.param}"
+    flags = ("--task", task, "--num-samples", "8", "--name", run, "--checkpoint-seconds", "0")
+    process = joining.start(*flags)
+    wait_for_epochs(6, joining.folder / "runs" / run / "ledger.jsonl", process)
     kill(process)
-    code, out, err = joining.run("--resume", "runs/minimised", "--max-concurrent-trials", "2")
-    assert (code, err) == (0, ""), out
-    return run_dir
+    tune_mnist.resume(str(joining.folder / "runs" / run), max_concurrent_trials=2)
+    return Searched(joining.folder / "runs" / run, task, metric, best)
 
 
-def test_the_smallest_value_wins_everywhere(minimised: Path) -> None:
-    grid = results.load(minimised)
-    trials, epochs = results.trials_frame(grid), results.epochs_frame(grid)
-    best = epochs.nsmallest(1, "rmse").iloc[0]
-    winner = json.loads((minimised / "best" / "metrics.json").read_text())
-    assert (winner["trial_id"], winner["epoch"], winner["rmse"]) == (best.trial_id, best.epoch, best.rmse)
+def test_the_best_value_wins_everywhere(searched: Searched) -> None:
+    grid, metric = results.load(searched.run_dir), searched.metric
+    epochs = results.epochs_frame(grid)
+    best = epochs[epochs[metric] == searched.best(epochs[metric])].iloc[0]
+    winner = json.loads((searched.run_dir / "best" / "metrics.json").read_text())
+    found = (winner["trial_id"], winner["epoch"], winner[metric])
+    assert found == (best.trial_id, best.epoch, best[metric])
     by_ray = grid.get_best_result(scope="all")
     assert by_ray.metrics is not None and by_ray.metrics["trial_id"] == best.trial_id
-    assert {"lr", "width", "activation"} <= set(trials.columns)
-    assert trials.dtypes[["lr", "width", "activation"]].astype(str).tolist()[:2] == ["float64", "int64"]
 
 
-def test_no_trial_is_lost_or_repeated_and_pruned_ones_are_the_worse(minimised: Path) -> None:
-    trials = results.trials_frame(results.load(minimised))
-    study = study_of(minimised)
+def test_no_trial_is_lost_or_repeated_and_pruned_ones_are_the_worse(searched: Searched) -> None:
+    trials = results.trials_frame(results.load(searched.run_dir))
+    study = study_of(searched.run_dir)
     assert len(trials) == len(study) == 8
     assert trials["state"].tolist() == [trial.state.name for trial in study]
-    assert trials["rmse"].tolist() == [trial.value for trial in study]
+    assert trials[searched.metric].tolist() == [trial.value for trial in study]
     assert set(trials["state"]) == {"COMPLETE", "PRUNED"}
-    epochs = results.epochs_frame(results.load(minimised))
+    epochs = results.epochs_frame(results.load(searched.run_dir))
     assert not epochs.duplicated(["trial_id", "epoch"]).any()
-    first = epochs[epochs["epoch"] == 1].set_index("number")["rmse"]
+    first = epochs[epochs["epoch"] == 1].set_index("number")[searched.metric]
     finished = trials.set_index("number")["state"] == "COMPLETE"
-    assert first[finished].mean() < first[~finished].mean()
+    means = first[finished].mean(), first[~finished].mean()
+    assert searched.best(means) == means[0]
 
 
-def test_it_is_analysed_compared_and_learned_from(
-    minimised: Path, slow_task: str, warm_joining: WarmRunner, joining: Runner
-) -> None:
-    code, out, err = warm_joining.run("runs/minimised", script="analyse.py")
-    assert (code, err) == (0, "") and "validation RMSE" in (minimised / "report.html").read_text()
-    best = pd.read_parquet(minimised / "epochs.parquet")["rmse"].min()
-    assert re.search(rf"Best, validation +{best:.4f} ", out)
-    flags = ("--task", slow_task, "--warm-start", "runs/minimised", "--num-samples", "2", "--name", "taught")
-    code, out, err = warm_joining.run(*flags)
+def test_it_is_analysed_compared_and_learned_from(searched: Searched, warm_joining: WarmRunner) -> None:
+    run_dir, taught = searched.run_dir, f"taught-{searched.metric}"
+    code, out, err = warm_joining.run(f"runs/{run_dir.name}", script="analyse.py")
+    assert (code, err) == (0, "") and searched.metric in (run_dir / "report.html").read_text()
+    best = searched.best(pd.read_parquet(run_dir / "epochs.parquet")[searched.metric])
+    assert re.search(rf"Best, validation +{best:.4g} ", out)
+    flags = ("--task", searched.task, "--warm-start", f"runs/{run_dir.name}", "--num-samples", "2")
+    code, out, err = warm_joining.run(*flags, "--name", taught)
     assert (code, err) == (0, ""), out
-    assert "8 trials of runs/minimised are known (" in out
-    code, out, err = warm_joining.run("runs/minimised", "runs/taught", script="analyse.py")
-    assert (code, err) == (0, "") and f"{best:.4f}" in out
+    assert f"8 trials of runs/{run_dir.name} are known (" in out
+    code, out, err = warm_joining.run(f"runs/{run_dir.name}", f"runs/{taught}", script="analyse.py")
+    assert (code, err) == (0, "") and f"{best:.4g}" in out
 
 
-def test_it_is_finalized_by_the_smallest_mean(minimised: Path, warm_joining: WarmRunner) -> None:
-    flags = ("runs/minimised", "--top-k", "2", "--seeds", "3")
+def test_it_is_finalized_by_the_best_mean(searched: Searched, warm_joining: WarmRunner) -> None:
+    flags = (f"runs/{searched.run_dir.name}", "--top-k", "2", "--seeds", "3")
     code, out, err = warm_joining.run(*flags, script="finalize.py")
     assert (code, err) == (0, ""), out
-    lines = [json.loads(line) for line in (minimised / "finals.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (searched.run_dir / "finals.jsonl").read_text().splitlines()]
     means = pd.DataFrame(
         {"config": json.dumps(line["job"]["config"]), "part": line["job"]["part"], **line["result"]}
         for line in lines
     ).pivot_table("value", "config", "part")
-    assert means["training"].idxmin() == means["training + validation"].idxmin()  # it alone was tested
-    assert (means["training + validation"].count(), len(lines)) == (1, 3 * len(means) + 3)
-    tested = means["training + validation"].min()
-    card = (minimised / "best" / "card.md").read_text()
-    assert (
-        f"{tested:.4f}" in out and f"{tested:.4f}" in card and "The lowest mean validation rmse chose" in card
-    )
-    assert (minimised / "best" / "training.pt").exists() and "baseline" not in out
+    chosen = json.loads((searched.run_dir / "best" / "hyperparameters.json").read_text())["rate"]
+    validated = means["training"].dropna()
+    best = validated[validated == searched.best(validated)].index[0]
+    assert json.loads(best)["rate"] == chosen
+    assert means["training + validation"].count() == 2  # it and the baseline
+    assert f"{means['training + validation'][best]:.4g}" in out
 
 
 def test_a_run_is_read_without_its_tasks_code(
-    minimised: Path, joining: Runner, warm_joining: WarmRunner
+    searched: Searched, joining: Runner, warm_joining: WarmRunner
 ) -> None:
-    before = fingerprint(minimised)
-    hidden = joining.folder / "slow_regression.py"
-    text = hidden.read_text()
-    hidden.unlink()
+    before = fingerprint(searched.run_dir)
+    hidden = joining.folder / "own_toy.py"
+    hidden.rename(hidden.with_suffix(".hidden"))
     try:
-        code, out, err = warm_joining.run("runs/minimised", "--out", "elsewhere", script="analyse.py")
+        flags = (f"runs/{searched.run_dir.name}", "--out", "elsewhere")
+        code, out, err = warm_joining.run(*flags, script="analyse.py")
         assert (code, err) == (0, "") and "8 of 8" in out
     finally:
-        hidden.write_text(text)
-    assert fingerprint(minimised) == before
+        hidden.with_suffix(".hidden").rename(hidden)
+    assert fingerprint(searched.run_dir) == before
 
 
 def trial(**changes: Any) -> Trial:

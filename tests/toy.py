@@ -63,3 +63,22 @@ FINAL = dataclasses.replace(
     defaults={"rate": 0.5, "color": "red"},
 )
 """The same with all that a final model needs."""
+
+
+def train_for_gain(
+    config: dict[str, Any], epoch_seconds: float, trial: Trial
+) -> Iterator[tuple[dict[str, float], Save]]:
+    """Report how much smaller x has become, of which more is better."""
+    for report, save in train(config, epoch_seconds, trial):
+        yield {"gain": 1 - report["loss"]}, save
+
+
+def test_for_gain(config: dict[str, Any], checkpoint: Path, options: Options) -> TestSet:
+    """Score a checkpoint likewise."""
+    return TestSet(metrics={"gain": 1 - test(config, checkpoint, options).metrics["loss"]}, n=70)
+
+
+MAXIMISED = dataclasses.replace(
+    FINAL, name="gain", objective=Objective(metric="gain"), train=train_for_gain, test=test_for_gain
+)
+"""The same, maximised."""
