@@ -328,6 +328,12 @@ def test_ray_that_starts_no_worker_or_has_lost_its_folder_ends_the_search(
     clock.now += 31
     assert watchdog.is_silent(training=False)
     assert watchdog.reason == "Ray has started no worker in 30 s: ModuleNotFoundError: No module named 'ray'"
+    watchdog = Watchdog(Settings(stall_seconds=30), lambda: session, 0.0)
+    watchdog.heard(
+        started=True
+    )  # so Ray can: the worker that was to be used again hangs, and all room is taken
+    clock.now += 31
+    assert watchdog.is_silent(training=False) and not watchdog.reason
     watchdog = Watchdog(Settings(), lambda: session, 0.0)
     shutil.rmtree(session / "sockets")
     assert watchdog.is_silent(training=True)

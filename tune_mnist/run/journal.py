@@ -14,8 +14,6 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 
 JOURNAL = "study.journal"
 """Name of the study's file in the run folder."""
-LOCK_SECONDS = 30
-"""Age at which a lock is broken: its holder was killed, or is a dashboard that hangs."""
 PATIENCE_SECONDS = 3.0
 """Time after which a person is told that a lock is waited for."""
 
@@ -58,7 +56,7 @@ class _UnsyncedFile(JournalFileBackend):
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
-        self._path, self._lock = path, JournalFileSymlinkLock(str(path), LOCK_SECONDS)
+        self._path, self._lock = path, JournalFileSymlinkLock(str(path))
         self._tell = tell
         super().__init__(str(path), self._lock)
 
@@ -72,7 +70,7 @@ class _UnsyncedFile(JournalFileBackend):
     def _locked(self) -> Iterator[None]:
         lock, waits = Path(f"{self._path}.lock"), None
         if lock.is_symlink():
-            text = f"waiting for {lock}, which another process holds; after {LOCK_SECONDS} s it is broken"
+            text = f"waiting for {lock}: another process holds it, or has died with it and it can be deleted"
             waits = threading.Timer(PATIENCE_SECONDS, self._tell, [text])
             waits.start()
         self._lock.acquire()
