@@ -78,7 +78,7 @@ class Trouble:
 
     def memory(self, error: BaseException | str, details: str, losses: int) -> None:
         """Wait before the next attempt where one was ended for want of memory, the longer the more often."""
-        if isinstance(error, OutOfMemoryError) or "OutOfMemoryError" in details:
+        if isinstance(error, OutOfMemoryError) or "running low on memory" in details:
             self._wait(5 * 2.0**losses)
             self._say(
                 "a trial was ended for want of memory, and is tried again later; a smaller "
