@@ -204,6 +204,7 @@ class Ledger:
                         file.flush()
                         os.fsync(file.fileno())
             except OSError as error:
+                error.filename = error.filename or str(self.path)  # a write does not say where
                 self.failure = error
                 raise
         self._apply(json.loads(line))
