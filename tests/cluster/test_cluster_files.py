@@ -398,7 +398,7 @@ def test_kuberays_image_has_the_versions_of_the_project() -> None:
     job = yaml.safe_load(KUBERAY.read_text())
     tag = job["metadata"]["annotations"]["image"].rpartition(":")[2]
     assert f'\nversion = "{tag}"\n' in project
-    for text in (dockerfile, (ROOT / "README.md").read_text()):
+    for text in (dockerfile, (ROOT / "docs" / "cluster.md").read_text()):
         assert f"docker build --tag REGISTRY/tune-mnist:{tag} ." in text
     assert f"ray=={job['spec']['rayClusterSpec']['rayVersion']}" in pins()
     (python,) = re.findall(r"^FROM python:([\d.]+)-slim$", dockerfile, re.MULTILINE)
