@@ -1,6 +1,6 @@
 # The image of the pods of cluster-kuberay.yaml. From the top folder of the repository:
 #
-#     docker build --tag REGISTRY/tune-mnist:0.1.0 .
+#     docker build --tag REGISTRY/tune-mnist:0.2.0 .
 #
 # KubeRay needs bash, and python and ray in the PATH; its probes need wget only with Ray before 2.53.
 FROM python:3.12-slim

@@ -20,7 +20,7 @@ COMPILE = $(RUN) -m compileall -q -j 0 -x '/tests/' $(VENV)/lib tune_mnist > /de
 # A third worker makes it no faster on two cores.
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help tune test test-benchmarks compat stress bench gpu setup format clean
+.PHONY: help tune test test-benchmarks compat stress bench gpu screenshots setup format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ bench: $(VENV)/.installed $(SYNE_TUNE)/.installed ## measure it beside other tun
 
 gpu: $(VENV)/.installed ## confirm or refute the GPU path in under eight minutes; ARGS="--device cpu" rehearses it
 	@$(RUN) -m benchmarks.gpu $(ARGS)
+
+screenshots: $(VENV)/.installed ## make the pictures of the README (Chromium); ARGS=runs/NAME
+	@$(RUN) docs/screenshots.py $(ARGS)
 
 setup: $(VENV)/.installed ## make .venv with all that the other commands need
 

@@ -98,9 +98,10 @@ def test_a_wrong_word_is_told(
 
 
 def written_commands() -> list[str]:
-    """Collect the flags that READMEs and docstrings give to the benchmarks."""
+    """Collect the flags that the pages and docstrings give to the benchmarks."""
     folder = measure.RESULTS.parent
-    texts = [path.read_text() for path in (ROOT / "README.md", folder / "README.md", *folder.glob("*.py"))]
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), folder / "README.md")
+    texts = [path.read_text() for path in (*pages, *folder.glob("*.py"))]
     pattern = r'^(?: *make bench ARGS="([^"]+)"|(?: {4})?python -m benchmarks ([a-z][^#\n]*))'
     return [made or plain for text in texts for made, plain in re.findall(pattern, text, re.M)]
 

@@ -351,7 +351,7 @@ def test_kuberay_is_given_a_rayjob_with_the_search() -> None:
 def test_kuberay_needs_no_change_but_of_the_values_at_the_top() -> None:
     changes = {
         "name: tune-mnist\n": "name: second\n",
-        "REGISTRY/tune-mnist:0.1.0": "example.com/team/search:2",
+        "REGISTRY/tune-mnist:0.2.0": "example.com/team/search:2",
         "&service_account tune-mnist": "&service_account bucket-user",
         "tune-mnist-s3": "bucket-keys",
         '&gpu_worker_gpus "1"': '&gpu_worker_gpus "4"',
@@ -398,7 +398,7 @@ def test_kuberays_image_has_the_versions_of_the_project() -> None:
     job = yaml.safe_load(KUBERAY.read_text())
     tag = job["metadata"]["annotations"]["image"].rpartition(":")[2]
     assert f'\nversion = "{tag}"\n' in project
-    for text in (dockerfile, (ROOT / "README.md").read_text()):
+    for text in (dockerfile, (ROOT / "docs" / "cluster.md").read_text()):
         assert f"docker build --tag REGISTRY/tune-mnist:{tag} ." in text
     assert f"ray=={job['spec']['rayClusterSpec']['rayVersion']}" in pins()
     (python,) = re.findall(r"^FROM python:([\d.]+)-slim$", dockerfile, re.MULTILINE)

@@ -11,7 +11,7 @@ from tune_mnist.cli.flags import parse_settings
 from tune_mnist.mnist.data import DATASETS
 from tune_mnist.mnist.precision import PRECISIONS
 from tune_mnist.mnist.task import TASK, Options
-from tune_mnist.run.settings import LEGACY_DEFAULTS, RESUMABLE, ResumeRequest, Settings
+from tune_mnist.run.settings import GROUPS, LEGACY_DEFAULTS, RESUMABLE, ResumeRequest, Settings
 from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.tasks import resumable_options
 
@@ -93,6 +93,22 @@ def test_every_field_is_a_flag_with_a_group_and_a_help(capsys: pytest.CaptureFix
     for field in [*fields, *dataclasses.fields(Options)]:
         assert f"--{field.name.replace('_', '-')}" in shown
         assert field.metadata["group"] in shown
+
+
+def test_the_help_fits_on_two_screens_with_an_example_that_parses_for_each_group(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"], description="Search.")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 80 and max(map(len, lines)) <= 100
+    headings = [line.removesuffix(":") for line in lines if line.endswith(":") and line[0] not in " -"]
+    titles, examples = zip(*(line.split(", as in ") for line in headings[1:]), strict=True)
+    assert list(titles) == [*GROUPS, "mnist"]
+    for example in examples:
+        if example != GROUPS["task"]:  # whose file is the README's
+            assert parse_settings(example.split(), description="") != Settings()
 
 
 def test_settings_as_json_have_every_field_and_absolute_paths() -> None:

@@ -26,16 +26,17 @@ def test_versions_outside_the_tried_ones_are_named(
     assert [line[: len(start)] for line, start in zip(notices(), said, strict=True)] == said
 
 
-def test_the_dependencies_begin_with_the_oldest_pair_the_newest_is_pinned_and_the_readme_names_all() -> None:
+def test_the_dependencies_begin_with_the_oldest_pair_the_newest_is_pinned_and_the_pages_name_all() -> None:
     required = (ROOT / "pyproject.toml").read_text()
     pinned = (ROOT / "constraints.txt").read_text()
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "search.md").read_text()
     for package, versions in zip(TRIED, zip(*PAIRS, strict=True), strict=True):
         assert re.search(rf'"{package}(?:\[tune\])?>={re.escape(versions[0].rpartition(".")[0])}"', required)
         assert re.search(rf"^{package}=={re.escape(versions[-1])}$", pinned, re.MULTILINE)
-    assert ", ".join(f"{ray} with {optuna}" for ray, optuna in PAIRS) in " ".join(readme.split())
+    assert ", ".join(f"{ray} with {optuna}" for ray, optuna in PAIRS) in " ".join(page.split())
     for oldest, newest in TRIED.values():
-        assert "{}.{} to {}.{}".format(*oldest, *newest) in readme
+        said = "{}.{} to {}.{}".format(*oldest, *newest)
+        assert said in page and said in (ROOT / "README.md").read_text()
 
 
 def test_the_core_that_make_compat_runs_is_there() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
-from tune_mnist.cli.parser import OneLineParser, add_flags, command, program
+from tune_mnist.cli.parser import OF_THE_MACHINE, OneLineParser, add_flags, command, program
 from tune_mnist.finalize.finalizer import AllDivergedError, finalize
 from tune_mnist.finalize.protocol import FinalsSettings
 from tune_mnist.finalize.trainings import TrainingError
@@ -43,11 +43,11 @@ def main() -> int:
     )
     parser.add_argument("run", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME")
     add_flags(parser, FinalsSettings)
-    add_flags(parser, Settings, OF_THE_RUN)
+    add_flags(parser, Settings, OF_THE_RUN, OF_THE_MACHINE)
     task = _task_of(sys.argv[1:])
     names = resumable_options(task) if task else set()
     if task and task.options:
-        add_flags(parser, task.options, names)
+        add_flags(parser, task.options, names, OF_THE_MACHINE)
     given = vars(parser.parse_args())
     try:
         for_card = _command_from_anywhere(given)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from tune_mnist.cli.parser import OneLineParser, add_flags
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.settings import RESUMABLE, ResumeRequest, Settings, flag_of
+from tune_mnist.run.settings import GROUPS, RESUMABLE, ResumeRequest, Settings, flag_of
 from tune_mnist.task import Task
 from tune_mnist.tuning.preflight import read_settings
-from tune_mnist.tuning.tasks import find_task
+from tune_mnist.tuning.tasks import find_task, resumable_options
 
 CHOOSE_A_TASK = ("task", "trainable", "metric", "mode", "space", "resume")
 """Flags that say which other flags there are."""
@@ -19,7 +19,14 @@ CHOOSE_A_TASK = ("task", "trainable", "metric", "mode", "space", "resume")
 
 def parse_settings(arguments: Sequence[str] | None = None, *, description: str) -> Settings | ResumeRequest:
     """Read the flags of a command line; on a mistake print one line and exit with code 2."""
-    parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = OneLineParser(
+        usage="%(prog)s [FLAG ...]",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for title in GROUPS:
+        parser.group(title)
     try:
         task = _task_of(arguments)
     except (ValueError, FolderError) as error:
@@ -34,12 +41,11 @@ def parse_settings(arguments: Sequence[str] | None = None, *, description: str) 
     options = [field.name for field in dataclasses.fields(task.options)] if task.options else []
     if task.options:
         add_flags(parser, task.options)
-    parser.add_argument(
+    parser.group("most used").add_argument(
         "--resume",
         metavar="RUN",
-        help="resume a run (a folder or a URI) that was killed, stopped, or is to get more trials; only "
-        + ", ".join(map(flag_of, RESUMABLE))
-        + " and some options of the task can be given with it",
+        help="resume a run (a folder or a URI) that was killed or stopped, or give it more trials; with it "
+        "go " + ", ".join(map(flag_of, [*RESUMABLE, *sorted(resumable_options(task))])),
     )
     try:
         given = vars(parser.parse_args(arguments))

@@ -8,49 +8,66 @@ import io
 import re
 import shlex
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_mnist.run.settings import flag_of
+from tune_mnist.run.settings import GROUPS, flag_of
 from tune_mnist.run.words import short_path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 """The folder of the scripts, which are not installed with the package."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+OF_THE_MACHINE = "this machine; what is left out is as in the search"
+"""Heading of the flags that a command about a run takes besides its own."""
+FLAG_WIDTH = 32
+"""Columns of ``--help`` that are a flag's, before its explanation."""
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type, names: Collection[str] | None = None) -> None:
+def add_flags(
+    parser: OneLineParser, settings: type, names: Collection[str] | None = None, group: str | None = None
+) -> None:
     """Add one flag for each field of a dataclass, grouped and explained by the fields' metadata.
 
     Args:
         parser: where to.
         settings: the dataclass.
         names: the fields that become flags; None takes all.
+        group: title of a group for all of them; None takes that of each field.
     """
-    groups: dict[str, argparse._ArgumentGroup] = {}
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         if names is not None and field.name not in names:
             continue
-        title = field.metadata.get("group", "options")
-        group = groups.setdefault(title, parser.add_argument_group(title))
+        place = parser.group(group or field.metadata.get("group", "options"))
         flag, help = flag_of(field.name), field.metadata.get("help", "")
         default: dict[str, Any] = (
             {} if parser.argument_default == argparse.SUPPRESS else {"default": field.default}
         )
         kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
         if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **default)
+            place.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **default)
             continue
         if typing.get_origin(hints[field.name]) is tuple:
-            group.add_argument(flag, nargs="+", action="extend", help=help, metavar="RUN")
+            place.add_argument(flag, nargs="+", action="extend", help=help, metavar="RUN")
             continue
         if field.default not in (None, ""):
-            help = f"{help} (default: {field.default})"
-        group.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)
+            shown = f"{field.default:g}" if kind is float else field.default
+            help = f"{help} (default: {shown})"
+        place.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves more room for a flag, and no flag broken at a hyphen."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=FLAG_WIDTH)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -58,9 +75,18 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         """Take argparse's options, and let the command print whatever its output is encoded in."""
-        super().__init__(**options)
+        super().__init__(formatter_class=_Help, **options)
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
         if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook; stderr never refuses a character
             sys.stdout.reconfigure(errors="replace")
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """Give the group of flags with a title, with its example where it has one."""
+        if title not in self._groups:
+            example = GROUPS.get(title)
+            heading = f"{title}, as in {example}" if example else title
+            self._groups[title] = self.add_argument_group(heading)
+        return self._groups[title]
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with code 2."""
@@ -87,9 +113,8 @@ def _plain_type(hint: Any) -> Any:
 
 
 def _metavar(name: str, kind: Any) -> str:
-    if name == "points":
-        return "FILE"
-    return "DURATION" if kind is _seconds else {int: "N", float: "X", Path: "FOLDER"}.get(kind, name.upper())
+    special = {"points": "FILE", "storage_path": "PATH", "address": "HOST:PORT", "time_budget": "DURATION"}
+    return special.get(name) or {int: "N", float: "X", Path: "FOLDER"}.get(kind, "NAME")
 
 
 def _seconds(text: str) -> float:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from rich.console import Console
 
 from tune_mnist.cli.console import PatientConsole
-from tune_mnist.cli.parser import OneLineParser, add_flags, program
+from tune_mnist.cli.parser import OF_THE_MACHINE, OneLineParser, add_flags, program
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.words import describe, first_line
 from tune_mnist.task import Objective, Task
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="(default: as in the search)")
     task = _task_of(sys.argv[1:])
     if task and task.options:
-        add_flags(parser, task.options, resumable_options(task))
+        add_flags(parser, task.options, resumable_options(task), OF_THE_MACHINE)
     flags, others = parser.parse_known_args()
     if task and others:
         parser.error(f"{' '.join(others)} must be left out: a trial that is repeated has its own")

@@ -19,6 +19,8 @@ from tune_mnist.mnist.spaces import SPACES, baseline, to_config
 from tune_mnist.mnist.train import train
 from tune_mnist.task import Task, TestSet, option
 
+GROUP = "mnist, as in --dataset fashion-mnist --train-size 10000"
+"""The heading of its flags in ``--help``."""
 WATCHED = 250
 """Images that a final training is watched by, as no part of the data is kept from it."""
 USAGE = """\
@@ -40,19 +42,19 @@ class Options:
         ValueError: for a value out of range.
     """
 
-    dataset: str = option("mnist", "mnist, fashion-mnist or kmnist", group="data")
+    dataset: str = option("mnist", "mnist, fashion-mnist or kmnist", group=GROUP)
     data_dir: Path = option(
-        Path("data"), "folder of the data set, filled when empty", group="data", resumable=True
+        Path("data"), "folder of the data set, filled when empty", group=GROUP, resumable=True
     )
     train_size: int | None = option(
-        None, "training images (default: all but the validation part)", group="data"
+        None, "training images (default: all but the validation part)", group=GROUP
     )
-    val_size: int = option(5000, "images of the training set that are kept for validation", group="data")
-    precision: str = option("auto", "fp32, bf16, or auto: bf16 where the hardware has it", group="training")
+    val_size: int = option(5000, "images of the training set that are kept for validation", group=GROUP)
+    precision: str = option("auto", "fp32, bf16, or auto: bf16 where the hardware has it", group=GROUP)
     cuda_graph: str = option(
         "on",
         "on or off: whether a GPU replays the training steps from CUDA graphs",
-        group="training",
+        group=GROUP,
         resumable=True,
     )
 

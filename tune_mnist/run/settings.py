@@ -12,6 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+GROUPS = {
+    "most used": "--num-samples 64 --gpus-per-trial 0.5 --name first",
+    "search": "--sampler qmc --seed 1 --target 0.99",
+    "stopping trials early": "--grace-period 3 --reduction-factor 3",
+    "resources and cluster": "--address auto --max-concurrent-trials 4",
+    "storage and run": "--storage-path s3://BUCKET/runs --open-dashboard",
+    "task": "--task own.py:TASK",
+}
+"""The groups of ``--help``, the most needed first, each with an example."""
+
 
 def setting(default: Any, group: str, help: str) -> Any:
     """Declare a field that becomes the flag ``--name-of-the-field`` in a group of ``--help``."""
@@ -26,81 +36,85 @@ class Settings:
         ValueError: for a value out of range; the text states the value and the rule.
     """
 
-    task: str = setting("mnist", "task", "mnist, or FILE.py:NAME or package.module:NAME of one's own task")
+    task: str = setting(
+        "mnist", "task", "mnist, or FILE.py:NAME or package.module:NAME of a task of your own"
+    )
     trainable: str | None = setting(
-        None, "task", "FILE.py:NAME or package.module:NAME of a Ray Tune function, in place of a task"
+        None, "task", "FILE.py:NAME or package.module:NAME of a Ray Tune function, instead of a task"
     )
-    metric: str | None = setting(
-        None, "task", "the value that a --trainable reports and the search optimises"
-    )
-    mode: str | None = setting(
-        None, "task", "max or min: whether that of a --trainable is to be large or small"
-    )
+    metric: str | None = setting(None, "task", "reported value of a --trainable that the search optimises")
+    mode: str | None = setting(None, "task", "max or min: whether a large or a small value is good")
 
-    num_samples: int = setting(20, "search", "trials in all")
-    max_epochs: int = setting(5, "search", "most epochs of a trial")
+    num_samples: int = setting(20, "most used", "trials in all")
+    max_epochs: int = setting(5, "most used", "most epochs of a trial")
     space: str = setting(
-        "", "search", "one of the task's (of mnist: blog, wide), or FILE.py:NAME or package.module:NAME"
+        "", "most used", "search space: one of the task's (mnist: blog, wide), or FILE.py:NAME of a dict"
     )
     sampler: str = setting(
-        "tpe", "search", "Optuna's sampler: tpe, random, qmc, or FILE.py:NAME of a function of a seed"
+        "tpe", "search", "Optuna's tpe, random or qmc, or FILE.py:NAME of a function of a seed"
     )
-    seed: int = setting(0, "search", "of the sampler, the validation split and the trials")
-    time_budget: float | None = setting(None, "search", "end the search after SECONDS, or 10m, or 2h")
-    target: float | None = setting(None, "search", "end it when a trial's metric gets here")
+    seed: int = setting(0, "search", "seed of the sampler, the validation split and the trials")
+    time_budget: float | None = setting(None, "most used", "end the search after SECONDS, or 10m, or 2h")
+    target: float | None = setting(None, "search", "end the search when a trial's metric reaches this")
     warm_start: tuple[str, ...] = setting(
-        (), "search", "earlier runs (folders or URIs) whose finished and pruned trials the sampler is to know"
+        (), "search", "earlier runs (folders or URIs), whose trials the sampler knows from the start"
     )
     points: Path | None = setting(
         None, "search", "JSON file of configurations to try first; what one leaves out is drawn"
     )
 
-    scheduler: str = setting("asha", "scheduler (ASHA)", "asha, or none to stop no trial early")
-    grace_period: int = setting(1, "scheduler (ASHA)", "epochs before a trial can be cut: the first rung")
+    scheduler: str = setting("asha", "stopping trials early", "asha, or none to stop no trial early")
+    grace_period: int = setting(
+        1, "stopping trials early", "epochs before a trial can be stopped: the first rung"
+    )
     # 4 is that of Li et al., 2020, and of Ray. On recorded curves (benchmarks/README.md) an epoch is worth as
     # much with 2 and 3; 4 gets through the most trials. A grace period of 3 is worse at first.
     reduction_factor: float = setting(
-        4.0, "scheduler (ASHA)", "keep the best 1/FACTOR of the trials at a rung"
+        4.0, "stopping trials early", "keep the best 1/X of the trials at a rung"
     )
 
-    cpus_per_trial: float = setting(1.0, "resources", "CPU cores of a trial")
+    cpus_per_trial: float = setting(1.0, "resources and cluster", "CPU cores of a trial")
     gpus_per_trial: float | None = setting(
-        None,
-        "resources",
-        "GPUs of a trial, 0.5 for two trials on one (default: 0.5 where there are GPUs, else 0)",
+        None, "most used", "GPUs of a trial; 0.5 runs two on one (default: 0.5 where there are GPUs, else 0)"
     )
     max_concurrent_trials: int | None = setting(
-        None, "resources", "trials at a time (default: as many as the resources hold)"
+        None, "resources and cluster", "trials in parallel (default: as many as the resources hold)"
     )
     max_failures: int = setting(
-        3, "resources", "times that a trial is tried again after its process or node was lost"
+        3, "resources and cluster", "retries of a trial whose process or node was lost"
     )
     stall_seconds: float = setting(
         120.0,
-        "resources",
-        "shortest silence of all trials after which their processes are replaced; while they train, never "
-        "before 10 times the slowest epoch (before the first one: 10 times as long)",
+        "resources and cluster",
+        "silence of all trials after which their processes are replaced; while they train, at least 10 times "
+        "the slowest epoch (before the first one: 10 times this)",
     )
     fresh_actors: bool = setting(
-        False, "resources", "start a new process for every trial: slower, but nothing shared"
+        False, "resources and cluster", "start a new process for every trial: slower, but nothing is shared"
     )
     address: str | None = setting(
         None,
-        "resources",
-        "running Ray cluster, auto or HOST:PORT (default: RAY_ADDRESS, else the one whose head this is, else "
-        "a Ray of its own)",
+        "resources and cluster",
+        "running Ray cluster, or auto (default: RAY_ADDRESS, else the cluster of this machine, else a Ray of "
+        "the search's own)",
     )
-    dashboard: bool = setting(False, "resources", "start Ray's dashboard with a Ray of its own, on loopback")
+    dashboard: bool = setting(
+        False, "resources and cluster", "start Ray's dashboard with a Ray of its own, on loopback"
+    )
 
-    checkpoint_seconds: float = setting(30.0, "training", "longest time without a checkpoint, at epoch ends")
-    keep_checkpoints: int = setting(5, "training", "ended trials whose checkpoints are kept: the best ones")
+    checkpoint_seconds: float = setting(
+        30.0, "storage and run", "longest time without a checkpoint, at epoch ends"
+    )
+    keep_checkpoints: int = setting(
+        5, "storage and run", "ended trials whose checkpoints are kept: the best ones"
+    )
 
-    name: str | None = setting(None, "run", "name of the run (default: task, date and time)")
+    name: str | None = setting(None, "most used", "name of the run (default: task, date and time)")
     storage_path: str = setting(
-        "runs", "run", "folder of the runs, or s3://BUCKET/PATH; this one is STORAGE_PATH/NAME"
+        "runs", "storage and run", "folder of the runs, or s3://BUCKET/PATH; this run is PATH/NAME"
     )
     open_dashboard: bool = setting(
-        False, "run", "serve optuna-dashboard on loopback while the search runs, and open a browser"
+        False, "storage and run", "serve optuna-dashboard on loopback during the search, and open a browser"
     )
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
