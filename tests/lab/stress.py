@@ -123,7 +123,7 @@ def one_round(arena: Arena, folder: Path, task: list[str], rng: random.Random, n
                 joined = [*command, "--address", arena.address]
                 driver = subprocess.Popen(joined, stdout=log, stderr=log, start_new_session=True)
                 ended, command = one_session(arena, driver, run_dir, rng, planned, done), resume
-                # 2: there was no room for the first line of a session. Ray ends a driver with its raylet, wordless.
+                # 2: no room for the first line of a session. A raylet takes its driver along, without a word.
                 known = ["0", "-9 driver", "1 disk", "2 disk", "1 temp"]
                 known += ["1 node"] * ("tune.py: error" not in Path(log.name).read_text())
                 assert ended in known, f"exit code and last kill: {ended}"
