@@ -84,7 +84,10 @@ def check_answers(address: str) -> str:
             f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
         )
     check_versions(address, complaint)
-    raise ClusterError(f"what answers at {address} is no Ray cluster of version {ray.__version__}")
+    raise ClusterError(
+        f"what answers at {address} is no Ray cluster of version {ray.__version__}, or takes longer than "
+        f"{ADDRESS_TIMEOUT_SECONDS:.0f} s"
+    )
 
 
 def _ask_for_health(address: str, auth_mode: str) -> str | None:
