@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tune_mnist.task import Objective
 
@@ -99,6 +100,7 @@ def accuracy_ticks(low: float, high: float) -> list[float]:
             apart = not ticks or place - nines(ticks[-1]) >= (high - low) / 9
             if low <= place <= high and apart:
                 ticks.append(round(accuracy, 8))
-        if len(ticks) >= 4:
+        places = [low, *map(nines, ticks), high]
+        if len(ticks) >= 4 and max(b - a for a, b in pairwise(places)) <= (high - low) / 2.9:
             break
     return ticks
