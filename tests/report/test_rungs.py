@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import spearmanr
 
 from benchmarks.learned import judge, make
@@ -15,12 +16,16 @@ from tests.report.test_analyse import Analyse, analyse  # noqa: F401 (a fixture)
 from tests.report.test_insights import view_of
 from tune_mnist.cli.notebook import load_run
 from tune_mnist.cli.summary import next_command
+from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.importance import describe_lone, measure_importance
 from tune_mnist.report.learned import dead_choices, leading, learned, more_trials
+from tune_mnist.report.panels import parameter_places
 from tune_mnist.report.rungs import Level, choose_level, find_levels, rank_correlations
+from tune_mnist.report.scale import Scale
 from tune_mnist.report.survival import groups, survival_frame, why_it_stopped
 from tune_mnist.report.view import View
 from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import TaskFacts, TrialRecord
 from tune_mnist.run.settings import Settings
 from tune_mnist.task import Objective
 from tune_mnist.tuning.asha import ASHA
@@ -163,8 +168,6 @@ def test_more_trials_pay_where_the_later_half_was_better(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_judgement_is_what_the_trial_met_with(mode: str) -> None:
-    from tune_mnist.run.records import TaskFacts
-
     ledger = Ledger()
     ledger.facts = TaskFacts(name="t", objective=Objective(metric="m", mode=mode))
     asha, sign = ASHA(Settings(max_epochs=4, reduction_factor=2), ledger), 1 if mode == "max" else -1
@@ -203,3 +206,22 @@ def test_python_compares_at_equal_epochs_too(tmp_path: Path) -> None:
     assert list(run.importance("epoch 1").columns) == ["parameter", "importance", "low", "high"]
     assert len(run.importance("final")) == 0 and len(run.learned) >= 3 and len(run.survival) > 0
     assert "<li>" in run._repr_html_()
+
+
+def test_marks_stand_apart_and_the_top_has_a_tick() -> None:
+    scale = Scale(OBJECTIVE)
+    _, texts = scale.ticks(*scale.room([0.1162, 0.9857]))
+    assert texts[-1] == "98%" and texts[0] == "0%"
+    choices = CategoricalDistribution(("a", "b"))
+    for one, value, step in (
+        (choices, "b", 1.0),
+        (IntDistribution(32, 256, step=32), 64, 32.0),
+        (FloatDistribution(0.0, 0.5, step=0.05), 0.1, 0.05),
+    ):
+        trials = [
+            TrialRecord(trial_id=str(n), number=n, params={"p": value}, config={}, started=0.0)
+            for n in range(6)
+        ]
+        at = parameter_places(trials, "p", one)
+        middle = 1 if one is choices else value
+        assert len(set(at)) == 6 and all(abs(place - middle) < step / 2 for place in at)

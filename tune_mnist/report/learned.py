@@ -28,6 +28,8 @@ GOOD = 0.25
 """Fraction of the trials whose values say where a hyper-parameter was good."""
 MIN_GOOD = 3
 """Such trials at least."""
+MIN_MIDDLE = 8
+"""Such trials from which on the middle half of them is told, and not all."""
 NARROW = 0.5
 """Fraction of the tried range that the good values must stay below for advice to narrow it."""
 MIN_HALF = 4
@@ -151,7 +153,8 @@ def matter_sentence(view: View) -> str:
     if len(importance.shares) == 1:
         good = good_values(view, first.name)
         return f"{first.name} is the only hyper-parameter that varies {level.where}, {n}. {good}"
-    second = importance.shares[1]
+    first, second = sorted(importance.shares, key=lambda one: -one.first)[:2]
+    share = f"{first.value:.0%} ({100 * first.low:.0f}..{first.high:.0%})"
     return (
         f"Which hyper-parameter mattered most is open {level.where}, {n}: {first.name} {share} is the "
         f"largest in {first.first:.0%} of the resamples, {second.name} in {second.first:.0%}."
@@ -170,7 +173,12 @@ def good_values(view: View, name: str) -> str:
     if isinstance(one, CategoricalDistribution):
         counts = Counter(map(short_value, good)).most_common()
         return f"Of the best {len(good)} trials had " + ", ".join(f"{n} {value}" for value, n in counts) + "."
-    return f"The best {len(good)} trials had {short_value(min(good))}..{short_value(max(good))}."
+    if len(good) < MIN_MIDDLE:
+        return f"The best {len(good)} trials had {short_value(min(good))}..{short_value(max(good))}."
+    low, _, high = statistics.quantiles(good, n=4, method="inclusive")
+    if isinstance(one, IntDistribution):
+        low, high = round(low), round(high)
+    return f"The middle half of the best {len(good)} trials had {short_value(low)}..{short_value(high)}."
 
 
 def range_sentence(view: View) -> str:

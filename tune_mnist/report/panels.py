@@ -34,9 +34,9 @@ DRAWN_FIRST = ("PRUNED", "FAIL", "RUNNING", "COMPLETE")
 RUN_COLORS = ("#1f83c8", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8b929c", "#8c6d1f")
 """Of the runs of a comparison, by turns."""
 JITTER = 0.25
-"""Steps by which trials with the same choice or whole number are moved apart, at most, to either side."""
+"""Steps by which trials with the same choice or number are moved apart, at most, to either side."""
 MOST_MOVED = 25
-"""Whole numbers of a range above which trials are not moved apart."""
+"""Steps of a range above which trials are not moved apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,23 +110,25 @@ def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
             step = one.step * max(1, math.ceil((high - low) / one.step / 6))
             axis |= {"tick0": one.low, "dtick": step, "tickformat": "d"}
     pad = 0.05 * (high - low) or 0.5
-    if _is_moved(one):
-        pad = max(pad, 0.6 * getattr(one, "step", 1))
+    pad = max(pad, 0.6 * _moved_by(one))
     return {**axis, "range": [low - pad, high + pad]}
 
 
 def parameter_places(trials: Iterable[TrialRecord], name: str, one: BaseDistribution) -> list[Any]:
-    """Give the places of trials on the axis of a hyper-parameter; equal whole numbers and choices apart."""
+    """Give the places of trials on the axis of a hyper-parameter; equal choices and steps apart."""
     values = [(trial.params[name], apart(trial.number)) for trial in trials]
     if isinstance(one, CategoricalDistribution):
         return [round(one.choices.index(value) + aside, 3) for value, aside in values]
-    if _is_moved(one):
-        return [round(value + getattr(one, "step", 1) * aside, 3) for value, aside in values]
+    if step := _moved_by(one):
+        return [float(f"{value + step * aside:.4g}") for value, aside in values]
     return [float(f"{value:.4g}") if isinstance(value, float) else value for value, _ in values]
 
 
-def _is_moved(one: BaseDistribution) -> bool:
-    return isinstance(one, IntDistribution) and not one.log and (one.high - one.low) / one.step < MOST_MOVED
+def _moved_by(one: BaseDistribution) -> float:
+    """Give the step of a number whose equal values are moved apart; 0 where they are not."""
+    if not isinstance(one, FloatDistribution | IntDistribution) or one.log or not one.step:
+        return 0.0
+    return one.step if (one.high - one.low) / one.step < MOST_MOVED else 0.0
 
 
 def color_bar(scale: Scale, places: Sequence[float | None]) -> dict[str, Any]:

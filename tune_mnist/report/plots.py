@@ -138,7 +138,7 @@ def history(view: View, level: Level) -> Plot:
         name="history",
         title="Optimization history",
         caption=f"{capital(view.objective.name)} {level.where} of {count(len(level.trials), 'trial')}."
-        " Ticks at the foot: trials without a value there.",
+        + (" Ticks at the foot: trials without a value there." if len(here) < len(view.trials) else ""),
         figures={"": figure} if view.trials else {},
     )
 
@@ -190,7 +190,7 @@ def slices(view: View, level: Level) -> Plot:
         figure = go.Figure()
         add_values(figure, view, _with(level, name), partial(parameter_places, name=name, one=one))
         figure.update_traces(text=None)  # the page knows it, and a thousand trials make it long
-        if not isinstance(one, FloatDistribution):  # of which places are not quite values
+        if not isinstance(one, FloatDistribution) or one.step:  # of which places are not quite values
             values = {trial.number: short_value(trial.params.get(name)) for trial in level.trials}
             figure.for_each_trace(lambda trace, values=values: _add(trace, values))
         dress(

@@ -101,6 +101,8 @@ def accuracy_ticks(low: float, high: float) -> list[float]:
             if low <= place <= high and apart:
                 ticks.append(round(accuracy, 8))
         places = [low, *map(nines, ticks), high]
-        if len(ticks) >= 4 and max(b - a for a, b in pairwise(places)) <= (high - low) / 2.9:
+        even = max(b - a for a, b in pairwise(places)) <= (high - low) / 2.9
+        # The best values are at the top.
+        if len(ticks) >= 4 and even and places[-1] - places[-2] <= (high - low) / 6:
             break
     return ticks
