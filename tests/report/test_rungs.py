@@ -86,7 +86,7 @@ def test_the_level_to_begin_with_and_all_that_is_said_at_it(
 def test_a_level_whose_trials_are_alike_is_not_the_first(tmp_path: Path) -> None:
     view = view_of(make_run(tmp_path / "run", 40, scheduler="none"))
     whole = view.levels[-1]
-    best = [trial for trial, _ in sorted(whole.pairs, key=lambda pair: pair[0].params["lr"])][10:26]
+    best = [trial for trial, _ in sorted(whole.pairs, key=lambda pair: pair[0].params["lr"])][6:34]
     alike = Level(name="alike", epoch=None, trials=best, values=[1.0] * len(best))
     assert choose_level([whole, alike], view.space, ["lr"]).level is whole
     assert choose_level([whole, alike], view.space, ["momentum"]).level is alike

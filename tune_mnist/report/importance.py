@@ -74,7 +74,7 @@ class Importance:
         )
 
     def __str__(self) -> str:
-        """Write the shares: lr 71% (40..90%), momentum 29% (10..60%)."""
+        """Write the shares: lr 71% (40..90%), width 29% (10..60%)."""
         return ", ".join(
             f"{one.name} {one.value:.0%} ({100 * one.low:.0f}..{one.high:.0%})" for one in self.shares
         )

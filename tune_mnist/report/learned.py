@@ -20,6 +20,8 @@ from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import count, short_value
 from tune_mnist.tuning.tuner import FINISHED
 
+MOST, MOST_DEAD = 6, 2
+"""Sentences at most, and of them on choices that never survived."""
 CHANCE = 0.05
 """Chance, over all choices of the space, at which it is said of a choice that it never survives."""
 SURE = 0.85
@@ -62,8 +64,11 @@ class Learned:
 def learned(view: View) -> Learned:
     """Say in three to six sentences what a run has learned, each with its number of trials."""
     pays = more_trials(view)
+    over = sum(trial.state is not None for trial in view.trials)
+    unended = f"The search has not ended: this is of {over} of {view.settings.num_samples} trials that have."
     sentences = [
-        *dead_sentences(view),
+        unended if view.outcome.ended_by is None else "",
+        *dead_sentences(view)[:MOST_DEAD],
         matter_sentence(view),
         range_sentence(view),
         lead_sentence(view),
@@ -75,7 +80,7 @@ def learned(view: View) -> Learned:
         step = "resume"
     else:
         step = "more" if pays[0] else "confirm"
-    return Learned(sentences=[sentence for sentence in sentences if sentence], next=step)
+    return Learned(sentences=[sentence for sentence in sentences if sentence][:MOST], next=step)
 
 
 def dead_choices(view: View) -> list[Dead]:
@@ -245,8 +250,9 @@ def lead_sentence(view: View) -> str:
     if known:
         verdict = "more than the noise" if lead > noise else "within the noise"
         return f"{start}: {verdict} ({what}{objective.unit})."
-    times = f"{lead / noise:.1f} times " if noise else "next to "
-    return f"{start}, {times}{what}{objective.unit}; its noise is not known."
+    if not noise:
+        return f"{start}; the noise is not known."
+    return f"{start}, {lead / noise:.1f} times {what}{objective.unit}; the noise is not known."
 
 
 def more_trials(view: View) -> tuple[bool, str]:

@@ -25,6 +25,8 @@ MIN_TRIALS = 10
 """Trials that a level must have to be the one that is shown first; fewer say little."""
 PER_PARAMETER = 3
 """Trials that it must have for each hyper-parameter that can vary."""
+MIN_FRACTION = 2 / 3
+"""Fraction of the trials of the widest level that it must have: survivors were chosen by their results."""
 MIN_PER_CHOICE = 2
 """Trials with which a choice counts as one that a level still has."""
 MIN_SPREAD = 0.75
@@ -120,13 +122,15 @@ def choose_level(
     levels: Sequence[Level], space: Mapping[str, BaseDistribution], variable: Sequence[str]
 ) -> Choice:
     """Choose the level that is shown first: the highest one whose trials are enough and differ enough."""
-    enough = max(MIN_TRIALS, PER_PARAMETER * len(variable))
+    widest = max(reversed(levels), key=lambda level: len(level.trials))  # of equals the highest
+    least = max(MIN_TRIALS, PER_PARAMETER * len(variable))
+    enough = max(least, MIN_FRACTION * len(widest.trials))
     rule = (
-        f"The highest level that at least {enough} trials have reached ({PER_PARAMETER} per hyper-parameter, "
-        f"but no fewer than {MIN_TRIALS}) which still differ in each hyper-parameter: {MIN_PER_CHOICE} "
-        f"trials with each choice, {MIN_SPREAD:.0%} of the interquartile range of each number"
+        f"The highest level that two thirds of the trials have reached, but no fewer than {least} "
+        f"({PER_PARAMETER} per hyper-parameter, at least {MIN_TRIALS}), which still differ in each "
+        f"hyper-parameter: {MIN_PER_CHOICE} trials with each choice, {MIN_SPREAD:.0%} of the interquartile "
+        "range of each number"
     )
-    widest = max(levels, key=lambda level: len(level.trials))  # of equals the lowest
     for level in reversed(levels):
         if len(level.trials) >= enough and all(
             _differ(level, widest, name, space[name]) for name in variable

@@ -22,7 +22,7 @@ class Group:
 
     name: str
     values: str
-    "sgd; 0.001..0.0018."
+    "A choice, or 0.001..0.0018."
     trials: Sequence[TrialRecord]
     is_choice: bool
 
