@@ -19,8 +19,8 @@ from benchmarks.pretence import made_up
 from tests.made_runs import make_run
 from tune_mnist import results
 from tune_mnist.mnist.task import TASK
-from tune_mnist.report.insights import View
 from tune_mnist.report.page import make_report
+from tune_mnist.report.view import View
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.run.settings import ResumeRequest

@@ -25,8 +25,8 @@ from benchmarks import load, made, scale
 from tests.made_runs import make_run
 from tests.tuning.test_search import complete, read_study, result, searcher, suggest
 from tune_mnist import results
-from tune_mnist.report.insights import View
 from tune_mnist.report.page import make_report
+from tune_mnist.report.view import View
 from tune_mnist.results.grid import records
 from tune_mnist.run.journal import JOURNAL, Journal
 from tune_mnist.run.ledger import LEDGER, Ledger
@@ -153,9 +153,9 @@ def test_rays_grid_knows_its_best_result(tmp_path: Path) -> None:
 
 def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = View(tuner.load_run(str(make_run(tmp_path / "run", 30))))
-    first = view.study.trials[0]
+    first = view.study(view.level).trials[0]
     monkeypatch.setattr(FrozenTrial, "__deepcopy__", None, raising=False)  # copying raises
-    assert view.study.trials[0] is first
+    assert view.study(view.level).trials[0] is first
     assert "<!DOCTYPE html>" in make_report(view)
 
 

@@ -16,9 +16,10 @@ from tests.made_runs import EPOCH_SECONDS, make_run
 from tune_mnist.cli.summary import print_summary
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.curves import run_labels
-from tune_mnist.report.insights import View, edges, facts
+from tune_mnist.report.insights import edges, facts
 from tune_mnist.report.scale import Scale, accuracy_ticks, nines
 from tune_mnist.report.timeline import best_so_far, elapsed, stretches
+from tune_mnist.report.view import View
 from tune_mnist.results.winner import Winner
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import InheritedTrial
@@ -255,9 +256,12 @@ def test_the_best_is_put_beside_what_was_known_before(
 def test_what_decides_is_what_matters(tmp_path: Path) -> None:
     view = view_of(make_run(tmp_path / "run", 64, grace_period=5))  # all finish
     assert len(view.finished) == 64
-    assert next(iter(view.importances)) == "lr"  # of which the made accuracies are a function
-    assert sum(view.importances.values()) == pytest.approx(1)
-    assert view_of(make_run(tmp_path / "few", 3, grace_period=5)).importances == {}
+    shares = view.importance(view.level).shares
+    assert shares[0].name == "lr"  # of which the made accuracies are a function
+    assert sum(share.value for share in shares) == pytest.approx(1)
+    assert all(0 <= share.low <= share.value <= share.high <= 1 for share in shares)
+    few = view_of(make_run(tmp_path / "few", 3, grace_period=5))
+    assert few.importance(few.level).shares == []
 
 
 @pytest.mark.parametrize(

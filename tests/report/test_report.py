@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.lab.lab import install_packages
 from tests.made_runs import make_run
-from tune_mnist.report.insights import View
 from tune_mnist.report.page import make_comparison, make_report
+from tune_mnist.report.view import View
 from tune_mnist.tuning import tuner
 
 CHROMIUM_FLAGS = [
@@ -124,7 +125,9 @@ def test_every_plot_has_its_points(browser: Browser, runs: Path) -> None:
     assert opened.drawn() == {
         *("history", "curves", "importance", "parallel", "slices", "contour", "timeline", "epochs"),
     }
-    assert opened.points("history") == {"finished": finished, "best so far": 64, "cut": cut}
+    of_trials = {"finished": finished - 1, "best": 1, "pruned": cut}
+    assert opened.page.locator("#level").input_value() == "epoch 1"
+    assert opened.points("history") == {**of_trials, "best so far": 64}
     curves = opened.points("curves")
     best = next(name for name in curves if name.endswith("the best"))
     assert sum(curves.values()) == len(epochs) and curves[best] == 15
@@ -132,29 +135,59 @@ def test_every_plot_has_its_points(browser: Browser, runs: Path) -> None:
     for epoch in epochs:
         by_trial[epoch["trial_id"]] = by_trial.get(epoch["trial_id"], 0) + 1
     of_cut = [line["trial_id"] for line in ledger_lines(run, "end") if line["state"] == "PRUNED"]
-    assert curves["cut"] == sum(by_trial[trial_id] for trial_id in of_cut)
+    assert curves["pruned"] == sum(by_trial[trial_id] for trial_id in of_cut)
     space = ledger_lines(run, "session")[0]["distributions"]
     assert list(opened.points("importance").values()) == [len(space)] == [10]
     for name in space:
-        assert opened.points("slices", name) == {"finished": finished, "cut": cut}
-    contour = opened.points("contour")
-    assert (contour["finished"], contour["cut"]) == (finished, cut)
+        assert opened.points("slices", name) == of_trials
     lines = opened.page.evaluate(
         """() => document.querySelector('[data-plot="parallel"]').data
             .filter(trace => trace.mode === "lines").map(trace => trace.y.length)"""
     )
-    assert lines == [1 + len(space)] * finished
-    last = {epoch["trial_id"]: epoch["accuracy"] for epoch in epochs}
-    results = [last[line["trial_id"]] for line in ledger_lines(run, "end") if line["state"] == "COMPLETE"]
+    assert lines == [1 + len(space)] * 64
+    results = [epoch["accuracy"] for epoch in epochs if epoch["epoch"] == 1]
     hovered = opened.page.evaluate(
         """() => document.querySelector('[data-plot="parallel"]').data
             .filter(trace => trace.mode === "lines").map(trace => trace.customdata[0][1])"""
     )
-    assert hovered == [f"{accuracy:.2%}" for accuracy in sorted(results, reverse=True)]
-    assert opened.points("timeline") == {"finished": finished, "cut": cut}
-    assert opened.points("epochs") == {"finished": finished, "cut": cut, "planned, not trained": 64}
+    assert hovered == [f"{accuracy:.2%}" for accuracy in sorted(results)]
+    assert opened.points("timeline") == {"finished": finished, "pruned": cut}
+    assert opened.points("epochs") == {"finished": finished, "pruned": cut, "planned, not trained": 64}
     assert opened.complaints == []
     assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_the_plots_follow_the_level(browser: Browser, runs: Path) -> None:
+    """At each level there are the trials that reported that epoch, with what they reported then."""
+    run = runs / "wide"
+    opened = Opened(browser, run / "report.html")
+    page, epochs = opened.page, ledger_lines(run, "epoch")
+    finished = {line["trial_id"] for line in ledger_lines(run, "end") if line["state"] == "COMPLETE"}
+    numbers = {line["trial_id"]: line["number"] for line in ledger_lines(run, "trial")}
+    expected = {
+        f"epoch {rung}": {numbers[e["trial_id"]]: e["accuracy"] for e in epochs if e["epoch"] == rung}
+        for rung in (1, 2, 4, 8)
+    }
+    last = {epoch["trial_id"]: epoch["accuracy"] for epoch in epochs}
+    expected["final"] = {numbers[trial_id]: last[trial_id] for trial_id in finished}
+    options = page.locator("#level option").all_inner_texts()
+    assert options == [f"{name} ({len(values)} trials)" for name, values in expected.items()]
+    for name, values in expected.items():
+        page.select_option("#level", name)
+        page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
+        shown = page.evaluate(
+            """() => document.querySelector('[data-plot="history"]').data
+                .filter(trace => trace.customdata)
+                .flatMap(trace => trace.customdata.map((number, i) => [number, trace.text[i]]))"""
+        )
+        assert dict(map(tuple, shown)) == {number: f"{value:.2%}" for number, value in values.items()}
+        points = opened.points("slices", "optimizer")
+        assert sum(points.values()) == len(values)
+        column = opened.column("validation")
+        assert sum(value != "–" for value in column) == len(values)
+    assert page.locator("#panel-importance .empty").inner_text() == "Nothing to draw."  # 8 have finished
+    assert "it takes 10 that differ" in page.locator("#panel-importance .caption").inner_text()
+    assert opened.complaints == []
 
 
 def test_the_contour_of_another_pair_can_be_chosen(browser: Browser, runs: Path) -> None:
@@ -173,20 +206,20 @@ def test_the_table_sorts_filters_and_opens(browser: Browser, runs: Path) -> None
     opened = Opened(browser, run / "report.html")
     page = opened.page
     assert opened.column("trial") == [str(number) for number in range(64)]
-    page.click("#trials th:has-text('accuracy') button")
-    shares = [float(text.rstrip("%")) for text in opened.column("accuracy")]
+    page.click("#trials th:has-text('last accuracy') button")
+    shares = [float(text.rstrip("%")) for text in opened.column("last")]
     assert len(shares) == 64 and shares == sorted(shares, reverse=True)
-    page.click("#trials th:has-text('accuracy') button")
-    assert [float(text.rstrip("%")) for text in opened.column("accuracy")] == sorted(shares)
+    page.click("#trials th:has-text('last accuracy') button")
+    assert [float(text.rstrip("%")) for text in opened.column("last")] == sorted(shares)
     states = [line["state"] for line in ledger_lines(run, "end")]
     page.fill("input[aria-label='Filter state']", "compl")
     assert opened.column("state") == ["COMPLETE"] * states.count("COMPLETE")
-    page.fill("input[aria-label='Filter accuracy']", ">98.5%")
+    page.fill("input[aria-label='Filter last accuracy']", ">98.5%")
     good = [share for share in shares if share > 98.5]
     assert 0 < len(opened.column("trial")) <= len(good)
     page.fill("input[aria-label='Filter state']", "")
     assert len(opened.column("trial")) == len(good)
-    page.fill("input[aria-label='Filter accuracy']", "0.97..0.98")
+    page.fill("input[aria-label='Filter last accuracy']", "0.97..0.98")
     assert len(opened.column("trial")) == sum(97 <= share <= 98 for share in shares)
     page.click("#clear")
     assert page.locator("#shown").inner_text() == "64 of 64 trials"
@@ -198,6 +231,7 @@ def test_the_table_sorts_filters_and_opens(browser: Browser, runs: Path) -> None
     accuracies = [e["accuracy"] for e in ledger_lines(run, "epoch") if e["trial_id"] == trial["trial_id"]]
     assert plot.evaluate("place => Array.from(place.data[0].y)") == accuracies
     assert f"optimizer={trial['config']['optimizer']}" in page.locator("tr.detail p").inner_text()
+    assert re.search(r"(ASHA stopped it at epoch|It finished: )", page.locator("tr.detail p").inner_text())
     row.press("Enter")
     assert page.locator("tr.detail").count() == 0
     assert opened.complaints == []
@@ -250,23 +284,22 @@ def test_it_is_dark_where_the_reader_wants_it_dark(browser: Browser, runs: Path)
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "wide"])
 def test_runs_of_every_size_and_luck(browser: Browser, runs: Path, name: str) -> None:
     file = runs / name / "report.html"
-    assert file.stat().st_size < 6 * MEGABYTE
+    assert file.stat().st_size < 7 * MEGABYTE
     opened = Opened(browser, file)
     expected = {
         "two": {"history", "curves", "parallel", "slices", "timeline", "epochs"},
         "failed": {"history", "epochs"},
     }
-    everything = {*expected["two"], "importance", "contour"}
-    if name == "running":
-        everything -= {"importance"}  # two of its trials have finished
+    expected["two"].add("contour")
+    everything = {*expected["two"], "importance"}
     assert opened.drawn() == expected.get(name, everything)
     assert len(opened.column("trial")) == RUNS[name]["num_samples"]
     if name == "failed":
-        assert opened.points("history") == {"failed": 5}
+        assert opened.points("history") == {"failed, no value here": 5}
         opened.page.locator("tr.trial").first.click()
         assert "the loss is not finite" in opened.page.locator("tr.detail p").inner_text()
     if name == "running":
-        assert opened.column("state").count("RUNNING") == opened.points("history")["running"] == 4
+        assert opened.column("state").count("RUNNING") == 4
     assert opened.complaints == []
 
 

@@ -1,8 +1,9 @@
-"""Show what a run has come to, ended or not: on the console, as tables and as one page; or compare runs.
+"""Show the outcome of a run, ended or not: on the console, as tables and as one page; or compare runs.
 
 python scripts/analyse.py runs/NAME
 python scripts/analyse.py s3://BUCKET/runs/NAME --out NAME
 python scripts/analyse.py runs/NAME1 runs/NAME2
+python scripts/analyse.py runs/NAME --trial 7
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import optuna
 
 from tune_mnist.cli.console import PatientConsole
 from tune_mnist.cli.parser import OneLineParser, program
-from tune_mnist.cli.summary import REPORT, print_analysis, print_comparison
-from tune_mnist.report.insights import View
+from tune_mnist.cli.summary import REPORT, next_command, print_analysis, print_comparison, print_trial
 from tune_mnist.report.page import make_comparison, make_report
+from tune_mnist.report.view import View
 from tune_mnist.results.frames import write_tables
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.words import count, short_path
@@ -42,7 +43,12 @@ def main() -> int:
     )
     parser.add_argument("--csv", action="store_true", help="write the tables as CSV too")
     parser.add_argument("--png", action="store_true", help="write the plots as PNG too, into plots/")
+    parser.add_argument(
+        "--trial", type=int, metavar="N", help="print only this trial: its epochs, and why it stopped"
+    )
     flags = parser.parse_args()
+    if flags.trial is not None and len(flags.runs) > 1:
+        parser.error("--trial is of one run, but there are several")
     if flags.png and importlib.util.find_spec("matplotlib") is None:
         parser.error("--png needs matplotlib: pip install 'tune-mnist[png]'")
     if len(set(flags.runs)) < len(flags.runs):
@@ -54,6 +60,12 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of every study made for a plot
     console = PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
     alone = len(views) == 1
+    if flags.trial is not None:
+        try:
+            print_trial(console, views[0], flags.trial)
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
     if alone:
         print_analysis(console, views[0])
     else:
@@ -101,7 +113,7 @@ def _write(
     written = []
     if len(views) == 1:
         written += write_tables(views[0].outcome.grid, put, csv=csv)
-        put(page, make_report(views[0]).encode())
+        put(page, make_report(views[0], next_command(views[0])).encode())
     else:
         put(page, make_comparison(views).encode())
     if png:

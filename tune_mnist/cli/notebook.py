@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from tune_mnist.cli.console import SearchConsole, live_line
-from tune_mnist.report.insights import View, facts
+from tune_mnist.cli.summary import next_command
+from tune_mnist.report.insights import facts
+from tune_mnist.report.learned import learned
 from tune_mnist.report.page import make_report
+from tune_mnist.report.rungs import Level
+from tune_mnist.report.survival import survival_frame
+from tune_mnist.report.view import View
 from tune_mnist.results.frames import epochs_frame, trials_frame
 from tune_mnist.results.grid import ResultGrid
 from tune_mnist.results.winner import Winner
@@ -52,19 +58,70 @@ class Run:
         """One row a trial and epoch, see `tune_mnist.results.epochs_frame`."""
         return epochs_frame(self.grid)
 
+    @cached_property
+    def _view(self) -> View:
+        return View(self._outcome)
+
+    @property
+    def learned(self) -> list[str]:
+        """What it learned, in a few sentences, each with its number of trials."""
+        return list(learned(self._view).sentences)
+
+    @property
+    def survival(self) -> pd.DataFrame:
+        """How many trials passed each rung, by what they tried, see `survival_frame`."""
+        return survival_frame(self._view)
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The levels at which trials can be compared, each with its number of trials."""
+        return {level.name: len(level.trials) for level in self._view.levels}
+
+    def at(self, level: str | None = None) -> pd.DataFrame:
+        """Compare trials at equal epochs: the rows of `trials` that reached a level, with ``value`` there.
+
+        Args:
+            level: one of `levels`, such as "epoch 4" or "final"; None takes the page's first one.
+
+        Raises:
+            KeyError: if there is no such level.
+        """
+        found = self._level(level)
+        numbers = [trial.number for trial in found.trials]
+        values = pd.Series(found.values, index=numbers, dtype="float64")
+        rows = self.trials[self.trials["number"].isin(numbers)]
+        return rows.assign(value=rows["number"].map(values)).reset_index(drop=True)
+
+    def importance(self, level: str | None = None) -> pd.DataFrame:
+        """Give the importance of each hyper-parameter at a level, the largest first; empty of too few trials.
+
+        Columns: ``parameter``; ``importance``, ``low`` and ``high`` (0..1), a 90 % bootstrap interval.
+
+        Args:
+            level: as in `at`.
+        """
+        shares = self._view.importance(self._level(level)).shares
+        rows = [(one.name, one.value, one.low, one.high) for one in shares]
+        return pd.DataFrame(rows, columns=["parameter", "importance", "low", "high"])
+
+    def _level(self, name: str | None) -> Level:
+        return {level.name: level for level in self._view.levels}[name or self._view.level.name]
+
     def report(self) -> str:
         """Write ``report.html`` into the run's folder; give its place."""
-        self._outcome.folder.put("report.html", make_report(View(self._outcome)).encode())
+        self._outcome.folder.put("report.html", make_report(self._view, next_command(self._view)).encode())
         return f"{self.folder}/report.html"
 
     def __repr__(self) -> str:
         return f"Run({self.folder!r}: {len(self.grid)} trials)"
 
     def _repr_html_(self) -> str:
-        view = View(self._outcome)
+        view = self._view
         table = pd.DataFrame([(fact.label, fact.value, fact.note) for fact in facts(view)])
         best = self.trials.sort_values(view.metric, ascending=view.objective.mode == "min").head(5)
-        return f"<b>{view.name}</b>{table.to_html(index=False, header=False)}{best.to_html(index=False)}"
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.learned)
+        facts_table = table.to_html(index=False, header=False)
+        return f"<b>{view.name}</b>{facts_table}<ul>{sentences}</ul>{best.to_html(index=False)}"
 
 
 def search(task: Task | str = "mnist", **settings: Any) -> Run:

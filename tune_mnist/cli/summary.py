@@ -13,23 +13,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tune_mnist.cli.parser import command
+from tune_mnist.cli.parser import SCRIPTS, command
 from tune_mnist.report.curves import run_labels
 from tune_mnist.report.insights import (
-    View,
     compare_with_baseline,
     count_epochs,
     count_states,
-    edges,
     facts,
     known_before,
     say_how_it_ended,
-    why_no_importance,
 )
+from tune_mnist.report.learned import Learned, learned
+from tune_mnist.report.rungs import describe_correlations
+from tune_mnist.report.survival import describe_judgement, judgements_of, why_it_stopped
 from tune_mnist.report.timeline import best_so_far
+from tune_mnist.report.view import View
 from tune_mnist.results.frames import TRIALS_TABLE, hyperparameter_names, trials_frame
 from tune_mnist.run.ledger import LEDGER
+from tune_mnist.run.records import EPOCH
 from tune_mnist.run.words import count, duration, short_path, short_value
+from tune_mnist.tuning.stop import REACHED
 from tune_mnist.tuning.tuner import FINISHED, Outcome
 
 REPORT = "report.html"
@@ -50,24 +53,85 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     console.print(f"Epochs trained: {trained:,}{f' {of_planned}' if finished else ''}")
     _print_winner(console, view)
     _print_failures(console, view)
+    print_learned(console, view, most=3)
     console.print("\n".join(["", *_ways_to_look(outcome)]), markup=False)
 
 
 def print_analysis(console: Console, view: View) -> None:
-    """Print what a run teaches: its facts, the ten best trials, what matters, which ranges to widen."""
+    """Print what a run teaches: its facts, what it learned, the ten best trials, what matters."""
     console.print(f"[bold]{escape(view.name)}[/bold]")
     for fact in facts(view):
         console.print(f"  {fact.label:<17} {fact.value}  [dim]{escape(fact.note)}[/dim]")
+    print_learned(console, view)
     _print_best(console, view, most=10)
-    if view.importances:
-        shares = ", ".join(f"{name} {value:.0%}" for name, value in view.importances.items())
-        console.print(f"Importance (PED-ANOVA, {len(view.finished)} finished trials): {shares}")
+    levels = ", ".join(f"{level.name} ({len(level.trials)})" for level in view.levels)
+    console.print(f"Trials can be compared at: {levels}; here {view.level.where}", markup=False)
+    importance = view.importance(view.level)
+    if importance.shares:
+        console.print(f"Importance ({importance.method}): {importance}", markup=False)
     else:
-        console.print(f"Importance: {why_no_importance(view)}")
-    for edge in edges(view):
-        console.print(f"[yellow]At the edge of its range:[/yellow] {edge}")
+        console.print(f"Importance: {importance.why_none(view.variable)}", markup=False)
+    if correlations := describe_correlations(view.levels):
+        console.print(correlations, markup=False)
     _print_failures(console, view)
     print_losses(console, view)
+
+
+def print_learned(console: Console, view: View, *, most: int = 6) -> None:
+    """Print what a run has learned, in so many sentences at most, and what to run next."""
+    found = view.tried("what it learned", lambda: learned(view), Learned(sentences=[], next="wait"))
+    console.print("[bold]What it learned[/bold]")
+    for sentence in found.sentences[:most]:
+        console.print(f"- {sentence}", markup=False)
+    if suggestion := next_command(view, found.next):
+        console.print(f"Next: {suggestion}", markup=False, soft_wrap=True)
+
+
+def next_command(view: View, step: str | None = None) -> str:
+    """Write the command to run next, as one pastes it; "" where there is none.
+
+    Args:
+        view: of the run.
+        step: as `Learned` has it; None computes it.
+    """
+    step = learned(view).next if step is None else step
+    folder, settings = view.outcome.folder, view.settings
+    where = folder.uri if folder.remote else str(short_path(folder.local))
+    search = "tune" if (SCRIPTS / "tune.py").exists() else "search"
+    if step == "wait":
+        return command("analyse", where)
+    if step == "resume" and view.outcome.ended_by not in REACHED:
+        return command(search, "--resume", where)
+    winner = view.outcome.winner
+    if winner and winner.test and (step == "confirm" or view.outcome.ended_by in REACHED):
+        return command("finalize", where)
+    if step == "confirm" or view.outcome.ended_by in REACHED:
+        return command("analyse", where, "--trial", str(view.best.number)) if view.best else ""
+    return command(search, "--resume", where, "--num-samples", str(2 * settings.num_samples))
+
+
+def print_trial(console: Console, view: View, number: int) -> None:
+    """Print one trial: its configuration, its epochs, what it met with at each rung, why it stopped.
+
+    Raises:
+        ValueError: if the run has no such trial.
+    """
+    trial = next((one for one in view.trials if one.number == number), None)
+    if trial is None:
+        known = [one.number for one in view.trials]
+        rule = f"one of 0..{max(known)}" if known else "left out: the run has no trial"
+        raise ValueError(f"--trial is {number}, but must be {rule}")
+    baseline = ", the baseline" if trial.hand_set else ""
+    console.print(f"[bold]Trial {number} of {escape(view.name)}[/bold], {trial.shown_state}{baseline}")
+    for name, value in trial.config.items():
+        console.print(f"  {name:<17} {short_value(value)}", markup=False)
+    at_rungs = {one.rung: one for one in judgements_of(view, trial)}
+    for epoch in trial.epochs:
+        value = f"  epoch {epoch[EPOCH]:<11} {view.objective.write(epoch[view.metric])}"
+        judged = at_rungs.get(epoch[EPOCH])
+        said = describe_judgement(view, judged).partition(": ")[2] if judged else ""
+        console.print(f"{value}  {said}".rstrip(), markup=False)
+    console.print(why_it_stopped(view, trial), markup=False)
 
 
 def print_losses(console: Console, view: View) -> None:

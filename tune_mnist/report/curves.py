@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from tune_mnist.report.insights import STATES, View
 from tune_mnist.report.panels import (
+    BEST,
     BEST_COLOR,
     COLORS,
+    DRAWN_FIRST,
     RUN_COLORS,
     STATE_WORDS,
     Plot,
     dress,
+    mark,
     metric_axis,
     whole_step,
 )
 from tune_mnist.report.timeline import best_so_far, stretches
+from tune_mnist.report.view import STATES, View
 from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import capital
 from tune_mnist.tuning.asha import rungs
@@ -28,12 +31,13 @@ def learning_curves(view: View) -> Plot:
     trials = [trial for trial in view.trials if trial.epochs]
     best = view.best
     figure = go.Figure()
-    for state in ("PRUNED", "FAIL", "RUNNING", "COMPLETE"):
+    for state in DRAWN_FIRST:
         some = [trial for trial in view.of_state(state) if trial.epochs and trial is not best]
         if some:
-            figure.add_trace(_curves(view, some, STATE_WORDS[state], color=COLORS[state], width=1.2))
+            figure.add_trace(_curves(view, some, STATE_WORDS[state], state, color=COLORS[state], width=1.2))
     if best:
-        figure.add_trace(_curves(view, [best], f"trial {best.number}, the best", color=BEST_COLOR, width=3))
+        name = f"trial {best.number}, the best"
+        figure.add_trace(_curves(view, [best], name, BEST, color=BEST_COLOR, width=3))
     low, high = view.scale.room([epoch[view.metric] for trial in trials for epoch in trial.epochs])
     judged = rungs(view.settings)
     for rung in judged:
@@ -184,7 +188,9 @@ def run_labels(views: Sequence[View]) -> list[str]:
     return names if len(set(names)) == len(names) else [view.outcome.folder.uri for view in views]
 
 
-def _curves(view: View, trials: Sequence[TrialRecord], name: str, *, color: str, width: float) -> go.Scatter:
+def _curves(
+    view: View, trials: Sequence[TrialRecord], name: str, state: str, *, color: str, width: float
+) -> go.Scatter:
     """Draw the curves of several trials as one trace, with gaps between them: a thousand traces are slow."""
     x: list[int | None] = []
     y: list[float | None] = []
@@ -208,7 +214,7 @@ def _curves(view: View, trials: Sequence[TrialRecord], name: str, *, color: str,
         hovertemplate="trial %{customdata}, epoch %{x}: %{text}<extra></extra>",
         mode="lines+markers",
         name=name,
-        marker_size=4 if width < 2 else 6,
+        marker=mark(state, size=5, count=len(view.trials)),
         line={"color": color, "width": width},
         opacity=0.75 if width < 2 else 1.0,
     )

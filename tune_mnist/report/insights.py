@@ -1,34 +1,20 @@
-"""What a run teaches, computed and not drawn: its facts, what matters, which ranges to widen."""
+"""Facts about a run: its size and pace, its best trial, its baseline, which ranges to widen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
 
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, json_to_distribution
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.distributions import FloatDistribution, IntDistribution
 
-from tune_mnist.report.scale import Scale
 from tune_mnist.report.timeline import stretches
-from tune_mnist.results.grid import ledger_of, records
-from tune_mnist.run.ledger import Ledger
+from tune_mnist.report.view import STATES, View
 from tune_mnist.run.records import EPOCH, UNENDED, TrialRecord
-from tune_mnist.run.words import count, duration, first_line, short_value
+from tune_mnist.run.words import count, duration, short_value
 from tune_mnist.task import Objective
 from tune_mnist.tuning.tuner import FINISHED, Outcome
 from tune_mnist.tuning.warm_start import describe_inherited
 
-T = TypeVar("T")
-
-STATES = ("COMPLETE", "PRUNED", "FAIL", UNENDED)
-"""States of trials, in the order in which they are listed."""
-MIN_FINISHED = 4
-"""Finished trials below which nothing is said about importance."""
 EDGE = 0.05
 """Share of a range, at either end, in which a best value says that the range may be too narrow."""
 
@@ -57,132 +43,10 @@ class Edge:
         return f"widen {self.name}: {short_value(self.value)} of {low}..{high}"
 
 
-class View:
-    """A run as it is looked at; each part is made once, when it is asked for."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        """Take what `tuner.load_run` gives."""
-        self.outcome = outcome
-        self.name = outcome.folder.name
-        self.settings = outcome.settings
-        self.ledger: Ledger = ledger_of(outcome.grid)
-        self.task = self.ledger.task
-        self.objective = self.task.objective
-        self.metric = self.objective.metric
-        self.scale = Scale(self.objective)
-        self.trials: list[TrialRecord] = records(outcome.grid)
-        "In the order of the study."
-        self.failures: list[str] = []
-        "What could not be computed or drawn, a line each."
-
-    def tried(self, what: str, make: Callable[[], T], otherwise: T) -> T:
-        """Let one part of a report fail alone: note it in ``failures``, and give something else."""
-        try:
-            return make()
-        except Exception as error:  # of Optuna or a drawing library, which differ from version to version
-            self.failures.append(f"{what} failed: {type(error).__name__}: {first_line(error)}")
-            return otherwise
-
-    @cached_property
-    def space(self) -> dict[str, BaseDistribution]:
-        """The search space."""
-        return {name: json_to_distribution(one) for name, one in self.ledger.distributions.items()}
-
-    @cached_property
-    def variable(self) -> list[str]:
-        """The hyper-parameters of which the space has more than one value."""
-        return [name for name, distribution in self.space.items() if not distribution.single()]
-
-    def of_state(self, state: str) -> list[TrialRecord]:
-        """List the trials of a state."""
-        return [trial for trial in self.trials if trial.shown_state == state]
-
-    @cached_property
-    def finished(self) -> list[TrialRecord]:
-        """The COMPLETE trials: those that have a final result."""
-        return self.of_state("COMPLETE")
-
-    @cached_property
-    def best(self) -> TrialRecord | None:
-        """The winner's trial, or before there is a winner the one with the best metric of any epoch."""
-        if winner := self.outcome.winner:
-            return next((trial for trial in self.trials if trial.trial_id == winner.trial_id), None)
-        reported = [trial for trial in self.trials if trial.epochs and trial.shown_state != "FAIL"]
-        return max(reported, key=lambda trial: self.objective.score(self.best_epoch(trial)), default=None)
-
-    def best_epoch(self, trial: TrialRecord) -> dict[str, Any]:
-        """Give a trial's report with the best metric; it must have one."""
-        return max(trial.epochs, key=self.objective.score)
-
-    @cached_property
-    def study(self) -> Study:
-        """An Optuna study of all trials, whose values are places on the `Scale` of the objective."""
-        return self._make_study(self.trials)
-
-    def study_of_best(self, limit: int) -> Study:
-        """Make an Optuna study of the best so many of the finished trials, and none of the others."""
-        ranked = sorted(self.finished, key=lambda trial: -self.objective.score(trial.last))
-        return self._make_study(ranked[:limit])
-
-    def _make_study(self, trials: Iterable[TrialRecord]) -> Study:
-        storage = optuna.storages.InMemoryStorage()
-        study = optuna.create_study(
-            storage=storage,
-            direction="maximize" if self.objective.mode == "max" else "minimize",
-            study_name=self.name,
-        )
-        for trial in trials:
-            params = {name: value for name, value in trial.params.items() if name in self.space}
-            frozen = create_trial(
-                state=TrialState[trial.shown_state],
-                value=self.scale.place(trial.last[self.metric]) if trial.shown_state == "COMPLETE" else None,
-                params=params,
-                distributions={name: self.space[name] for name in params},
-            )
-            study.add_trial(frozen)
-        return _StudyToLookAt(study.study_name, storage)
-
-    @cached_property
-    def importances(self) -> dict[str, float]:
-        """Share of each hyper-parameter that can vary in the variance of the results, the largest first.
-
-        PED-ANOVA (Watanabe et al., 2023) over the finished trials, Optuna's default; {} for fewer than
-        MIN_FINISHED, or where all have the same result.
-        """
-        if (
-            not self.variable
-            or len(self.finished) < MIN_FINISHED
-            or len({trial.last[self.metric] for trial in self.finished}) == 1
-        ):
-            return {}
-        # Here, as it imports scikit-learn where there is one: a second and a half of a search's start.
-        from optuna.importance import get_param_importances
-
-        return self.tried(
-            "the importance", lambda: get_param_importances(self.study, params=self.variable), {}
-        )
-
-
-class _StudyToLookAt(Study):
-    """A study that hands out its own trials: of 10,000 Optuna's plots would make 36 copies, 2 s each."""
-
-    def get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return super().get_trials(deepcopy=False, states=states)
-
-
 def count_states(view: View) -> str:
     """Count the trials of each state: 7 COMPLETE, 13 PRUNED, 0 FAIL."""
     counts = {state: len(view.of_state(state)) for state in STATES}
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != UNENDED)
-
-
-def why_no_importance(view: View) -> str:
-    """Say why a run has no importances."""
-    if view.space and not view.variable:
-        return "no hyper-parameter of the space can vary"
-    return f"{count(len(view.finished), 'finished trial')}, but it takes {MIN_FINISHED} that differ"
 
 
 def say_how_it_ended(outcome: Outcome) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -10,16 +11,20 @@ from importlib.resources import files
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from tune_mnist.report.curves import comparison, run_labels
-from tune_mnist.report.insights import Fact, View, edges, facts
+from tune_mnist.report.insights import Fact, facts
+from tune_mnist.report.learned import learned
 from tune_mnist.report.panels import Plot
-from tune_mnist.report.plots import all_plots
-from tune_mnist.results.frames import hyperparameter_names, trials_frame
+from tune_mnist.report.plots import EVERYWHERE, all_plots
+from tune_mnist.report.rungs import describe_correlations
+from tune_mnist.report.survival import survival_frame
+from tune_mnist.report.table import make_table
+from tune_mnist.report.view import View
 from tune_mnist.run.ledger import LEDGER
-from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import count, duration
 
 SECTIONS = {
@@ -32,16 +37,50 @@ WIDE = {"parallel", "slices", "timeline", "epochs", "by-seconds"}
 """Plots that take the whole width of a wide window."""
 
 
-def make_report(view: View) -> str:
-    """Write the page of a run: what it came to, its plots, and all its trials in a table."""
-    plots = {plot.name: plot for plot in all_plots(view)}
+def make_report(view: View, next_command: str = "") -> str:
+    """Write the page of a run: what it learned, its plots at each level, and all its trials in a table.
+
+    Args:
+        view: of the run.
+        next_command: what to run next, as one pastes it; "" leaves it out.
+    """
+    plots = all_plots(view)
     return _render(
         title=view.name,
         facts=facts(view),
+        learned=view.tried("what it learned", lambda: learned(view).sentences, []),
+        next_command=next_command,
         advice=advice(view),
         sections={heading: [plots[name] for name in names] for heading, names in SECTIONS.items()},
-        table=_table(view),
+        levels=_levels(view),
+        survival=_survival(view),
+        table=make_table(view),
     )
+
+
+def _levels(view: View) -> dict[str, Any]:
+    """Give the page its levels, the one to begin with, the rule, and how their ranks agree."""
+    names = {level.name: f"{level.name} ({count(len(level.trials), 'trial')})" for level in view.levels}
+    words = [view.choice.rule]
+    if view.level.epoch is not None:
+        words.append("A rung measures how fast trials learn, not where they end.")
+    if correlations := describe_correlations(view.levels):
+        words.append(correlations)
+    return {"names": names, "first": view.level.name, "words": " ".join(words)}
+
+
+def _survival(view: View) -> dict[str, Any] | None:
+    """Give the page the table of which groups of trials passed which rung; None where there is none."""
+    frame = view.tried("the survival", lambda: survival_frame(view), pd.DataFrame())
+    if frame.empty:
+        return None
+    rungs = sorted(frame["rung"].unique())
+    rows = [
+        {"name": name, "values": values, "trials": some["trials"].iloc[0]}
+        | {"cells": list(zip(some["passed"], some["reached"], strict=True))}
+        for (name, values), some in frame.groupby(["parameter", "values"], sort=False)
+    ]
+    return {"rungs": rungs, "rows": rows}
 
 
 def make_comparison(views: Sequence[View]) -> str:
@@ -58,37 +97,34 @@ def make_comparison(views: Sequence[View]) -> str:
             )
             for label, view in named
         ],
-        advice=[],
-        sections={"Best so far": comparison(views)},
-        table=None,
+        sections={"Best so far": [{EVERYWHERE: plot} for plot in comparison(views)]},
     )
 
 
 def advice(view: View) -> list[str]:
-    """Say what the reader of a run should know: ranges to widen, and what of the ledger is lost."""
+    """Say what the reader of a run should know before anything else: what of the ledger is lost."""
     lost = view.ledger.lost_lines
-    found = (
-        [f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost."] if lost else []
-    )
-    if narrow := edges(view):
-        found.append(f"The best trial lies at the edge of a range: {'; '.join(map(str, narrow))}.")
-    return found
+    return [f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost."] if lost else []
 
 
 def _render(
     *,
     title: str,
     facts: Sequence[Fact],
-    advice: Sequence[str],
-    sections: Mapping[str, Sequence[Plot]],
-    table: dict[str, Any] | None,
+    sections: Mapping[str, Sequence[Mapping[str, Plot]]],
+    learned: Sequence[str] = (),
+    next_command: str = "",
+    advice: Sequence[str] = (),
+    levels: dict[str, Any] | None = None,
+    survival: dict[str, Any] | None = None,
+    table: dict[str, Any] | None = None,
 ) -> str:
-    plots = [plot for some in sections.values() for plot in some]
-    figures = {
-        plot.name: {choice: json.loads(figure.to_json()) for choice, figure in plot.figures.items()}
-        for plot in plots
+    panels = [panel for some in sections.values() for panel in some]
+    plots = {
+        next(iter(panel.values())).name: {level: _plot_data(plot) for level, plot in panel.items()}
+        for panel in panels
     }
-    data = json.dumps({"figures": figures, "table": table}, separators=(",", ":"), allow_nan=False)
+    data = json.dumps({"plots": plots, "table": table}, separators=(",", ":"), allow_nan=False)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -99,8 +135,12 @@ def _render(
         title=title,
         subtitle=f"as of {datetime.now():%d %B %Y, %H:%M}",
         facts=facts,
+        learned=learned,
+        next_command=next_command,
         advice=advice,
-        sections=list(sections.items()),
+        sections=[(heading, [next(iter(p.values())) for p in some]) for heading, some in sections.items()],
+        levels=levels,
+        survival=survival,
         wide=WIDE,
         fixed=table["fixed"] if table else 0,
         table=table is not None,
@@ -110,57 +150,26 @@ def _render(
     )
 
 
-def _table(view: View) -> dict[str, Any]:
-    """Give the page its table: columns, rows, and by trial what opens below its row."""
-    trials = view.trials
-    frame = trials_frame(view.outcome.grid)
-    varied = [
-        name
-        for name in hyperparameter_names(view.outcome.grid)
-        if name != "epochs" and (name in view.space or frame[name].nunique() > 1)
-    ]
-    frame = frame.assign(epochs_of=frame["epochs_planned"])
-    columns: list[dict[str, Any]] = [
-        {"name": "number", "title": "trial", "number": True, "format": ""},
-        {"name": "state", "title": "state", "number": False, "format": ""},
-        {"name": view.metric, "title": view.metric, "number": True, "format": "metric"},
-        *({"name": name, "title": name, "number": True, "format": ""} for name in view.task.tables),
-        {"name": "epochs_trained", "title": "epochs", "number": True, "format": ""},
-        {"name": "epochs_of", "title": "planned", "number": True, "format": ""},
-        {"name": "seconds", "title": "seconds", "number": True, "format": "seconds"},
-        {"name": "node", "title": "node", "number": False, "format": ""},
-    ]
-    for name in varied:
-        number = bool(pd.api.types.is_numeric_dtype(frame[name]))
-        columns.append({"name": name, "title": name, "number": number, "format": ""})
-    reports = [epoch for trial in trials for epoch in trial.epochs]
-    others = dict.fromkeys(
-        [*view.task.tables, *(name for epoch in reports[:1] for name in epoch if "loss" in name)]
-    )
-    curves = [view.metric, *(name for name in others if all(name in epoch for epoch in reports))]
-    rows = json.loads(
-        frame[[column["name"] for column in columns]].to_json(orient="values", double_precision=8)
-    )
+def _plot_data(plot: Plot) -> dict[str, Any]:
     return {
-        "fixed": len(columns) - len(varied),
-        "metric": {"label": view.objective.name, "format": view.objective.format},
-        "curves": curves[1:],
-        "columns": columns,
-        "rows": rows,
-        "epochs": {
-            trial.number: [
-                [epoch[EPOCH], *(float(f"{epoch[name]:.5g}") for name in curves)] for epoch in trial.epochs
-            ]
-            for trial in trials
-            if trial.epochs
-        },
-        "notes": {trial.number: note for trial in trials if (note := _note(trial))},
+        "caption": plot.caption,
+        "kind": plot.kind,
+        "min_width": plot.min_width,
+        "figures": {choice: _figure_data(figure) for choice, figure in plot.figures.items()},
     }
 
 
-def _note(trial: TrialRecord) -> str:
-    """Say what the table's columns don't."""
-    notes = ["the baseline"] if trial.hand_set else []
-    if trial.error and trial.shown_state == "FAIL":
-        notes.append(trial.error)
-    return "; ".join(notes)
+def _figure_data(figure: go.Figure) -> dict[str, Any]:
+    """Give a figure as JSON; of a contour's grid, which is nearly empty, just the cells that are not."""
+    data: dict[str, Any] = json.loads(figure.to_json())
+    for trace, drawn in zip(data["data"], figure.data, strict=True):
+        if trace["type"] == "contour":
+            trace |= {"x": list(drawn.x), "y": list(drawn.y)}  # which may be packed, as the grid is
+            del trace["z"]
+            trace["cells"] = [
+                [row, column, float(f"{value:.5g}")]
+                for row, values in enumerate(drawn.z)
+                for column, value in enumerate(values)
+                if value is not None and not math.isnan(value)
+            ]
+    return data

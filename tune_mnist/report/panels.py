@@ -17,14 +17,26 @@ from optuna.distributions import (
 
 from tune_mnist.report.scale import Scale
 from tune_mnist.run.records import TrialRecord
+from tune_mnist.run.words import short_value
 
-COLORS = {"COMPLETE": "#4a86e8", "PRUNED": "#9aa1ab", "FAIL": "#d64545", "RUNNING": "#d9901a"}
+# Okabe and Ito's colours, which the colour-blind tell apart (https://jfly.uni-koeln.de/color/), and a grey;
+# the blue a little brighter, for dark pages.
+COLORS = {"COMPLETE": "#1f83c8", "PRUNED": "#8b929c", "FAIL": "#d55e00", "RUNNING": "#e69f00"}
 """Of the states of trials."""
-STATE_WORDS = {"COMPLETE": "finished", "PRUNED": "cut", "FAIL": "failed", "RUNNING": "running"}
+SYMBOLS = {"COMPLETE": "circle", "PRUNED": "x-thin", "FAIL": "diamond", "RUNNING": "triangle-up"}
+"""Their marks."""
+STATE_WORDS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 """What the plots call them."""
-BEST_COLOR = "#e0559a"
-RUN_COLORS = ("#4a86e8", "#d9901a", "#2a9d6f", "#a45ee5", "#d64545", "#5f7285", "#e0559a", "#8c6d1f")
+BEST, BEST_COLOR, BEST_SYMBOL = "best", "#cc79a7", "star"
+"""Name, colour and mark of the best trial."""
+DRAWN_FIRST = ("PRUNED", "FAIL", "RUNNING", "COMPLETE")
+"""The states in the order in which they are drawn: the later ones on top."""
+RUN_COLORS = ("#1f83c8", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8b929c", "#8c6d1f")
 """Of the runs of a comparison, by turns."""
+JITTER = 0.25
+"""Steps by which trials with the same choice or number are moved apart, at most, to either side."""
+MOST_MOVED = 25
+"""Steps of a range above which trials are not moved apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +49,36 @@ class Plot:
     figures: dict[str, go.Figure] = field(default_factory=dict)
     "By the words to choose it by."
     kind: str = "single"
-    "single; several, to be shown beside one another; or choice, of which one is shown."
+    "single; several, to be shown next to one another; or choice, of which one is shown."
     min_width: int = 0
     "Pixels below which it is scrolled instead of squeezed."
 
 
+def mark(state: str, *, size: float = 7, count: int = 1) -> dict[str, Any]:
+    """Give the mark of trials of a state, or of the BEST one, the same in every plot.
+
+    Args:
+        state: of the trials.
+        size: in pixels.
+        count: of the trials at most, to draw many of them thinner.
+    """
+    if state == BEST:
+        line = {"width": 1, "color": "rgba(255,255,255,.8)"}
+        return {"symbol": BEST_SYMBOL, "size": 2 * size, "color": BEST_COLOR, "line": line}
+    color, symbol = COLORS[state], SYMBOLS[state]
+    opacity = 0.85 if count <= 200 else 0.5
+    if symbol.endswith("-thin"):
+        return {"symbol": symbol, "size": size, "opacity": opacity, "line": {"width": 1.4, "color": color}}
+    return {"symbol": symbol, "size": size, "opacity": opacity, "color": color}
+
+
+def apart(number: int) -> float:
+    """Give the place of a trial among those at the same place, -JITTER..JITTER, spread by its number."""
+    return JITTER * (2 * math.fmod(0.5 + 0.618034 * number, 1.0) - 1)
+
+
 def foot(low: float, high: float) -> float:
-    """Give the height at which the ticks of trials without a final result stand, below all results."""
+    """Give the height at which trials without a value stand, below all values."""
     return low + 0.045 * (high - low)
 
 
@@ -54,10 +89,12 @@ def metric_axis(scale: Scale, low: float, high: float) -> dict[str, Any]:
 
 
 def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
-    """Lay out the axis of a hyper-parameter over the whole of its range."""
-    axis: dict[str, Any] = {"title": name}
+    """Lay out the axis of a hyper-parameter over the whole of its range, in places of `parameter_places`."""
+    axis: dict[str, Any] = {"title": name, "zeroline": False}
     if isinstance(one, CategoricalDistribution):
-        return {**axis, "type": "category", "range": None}
+        n = len(one.choices)
+        texts = [short_value(choice) for choice in one.choices]
+        return {**axis, "tickvals": list(range(n)), "ticktext": texts, "range": [-0.6, n - 0.4]}
     assert isinstance(one, FloatDistribution | IntDistribution)
     if one.log:
         low, high = math.log10(one.low), math.log10(one.high)
@@ -70,16 +107,28 @@ def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
         low, high = float(one.low), float(one.high)
         axis |= {"nticks": 6}
         if isinstance(one, IntDistribution):
-            axis |= {"tick0": one.low, "dtick": one.step * max(1, math.ceil((high - low) / one.step / 6))}
+            step = one.step * max(1, math.ceil((high - low) / one.step / 6))
+            axis |= {"tick0": one.low, "dtick": step, "tickformat": "d"}
     pad = 0.05 * (high - low) or 0.5
+    pad = max(pad, 0.6 * _moved_by(one))
     return {**axis, "range": [low - pad, high + pad]}
 
 
-def parameter_values(values: Iterable[Any], one: BaseDistribution) -> list[Any]:
-    """Write values for the axis of a hyper-parameter: choices as words, numbers with four digits."""
+def parameter_places(trials: Iterable[TrialRecord], name: str, one: BaseDistribution) -> list[Any]:
+    """Give the places of trials on the axis of a hyper-parameter; equal choices and steps apart."""
+    values = [(trial.params[name], apart(trial.number)) for trial in trials]
     if isinstance(one, CategoricalDistribution):
-        return [str(value) for value in values]
-    return [float(f"{value:.4g}") if isinstance(value, float) else value for value in values]
+        return [round(one.choices.index(value) + aside, 3) for value, aside in values]
+    if step := _moved_by(one):
+        return [float(f"{value + step * aside:.4g}") for value, aside in values]
+    return [float(f"{value:.4g}") if isinstance(value, float) else value for value, _ in values]
+
+
+def _moved_by(one: BaseDistribution) -> float:
+    """Give the step of a number whose equal values are moved apart; 0 where they are not."""
+    if not isinstance(one, FloatDistribution | IntDistribution) or one.log or not one.step:
+        return 0.0
+    return one.step if (one.high - one.low) / one.step < MOST_MOVED else 0.0
 
 
 def color_bar(scale: Scale, places: Sequence[float | None]) -> dict[str, Any]:
@@ -87,23 +136,6 @@ def color_bar(scale: Scale, places: Sequence[float | None]) -> dict[str, Any]:
     known = [place for place in places if place is not None]
     ticks, texts = scale.ticks(min(known) - 1e-9, max(known) + 1e-9)
     return {"tickvals": ticks, "ticktext": texts, "title": None, "thickness": 12}
-
-
-def add_ticks(figure: go.Figure, places: Sequence[Any], trials: Sequence[TrialRecord], foot: float) -> None:
-    """Mark trials without a final result at the foot of a plot, where no value can be read off them."""
-    if not trials:
-        return
-    state = trials[0].shown_state
-    name = STATE_WORDS[state]
-    figure.add_scatter(
-        x=places,
-        y=[round(foot, 4)] * len(trials),
-        mode="markers",
-        name=name,
-        marker={"symbol": "line-ns", "size": 11, "line": {"width": 1.5, "color": COLORS[state]}},
-        customdata=[trial.number for trial in trials],
-        hovertemplate=f"trial %{{customdata}}, {name}<extra></extra>",
-    )
 
 
 def whole_step(most: int) -> int:

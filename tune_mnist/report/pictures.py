@@ -1,4 +1,4 @@
-"""The plots of the report as PNG files for a paper, drawn by matplotlib: Optuna's own where it has one."""
+"""The plots of the report as PNG files for a paper, at the level that the page begins with, by matplotlib."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
+from typing import Any
 
 import matplotlib
 import numpy as np
 import optuna.visualization.matplotlib as optuna_pictures
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 
 from tune_mnist.report.curves import run_labels
-from tune_mnist.report.insights import STATES, View
-from tune_mnist.report.panels import BEST_COLOR, COLORS, RUN_COLORS, STATE_WORDS, foot
-from tune_mnist.report.plots import CONTOUR_PARAMETERS, MOST_CELLS, MOST_LINES, varied_parameters
+from tune_mnist.report.maps import CONTOUR_PARAMETERS, MOST_CELLS, MOST_LINES, varied_parameters
+from tune_mnist.report.panels import BEST, BEST_COLOR, COLORS, RUN_COLORS, STATE_WORDS, apart
+from tune_mnist.report.plots import by_mark
 from tune_mnist.report.timeline import best_so_far, stretches
-from tune_mnist.run.records import EPOCH
+from tune_mnist.report.view import STATES, View
+from tune_mnist.run.records import EPOCH, TrialRecord
+from tune_mnist.run.words import short_value
 from tune_mnist.tuning.asha import rungs
 
 DPI = 200
+MARKERS = {"COMPLETE": "o", "PRUNED": "x", "FAIL": "D", "RUNNING": "^", BEST: "*"}
+"""The marks of the page, as matplotlib calls them."""
 Maker = tuple[bool, Callable[[View], Figure]]
 """Whether there is something to draw, and what draws it."""
 
@@ -36,18 +42,18 @@ def all_pictures(view: View) -> dict[str, bytes]:
 
     One that fails is left out, and noted in the view's failures.
     """
-    finished, trained = len(view.finished), any(trial.epochs for trial in view.trials)
+    compared, trained = len(view.level.trials), any(trial.epochs for trial in view.trials)
     makers: dict[str, Maker] = {
-        "history": (finished > 0, _history),
+        "history": (compared > 0, _history),
         "curves": (trained, _curves),
-        "importance": (bool(view.importances), _importance),
-        "parallel": (finished > 0 and bool(view.space), _parallel),
-        "contour": (len(varied_parameters(view)) > 1, _contour),
+        "importance": (bool(view.importance(view.level).shares), _importance),
+        "parallel": (compared > 0 and bool(view.space), _parallel),
+        "contour": (len(varied_parameters(view, view.level)) > 1, _contour),
         "timeline": (trained, _timeline),
         "epochs": (bool(view.trials), _epochs),
     }
     for name in view.space:
-        makers[f"slice-{name}"] = finished > 0, partial(_slice, name=name)
+        makers[f"slice-{name}"] = compared > 0, partial(_slice, name=name)
     with _quiet():
         pictures = {
             name: view.tried(f"the picture {name}", partial(_drawn, make, view), b"")
@@ -83,15 +89,32 @@ def _drawn(make: Callable[[View], Figure], view: View) -> bytes:
 
 
 def _history(view: View) -> Figure:
-    axis = optuna_pictures.plot_optimization_history(view.study)
-    low, high = _mark_values(axis, view, [trial.last[view.metric] for trial in view.finished])
-    for state in ("PRUNED", "FAIL", "RUNNING"):
-        if numbers := [trial.number for trial in view.of_state(state)]:
-            places = [foot(low, high)] * len(numbers)
-            axis.plot(numbers, places, "|", color=COLORS[state], markersize=9, label=STATE_WORDS[state])
+    figure, axis = plt.subplots(figsize=(8, 5))
+    numbers = [trial.number for trial in view.level.trials]
+    values = pd.Series(view.level.values).map(view.scale.place)
+    so_far = values.cummax() if view.objective.mode == "max" else values.cummin()
+    axis.step(numbers, so_far, where="post", color=BEST_COLOR, linewidth=1.5, label="best so far")
+    _draw_marks(axis, view, lambda trials: [trial.number for trial in trials])
+    _mark_values(axis, view, view.level.values)
+    axis.set(title=f"Optimization history {view.level.where}", xlabel="trial")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
-    axis.set_title("Optimization history")
-    return _figure_of(axis)
+    return figure
+
+
+def _draw_marks(axis: Axes, view: View, places: Callable[[Sequence[TrialRecord]], list[Any]]) -> None:
+    """Draw the values of the level's trials with the marks of the page."""
+    for state, trials, values in by_mark(view, view.level):
+        axis.scatter(
+            places(trials),
+            [view.scale.place(value) for value in values],
+            marker=MARKERS[state],
+            s=150 if state == BEST else 36,
+            linewidths=1.2 if MARKERS[state] == "x" else 0,
+            color=BEST_COLOR if state == BEST else COLORS[state],
+            label=STATE_WORDS.get(state, state),
+            zorder=3,
+        )
 
 
 def _curves(view: View) -> Figure:
@@ -114,18 +137,24 @@ def _curves(view: View) -> Figure:
 
 
 def _importance(view: View) -> Figure:
-    axis = optuna_pictures.plot_param_importances(view.study, params=view.variable)
-    axis.set_title(f"Importance (PED-ANOVA, {len(view.finished)} finished trials)", loc="left")
-    if legend := axis.get_legend():
-        legend.remove()
-    return _figure_of(axis)
+    found = view.importance(view.level)
+    shares = list(found.shares)[::-1]
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.4 * len(shares)))
+    values = [one.value for one in shares]
+    ends = [[one.value - one.low for one in shares], [one.high - one.value for one in shares]]
+    axis.barh([one.name for one in shares], values, color=COLORS["COMPLETE"])
+    axis.errorbar(values, range(len(shares)), xerr=ends, fmt="none", ecolor="#555", capsize=3)
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_title(f"Importance: {found.method}", loc="left", fontsize=10)
+    return figure
 
 
 def _parallel(view: View) -> Figure:
     axis = optuna_pictures.plot_parallel_coordinate(
-        view.study_of_best(MOST_LINES), target_name=view.objective.name
+        view.study(view.level, MOST_LINES), target_name=view.objective.name
     )
-    axis.set_title("Parallel coordinates of finished trials")
+    axis.set_title(f"Parallel coordinates {view.level.where}")
     figure = _figure_of(axis)
     low, high = axis.get_ylim()
     _write_values(axis, view, low, high)
@@ -135,34 +164,39 @@ def _parallel(view: View) -> Figure:
 
 
 def _slice(view: View, name: str) -> Figure:
-    axis = optuna_pictures.plot_slice(view.study, params=[name], target_name=view.objective.name)
-    assert isinstance(axis, Axes)
-    low, high = _mark_values(axis, view, [trial.last[view.metric] for trial in view.finished])
-    cut = [trial.params[name] for trial in view.of_state("PRUNED") if name in trial.params]
+    figure, axis = plt.subplots(figsize=(7, 4.5))
     one = view.space[name]
+
+    def places(trials: Sequence[TrialRecord]) -> list[float]:
+        if isinstance(one, CategoricalDistribution):
+            return [one.choices.index(trial.params[name]) + apart(trial.number) for trial in trials]
+        return [float(trial.params[name]) for trial in trials]
+
+    _draw_marks(axis, view, places)
+    _mark_values(axis, view, view.level.values)
     if isinstance(one, CategoricalDistribution):
-        cut = [repr(value) for value in cut]  # as Optuna names them here
-    axis.plot(cut, [foot(low, high)] * len(cut), "|", color=COLORS["PRUNED"], markersize=9, label="cut")
-    if isinstance(one, CategoricalDistribution):
-        axis.autoscale(axis="x")
-        axis.set_xmargin(0.1)
+        axis.set_xticks(range(len(one.choices)), [short_value(choice) for choice in one.choices])
+        axis.set_xlim(-0.6, len(one.choices) - 0.4)
     elif isinstance(one, FloatDistribution | IntDistribution):
-        pad = 0.05 * (one.high - one.low)
-        ends = (one.low / 1.1, one.high * 1.1) if one.log else (one.low - pad, one.high + pad)
-        axis.set_xlim(*ends)
+        pad = 0.05 * (one.high - one.low) or 0.5
+        axis.set_xscale("log" if one.log else "linear")
+        axis.set_xlim(*((one.low / 1.1, one.high * 1.1) if one.log else (one.low - pad, one.high + pad)))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_title(f"{name}: finished trials" + (", and where cut ones lay" if cut else ""))
-    return _figure_of(axis)
+        if isinstance(one, IntDistribution):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(title=f"{name} {view.level.where}", xlabel=name)
+    axis.legend()
+    return figure
 
 
 def _contour(view: View) -> Figure:
-    names = varied_parameters(view)[:CONTOUR_PARAMETERS]
+    names = varied_parameters(view, view.level)[:CONTOUR_PARAMETERS]
     axes = optuna_pictures.plot_contour(
-        view.study_of_best(MOST_CELLS), params=names, target_name=view.objective.name
+        view.study(view.level, MOST_CELLS), params=names, target_name=view.objective.name
     )
     figure = _figure_of(np.ravel(np.asarray(axes))[0])
     figure.set_size_inches(3.4 * len(names), 3 * len(names))
-    figure.suptitle(f"Contour: {view.objective.name} between finished trials", y=0.92)
+    figure.suptitle(f"Contour: {view.objective.name} {view.level.where}", y=0.92)
     _mark_color_bar(figure, view)
     return figure
 

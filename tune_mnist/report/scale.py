@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tune_mnist.task import Objective
 
@@ -99,6 +100,9 @@ def accuracy_ticks(low: float, high: float) -> list[float]:
             apart = not ticks or place - nines(ticks[-1]) >= (high - low) / 9
             if low <= place <= high and apart:
                 ticks.append(round(accuracy, 8))
-        if len(ticks) >= 4:
+        places = [low, *map(nines, ticks), high]
+        even = max(b - a for a, b in pairwise(places)) <= (high - low) / 2.9
+        # The best values are at the top.
+        if len(ticks) >= 4 and even and places[-1] - places[-2] <= (high - low) / 6:
             break
     return ticks

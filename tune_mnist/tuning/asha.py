@@ -8,7 +8,8 @@ which a trial has a new one for each attempt, and forgets a verdict when the pro
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_right, insort
+from dataclasses import dataclass
 
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.settings import Settings
@@ -17,6 +18,22 @@ from tune_mnist.run.settings import Settings
 def rungs(settings: Settings) -> tuple[int, ...]:
     """List the epochs at which ASHA judges a trial: grace_period * reduction_factor^k, up to max_epochs."""
     return tuple(math.ceil(milestone) for milestone in _milestones(settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What a trial met with at a rung."""
+
+    rung: int
+    "Epochs at which it judges."
+    value: float
+    cutoff: float | None
+    "The value that was needed at that moment; None for the first trial at a rung."
+    rank: int
+    "Place of the value among those before and itself, 1 for the best; of NaN the last."
+    before: int
+    "Trials that had been judged at the rung before."
+    stopped: bool
 
 
 class ASHA:
@@ -29,6 +46,8 @@ class ASHA:
         self._rungs = [(milestone, _Rung()) for milestone in reversed(_milestones(settings))]
         self.stopped: dict[str, int] = {}
         "Epoch of the verdict by trial."
+        self.judgements: dict[str, list[Judgement]] = {}
+        "What each trial met with at the rungs that it reached, in order."
         for trial_id, epoch in ledger.order:
             report = ledger.trials[trial_id].find(epoch)
             assert report is not None  # it is the line that the order was made from
@@ -47,8 +66,20 @@ class ASHA:
         for milestone, rung in self._rungs:
             if epoch >= milestone and trial_id not in rung.trials:
                 cutoff = rung.cutoff(self._reduction_factor)
+                stops = cutoff is not None and value < cutoff
+                judgement = Judgement(
+                    rung=math.ceil(milestone),
+                    value=self._sign * value,
+                    cutoff=None if cutoff is None else self._sign * cutoff,
+                    rank=len(rung.values) - bisect_right(rung.values, value) + 1
+                    if value == value
+                    else len(rung.values) + 1,
+                    before=len(rung.values),
+                    stopped=stops,
+                )
+                self.judgements.setdefault(trial_id, []).append(judgement)
                 rung.add(trial_id, value)
-                return cutoff is not None and value < cutoff
+                return stops
         return False
 
 

@@ -1,0 +1,285 @@
+"""What a run has learned, in a few plain sentences that are computed from its numbers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from tune_mnist.report.importance import Importance, Share
+from tune_mnist.report.insights import edges
+from tune_mnist.report.rungs import FINAL, Level
+from tune_mnist.report.survival import Group, groups, has_passed, judged_rungs
+from tune_mnist.report.view import View
+from tune_mnist.run.records import TrialRecord
+from tune_mnist.run.words import count, short_value
+from tune_mnist.tuning.tuner import FINISHED
+
+MOST, MOST_DEAD = 6, 2
+"""Sentences at most, and of them on choices that never survived."""
+CHANCE = 0.05
+"""Chance, over all choices of the space, at which it is said of a choice that it never survives."""
+SURE = 0.85
+"""Fraction of the resamples in which a hyper-parameter must be the largest to be called so."""
+GOOD = 0.25
+"""Fraction of the trials whose values say where a hyper-parameter was good."""
+MIN_GOOD = 3
+"""Such trials at least."""
+MIN_MIDDLE = 8
+"""Such trials from which on the middle half of them is told, and not all."""
+NARROW = 0.5
+"""Fraction of the tried range that the good values must stay below for advice to narrow it."""
+MIN_HALF = 4
+"""Trials that each half of a search must have at a level to say whether more of them are likely to pay."""
+CLEAR = 2.0
+"""Standard errors of a difference beyond which it is more than noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dead:
+    """A choice of which no trial outlived a rung that others outlived."""
+
+    group: Group
+    rung: int
+    chance: float
+    "That none of so many trials passes, if the choice made no difference."
+    flat: bool
+    "Whether all its trials stayed at one value, so that they did not train."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What a run has learned, and what is to be done next."""
+
+    sentences: Sequence[str]
+    next: str
+    "more: further trials; confirm: train the best ones again; resume: continue it; wait: until it has ended."
+
+
+def learned(view: View) -> Learned:
+    """Say in three to six sentences what a run has learned, each with its number of trials."""
+    pays = more_trials(view)
+    over = sum(trial.state is not None for trial in view.trials)
+    unended = f"The search has not ended: this is of {over} of {view.settings.num_samples} trials that have."
+    sentences = [
+        unended if view.outcome.ended_by is None else "",
+        *dead_sentences(view)[:MOST_DEAD],
+        matter_sentence(view),
+        range_sentence(view),
+        lead_sentence(view),
+        pays[1],
+    ]
+    if view.outcome.ended_by is None:
+        step = "wait"
+    elif view.outcome.ended_by != FINISHED:
+        step = "resume"
+    else:
+        step = "more" if pays[0] else "confirm"
+    return Learned(sentences=[sentence for sentence in sentences if sentence][:MOST], next=step)
+
+
+def dead_choices(view: View) -> list[Dead]:
+    """Find the choices that never survived: rarer than CHANCE, or not training at all."""
+    parts = [group for group in groups(view) if group.is_choice]
+    found = []
+    for group in parts:
+        own = {trial.number for trial in group.trials}
+        trained = [trial for trial in group.trials if trial.epochs]
+        others = [trial for trial in view.trials if trial.number not in own and trial.epochs]
+        values = {view.objective.write(epoch[view.metric]) for trial in trained for epoch in trial.epochs}
+        if len(trained) > 1 and len(values) == 1 and _is_worst(view, trained[0], others):
+            last = max(trial.epoch for trial in trained)
+            found.append(Dead(group=group, rung=last, chance=0.0, flat=True))
+            continue
+        for rung in judged_rungs(view):
+            passed = sum(has_passed(view, trial, rung) for trial in others)
+            if not passed or any(has_passed(view, trial, rung) for trial in trained):
+                continue
+            chance = _chance_of_none(len(trained), len(trained) + len(others), passed)
+            if trained and chance <= CHANCE / len(parts):
+                found.append(Dead(group=group, rung=rung, chance=chance, flat=False))
+            break
+    return found
+
+
+def _is_worst(view: View, trial: TrialRecord, others: Sequence[TrialRecord]) -> bool:
+    """Tell whether the value of a trial is below the median of what others end at."""
+    scores = [view.objective.score(other.last) for other in others]
+    return bool(scores) and view.objective.score(trial.last) < statistics.median(scores)
+
+
+def _chance_of_none(group: int, trials: int, passed: int) -> float:
+    """Give the chance that none of a group is among those that passed, drawn from all trials."""
+    return math.comb(trials - group, passed) / math.comb(trials, passed)
+
+
+def dead_sentences(view: View) -> list[str]:
+    """Say which choices never survived."""
+    sentences = []
+    for dead in dead_choices(view):
+        trained = [trial for trial in dead.group.trials if trial.epochs]
+        last = min(dead.rung, max(trial.epoch for trial in trained))
+        n = count(len(trained), "trial")
+        start = f"{dead.group.name} {dead.group.values}: {n}, none past epoch {last}"
+        best = view.objective.best(view.best_epoch(trial)[view.metric] for trial in trained)
+        value = view.objective.write(best)
+        if dead.flat:
+            sentences.append(f"{start}, all at {value}: it did not train.")
+        else:
+            sentences.append(
+                f"{start}, at best {value}; by chance that happens in {dead.chance:.2g} of cases."
+            )
+    return sentences
+
+
+def leading(importance: Importance) -> Share | None:
+    """Give the hyper-parameter that mattered most, where the resamples agree on it."""
+    if len(importance.shares) < 2 or importance.shares[0].first < SURE:
+        return None
+    return importance.shares[0]
+
+
+def matter_sentence(view: View) -> str:
+    """Say which hyper-parameter mattered most, and where it was good."""
+    level = view.level
+    importance = view.importance(level)
+    if not importance.shares:
+        return f"Which hyper-parameter matters is not known: {importance.why_none(view.variable)}."
+    first, n = importance.shares[0], f"n = {count(len(level.trials), 'trial')}"
+    share = f"{first.value:.0%} ({100 * first.low:.0f}..{first.high:.0%})"
+    if leading(importance):
+        good = good_values(view, first.name)
+        return f"{first.name} mattered most {level.where}: importance {share}, {n}. {good}"
+    if len(importance.shares) == 1:
+        good = good_values(view, first.name)
+        return f"{first.name} is the only hyper-parameter that varies {level.where}, {n}. {good}"
+    first, second = sorted(importance.shares, key=lambda one: -one.first)[:2]
+    share = f"{first.value:.0%} ({100 * first.low:.0f}..{first.high:.0%})"
+    return (
+        f"Which hyper-parameter mattered most is open {level.where}, {n}: {first.name} {share} is the "
+        f"largest in {first.first:.0%} of the resamples, {second.name} in {second.first:.0%}."
+    )
+
+
+def good_trials(view: View, level: Level) -> list[TrialRecord]:
+    """List the best quarter of a level's trials, at least MIN_GOOD."""
+    return [trial for trial, _ in view.ranked(level)[: max(MIN_GOOD, round(GOOD * len(level.trials)))]]
+
+
+def good_values(view: View, name: str) -> str:
+    """Say where the best trials have a hyper-parameter."""
+    good = [trial.params[name] for trial in good_trials(view, view.level) if name in trial.params]
+    one = view.space[name]
+    if isinstance(one, CategoricalDistribution):
+        counts = Counter(map(short_value, good)).most_common()
+        return f"Of the best {len(good)} trials had " + ", ".join(f"{n} {value}" for value, n in counts) + "."
+    if len(good) < MIN_MIDDLE:
+        return f"The best {len(good)} trials had {short_value(min(good))}..{short_value(max(good))}."
+    low, _, high = statistics.quantiles(good, n=4, method="inclusive")
+    if isinstance(one, IntDistribution):
+        low, high = round(low), round(high)
+    return f"The middle half of the best {len(good)} trials had {short_value(low)}..{short_value(high)}."
+
+
+def range_sentence(view: View) -> str:
+    """Say which ranges to widen, by the best trial, and which to narrow, by the best quarter."""
+    wide = edges(view)
+    words = []
+    if wide and view.best:
+        words.append(f"{', '.join(map(str, wide))} (trial {view.best.number}, the best, is at the edge)")
+    first = leading(view.importance(view.level))
+    if first and first.name not in {edge.name for edge in wide} and (narrow := _narrow(view, first.name)):
+        words.append(narrow)
+    text = "; ".join(words)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _narrow(view: View, name: str) -> str:
+    one, good = view.space[name], [trial.params[name] for trial in good_trials(view, view.level)]
+    if not isinstance(one, FloatDistribution | IntDistribution) or len(good) < MIN_GOOD:
+        return ""
+    scale = math.log if one.log else float
+    if scale(max(good)) - scale(min(good)) >= NARROW * (scale(one.high) - scale(one.low)):
+        return ""
+    ends = f"{short_value(min(good))}..{short_value(max(good))}"
+    return f"narrow {name} to {ends} (the best {len(good)} of {count(len(view.level.trials), 'trial')})"
+
+
+def lead_level(view: View) -> Level:
+    """Give the level at which the best trials are compared: the end, where two trials finished."""
+    final = view.levels[-1]
+    return final if final.name == FINAL and len(final.trials) > 1 else view.level
+
+
+def noise_at(view: View, level: Level) -> tuple[float, str]:
+    """Give a difference of two values below which it says nothing, and what that is.
+
+    CLEAR standard errors of a difference of two independent values where the objective has an error; else the
+    median difference between neighbours in rank among the better half.
+    """
+    objective, ranked = view.objective, [value for _, value in view.ranked(level)]
+    error = objective.error_of(ranked[0], view.task.validation_examples)
+    if error is not None:
+        noise = CLEAR * math.sqrt(2) * error
+        return noise, f"{CLEAR:g} standard errors of a difference, {objective.write_difference(noise)}"
+    half = ranked[1 : max(3, (len(ranked) + 1) // 2 + 1)]
+    gaps = [abs(a - b) for a, b in pairwise(half)]
+    gap = statistics.median(gaps) if gaps else 0.0
+    return gap, f"the median difference between neighbours in rank, {objective.write_difference(gap)}"
+
+
+def lead_sentence(view: View) -> str:
+    """Say whether the best trial's lead exceeds the noise."""
+    level = lead_level(view)
+    if len(level.trials) < 2:
+        return ""
+    (best, value), (second, other) = view.ranked(level)[:2]
+    objective, lead = view.objective, abs(value - other)
+    noise, what = noise_at(view, level)
+    known = objective.error_of(value, view.task.validation_examples) is not None
+    start = (
+        f"Of {count(len(level.trials), 'trial')} {level.where}, trial {best.number} "
+        f"({objective.write(value)}) leads trial {second.number} by "
+        f"{objective.write_difference(lead)}{objective.unit}"
+    )
+    if known:
+        verdict = "more than the noise" if lead > noise else "within the noise"
+        return f"{start}: {verdict} ({what}{objective.unit})."
+    if not noise:
+        return f"{start}; the noise is not known."
+    return f"{start}, {lead / noise:.1f} times {what}{objective.unit}; the noise is not known."
+
+
+def more_trials(view: View) -> tuple[bool, str]:
+    """Tell whether more trials are likely to pay, and by which rule: what the second half of them brought."""
+    numbers = sorted(trial.number for trial in view.trials)
+    middle = numbers[len(numbers) // 2] if numbers else 0
+    for level in dict.fromkeys((lead_level(view), view.level)):
+        halves = [
+            [value for trial, value in level.pairs if (trial.number >= middle) == late]
+            for late in (False, True)
+        ]
+        if min(map(len, halves)) < MIN_HALF:
+            continue
+        sign = view.objective.sign
+        before, after = (max(sign * value for value in half) for half in halves)
+        gain = max(0.0, after - before)
+        noise, what = noise_at(view, level)
+        unit = view.objective.unit
+        pays = gain > noise
+        return pays, (
+            f"More trials are {'likely' if pays else 'unlikely'} to pay: the later half of the trials (n = "
+            f"{len(halves[1])} of {len(level.trials)} {level.where}) improved the best by "
+            f"{view.objective.write_difference(gain)}{unit}; the rule is more than {what}{unit}."
+        )
+    n = len(view.trials)
+    return (
+        True,
+        f"Whether more trials pay can't be told from {count(n, 'trial')}: it takes {MIN_HALF} in "
+        "each half that got as far.",
+    )

@@ -1,0 +1,199 @@
+"""The plots of several hyper-parameters at once, at a level: parallel coordinates and contours."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import optuna.visualization as optuna_plots
+import plotly.graph_objects as go
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from plotly.colors import sample_colorscale
+
+from tune_mnist.report.panels import (
+    BEST,
+    DRAWN_FIRST,
+    STATE_WORDS,
+    Plot,
+    color_bar,
+    dress,
+    mark,
+    parameter_axis,
+)
+from tune_mnist.report.rungs import Level
+from tune_mnist.report.view import View
+from tune_mnist.run.records import TrialRecord
+from tune_mnist.run.words import capital, count, short_value
+
+LINE_SCALE = [[0.0, "rgb(142,163,198)"], [0.6, "rgb(138,99,210)"], [1.0, "rgb(224,85,154)"]]
+"""Colours of the parallel coordinates, from the worst to the best, on a bright page as on a dark one."""
+AXIS_MARK: dict[str, Any] = {"showarrow": False, "xanchor": "right", "xshift": -4, "font_size": 10}
+MOST_LINES = 100
+"""Trials that the parallel coordinates show at most; more can't be told apart."""
+MOST_CELLS = 60
+"""Trials that a contour is made of at most: its grid has their number squared of cells."""
+CONTOUR_PARAMETERS = 4
+"""Of so many hyper-parameters, the most important ones, each pair has a contour."""
+
+
+def parallel_coordinates(view: View, level: Level) -> Plot:
+    """Draw each trial of a level as a line through its hyper-parameters (Optuna before 5 draws others)."""
+    n = len(level.trials)
+    trials = view.study(level, MOST_LINES).get_trials(deepcopy=False)
+    trials = [trial for trial in trials if view.space.keys() <= trial.params.keys()]
+    trials.sort(key=lambda trial: view.objective.sign * float(trial.value or 0.0))  # the best on top
+    figures = {}
+    if trials and view.space:  # which a damaged ledger may have lost
+        values = [float(trial.value or 0.0) for trial in trials]
+        axes = {view.metric: FloatDistribution(min(values), max(values)), **view.space}
+        figure = go.Figure()
+        for trial, value in zip(trials, values, strict=True):
+            row = {view.metric: value, **trial.params}
+            height = _height(value, axes[view.metric])
+            good = height if view.objective.mode == "max" else 1 - height
+            figure.add_scatter(
+                x=list(range(len(axes))),
+                y=[round(_height(row[name], one), 4) for name, one in axes.items()],
+                customdata=[[name, _text(view, name, row[name])] for name in axes],
+                hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
+                mode="lines",
+                line={"color": sample_colorscale(LINE_SCALE, [good])[0], "width": 1.2},
+                opacity=0.35 + 0.6 * good,
+            )
+        scale = {"colorscale": LINE_SCALE, "reversescale": view.objective.mode == "min"}
+        scale |= {"showscale": len(set(values)) > 1, "colorbar": color_bar(view.scale, values)}
+        ends = {"color": [min(values), max(values)], **scale}
+        figure.add_scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
+        for place, (name, one) in enumerate(axes.items()):
+            figure.add_vline(x=place, line={"color": "#888", "width": 1}, layer="below")
+            for value in _marks(one):
+                figure.add_annotation(
+                    text=_text(view, name, value), x=place, y=_height(value, one), **AXIS_MARK
+                )
+        names = {
+            "tickvals": list(range(len(axes))),
+            "ticktext": list(axes),
+            "range": [-0.75, len(axes) - 0.8],
+        }
+        dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False)
+        figure.update_xaxes(**names, showgrid=False, zeroline=False)
+        figure.update_yaxes(range=[-0.08, 1.08], visible=False, fixedrange=True)
+        figures[""] = figure
+    shown = f"The best {MOST_LINES} of " if n > MOST_LINES else ""
+    return Plot(
+        name="parallel",
+        title="Parallel coordinates",
+        caption=f"{shown}{count(n, 'trial')} {level.where}, pink is best.",
+        figures=figures,
+        min_width=105 * (1 + len(view.space)),
+    )
+
+
+def _height(value: Any, one: BaseDistribution) -> float:
+    """Give where a value lies in its range: 0 at the low end, 1 at the high one."""
+    if isinstance(one, CategoricalDistribution):
+        return one.choices.index(value) / max(1, len(one.choices) - 1)
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    at, low, high = (math.log(number) if one.log else number for number in (value, one.low, one.high))
+    return (at - low) / (high - low or 1.0)
+
+
+def _marks(one: BaseDistribution) -> Sequence[Any]:
+    """List what marks the axis of a hyper-parameter: its choices, or at most five numbers over its range."""
+    if isinstance(one, CategoricalDistribution):
+        return one.choices
+    assert isinstance(one, FloatDistribution | IntDistribution)
+    marks = (np.geomspace if one.log else np.linspace)(one.low, one.high, 5).tolist()
+    return sorted({round(mark) if isinstance(one, IntDistribution) else mark for mark in marks})
+
+
+def _text(view: View, name: str, value: Any) -> str:
+    text = view.scale.write(value) if name == view.metric else short_value(value)
+    return text if len(text) <= 10 else f"{text[:9]}…"
+
+
+def contours(view: View, level: Level) -> Plot:
+    """Draw the values at a level over each pair of the most important hyper-parameters (Optuna)."""
+    space, study = view.space, view.study(level, MOST_CELLS)
+    values = [trial.value for trial in study.get_trials(deepcopy=False)]
+    ranked = [trial for trial, _ in view.ranked(level)[:MOST_CELLS]]
+    figures = {}
+    for x, y in combinations(varied_parameters(view, level)[:CONTOUR_PARAMETERS], 2):
+        figure = optuna_plots.plot_contour(study, params=[x, y], target_name=view.objective.name)
+        x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text  # Optuna sorts them
+        figure.data = [trace for trace in figure.data if trace.type == "contour" and len(trace.x)]
+        figure.update_traces(colorbar=color_bar(view.scale, values), hoverinfo="skip")
+        _add_trials(figure, view, [trial for trial in ranked if {x, y} <= set(trial.params)], x, y)
+        dress(
+            figure,
+            height=420,
+            margin_l=80,
+            xaxis=_contour_axis(x, space[x]),
+            yaxis=_contour_axis(y, space[y]),
+        )
+        figures[f"{x} and {y}"] = figure
+    n = len(level.trials)
+    shown = f"the best {MOST_CELLS} of {n:,} trials" if n > MOST_CELLS else count(n, "trial")
+    return Plot(
+        name="contour",
+        title="Contour",
+        caption=f"{capital(view.objective.name)} {level.where}, interpolated between {shown}; larger marks "
+        "are several trials."
+        if figures
+        else f"Needs two trials {level.where} that differ in two hyper-parameters.",
+        figures=figures,
+        kind="choice",
+    )
+
+
+def _add_trials(figure: go.Figure, view: View, trials: Sequence[TrialRecord], x: str, y: str) -> None:
+    """Mark trials by their state; several at the same place as one larger mark, with their number."""
+    for state in (*DRAWN_FIRST, BEST):
+        some = [
+            trial
+            for trial in trials
+            if (
+                trial is view.best if state == BEST else trial.shown_state == state and trial is not view.best
+            )
+        ]
+        if not some:
+            continue
+        word = STATE_WORDS.get(state, state)
+        places = Counter((_place(view, x, trial), _place(view, y, trial)) for trial in some)
+        marker = mark(state)
+        marker["size"] = [round(marker["size"] * math.sqrt(n), 1) for n in places.values()]
+        figure.add_scatter(
+            x=[place[0] for place in places],
+            y=[place[1] for place in places],
+            customdata=[count(n, "trial") for n in places.values()],
+            mode="markers",
+            name=word,
+            marker=marker,
+            hovertemplate=f"{x} %{{x}}, {y} %{{y}}: %{{customdata}}<extra>{word}</extra>",
+        )
+
+
+def _place(view: View, name: str, trial: TrialRecord) -> Any:
+    value = trial.params[name]
+    if isinstance(view.space[name], CategoricalDistribution):
+        return str(value)
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _contour_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
+    """Lay out an axis as Optuna's contours have it: choices by their names."""
+    if isinstance(one, CategoricalDistribution):
+        return {"title": name, "type": "category", "range": None}
+    return parameter_axis(name, one)
+
+
+def varied_parameters(view: View, level: Level) -> list[str]:
+    """List the hyper-parameters in which the best trials of a level differ, the most important first."""
+    trials = view.study(level, MOST_CELLS).get_trials(deepcopy=False)
+    drawn = [name for name in view.space if len({trial.params.get(name) for trial in trials}) > 1]
+    shares = {one.name: one.value for one in view.importance(level).shares}
+    return sorted(drawn, key=lambda name: -shares.get(name, 0.0))

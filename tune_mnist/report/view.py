@@ -1,0 +1,159 @@
+"""A run as it is looked at: its trials, its space, the levels at which trials are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import optuna
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from tune_mnist.report.importance import Importance, measure_importance, quiet_optuna
+from tune_mnist.report.rungs import Choice, Level, choose_level, find_levels
+from tune_mnist.report.scale import Scale
+from tune_mnist.results.grid import ledger_of, records
+from tune_mnist.run.ledger import Ledger
+from tune_mnist.run.records import UNENDED, TrialRecord
+from tune_mnist.run.words import first_line
+from tune_mnist.tuning.asha import ASHA
+from tune_mnist.tuning.tuner import Outcome
+
+T = TypeVar("T")
+
+STATES = ("COMPLETE", "PRUNED", "FAIL", UNENDED)
+"""States of trials, in the order in which they are listed."""
+
+
+class View:
+    """A run as it is looked at; each part is made once, when it is asked for."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """Take what `tuner.load_run` gives."""
+        self.outcome = outcome
+        self.name = outcome.folder.name
+        self.settings = outcome.settings
+        self.ledger: Ledger = ledger_of(outcome.grid)
+        self.task = self.ledger.task
+        self.objective = self.task.objective
+        self.metric = self.objective.metric
+        self.scale = Scale(self.objective)
+        self.trials: list[TrialRecord] = records(outcome.grid)
+        "In the order of the study."
+        self.failures: list[str] = []
+        "What could not be computed or drawn, a line each."
+        self._studies: dict[str, Study] = {}
+        self._importances: dict[str, Importance] = {}
+
+    def tried(self, what: str, make: Callable[[], T], otherwise: T) -> T:
+        """Let one part of a report fail alone: note it in ``failures``, and give something else."""
+        try:
+            return make()
+        except Exception as error:  # of Optuna or a drawing library, which differ from version to version
+            failure = f"{what} failed: {type(error).__name__}: {first_line(error)}"
+            if failure not in self.failures:  # which it may do at each level
+                self.failures.append(failure)
+            return otherwise
+
+    @cached_property
+    def space(self) -> dict[str, BaseDistribution]:
+        """The search space."""
+        return {name: json_to_distribution(one) for name, one in self.ledger.distributions.items()}
+
+    @cached_property
+    def variable(self) -> list[str]:
+        """The hyper-parameters of which the space has more than one value."""
+        return [name for name, distribution in self.space.items() if not distribution.single()]
+
+    def of_state(self, state: str) -> list[TrialRecord]:
+        """List the trials of a state."""
+        return [trial for trial in self.trials if trial.shown_state == state]
+
+    @cached_property
+    def finished(self) -> list[TrialRecord]:
+        """The COMPLETE trials: those that have a final result."""
+        return self.of_state("COMPLETE")
+
+    @cached_property
+    def best(self) -> TrialRecord | None:
+        """The winner's trial, or before there is a winner the one with the best metric of any epoch."""
+        if winner := self.outcome.winner:
+            return next((trial for trial in self.trials if trial.trial_id == winner.trial_id), None)
+        reported = [trial for trial in self.trials if trial.epochs and trial.shown_state != "FAIL"]
+        return max(reported, key=lambda trial: self.objective.score(self.best_epoch(trial)), default=None)
+
+    def best_epoch(self, trial: TrialRecord) -> dict[str, Any]:
+        """Give a trial's report with the best metric; it must have one."""
+        return max(trial.epochs, key=self.objective.score)
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """The levels at which trials can be compared, from the lowest rung to the final results."""
+        return find_levels(self.trials, self.settings, self.metric)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The level that is shown first, and the rule that chose it."""
+        return choose_level(self.levels, self.space, self.variable)
+
+    @property
+    def level(self) -> Level:
+        """The level that is shown first."""
+        return self.choice.level
+
+    @cached_property
+    def asha(self) -> ASHA:
+        """The scheduler with all that it has judged, replayed from the ledger."""
+        return ASHA(self.settings, self.ledger)
+
+    def ranked(self, level: Level) -> list[tuple[TrialRecord, float]]:
+        """List the trials of a level with their values, the best first."""
+        return sorted(level.pairs, key=lambda pair: -self.objective.sign * pair[1])
+
+    def study(self, level: Level, limit: int | None = None) -> Study:
+        """Make an Optuna study of a level's trials, or of its best ones, each with its value there.
+
+        The values are places on the `Scale` of the objective.
+        """
+        key = f"{level.name} {limit}"
+        if key not in self._studies:
+            pairs = level.pairs if limit is None or len(level.trials) <= limit else self.ranked(level)[:limit]
+            self._studies[key] = self._make_study(pairs)
+        return self._studies[key]
+
+    def _make_study(self, pairs: Sequence[tuple[TrialRecord, float]]) -> Study:
+        storage = optuna.storages.InMemoryStorage()
+        direction = StudyDirection.MAXIMIZE if self.objective.mode == "max" else StudyDirection.MINIMIZE
+        with quiet_optuna():
+            study = optuna.create_study(storage=storage, direction=direction, study_name=self.name)
+        for trial, value in pairs:
+            params = {name: value for name, value in trial.params.items() if name in self.space}
+            frozen = create_trial(
+                state=TrialState.COMPLETE,
+                value=self.scale.place(value),
+                params=params,
+                distributions={name: self.space[name] for name in params},
+            )
+            study.add_trial(frozen)
+        return _StudyToLookAt(study.study_name, storage)
+
+    def importance(self, level: Level) -> Importance:
+        """Measure the importance of the hyper-parameters at a level, see `measure_importance`."""
+        if level.name not in self._importances:
+            self._importances[level.name] = self.tried(
+                "the importance",
+                lambda: measure_importance(level, self.variable, lambda: self.study(level)),
+                Importance(level=level, shares=[], lone={}, rounds=0, failed=True),
+            )
+        return self._importances[level.name]
+
+
+class _StudyToLookAt(optuna.Study):
+    """A study that hands out its own trials: of 10,000 Optuna's plots would make 36 copies, 2 s each."""
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return super().get_trials(deepcopy=False, states=states)
