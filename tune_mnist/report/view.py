@@ -17,6 +17,7 @@ from tune_mnist.report.scale import Scale
 from tune_mnist.results.grid import ledger_of, records
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import UNENDED, TrialRecord
+from tune_mnist.run.space import LENGTH
 from tune_mnist.run.words import first_line
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.tuner import Outcome
@@ -140,11 +141,15 @@ class View:
         return _StudyToLookAt(study.study_name, storage)
 
     def importance(self, level: Level) -> Importance:
-        """Measure the importance of the hyper-parameters at a level, see `measure_importance`."""
+        """Measure the importance of the hyper-parameters at a level, see `measure_importance`.
+
+        At a rung the length of a training is left out: it has not made a difference yet.
+        """
+        names = [name for name in self.variable if level.epoch is None or name != LENGTH]
         if level.name not in self._importances:
             self._importances[level.name] = self.tried(
                 "the importance",
-                lambda: measure_importance(level, self.variable, lambda: self.study(level)),
+                lambda: measure_importance(level, names, lambda: self.study(level)),
                 Importance(level=level, shares=[], lone={}, rounds=0, failed=True),
             )
         return self._importances[level.name]

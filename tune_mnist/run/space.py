@@ -18,6 +18,9 @@ from optuna.trial import create_trial
 from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER, TRIAL_COLUMNS
 from tune_mnist.task import Space, Task
 
+LENGTH = "epochs"
+"""Name of the parameter, where a space has it, that is the number of epochs of a trial."""
+
 
 def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[str, BaseDistribution]:
     """Check a space, and limit its ``epochs``, where it has such a parameter, to ``max_epochs``.
@@ -42,9 +45,9 @@ def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[st
                 f"space {name}: {parameter} is {distribution!r}, but must be one of optuna.distributions"
             )
     checked: dict[str, BaseDistribution] = dict(space)
-    epochs = checked.get("epochs")
+    epochs = checked.get(LENGTH)
     if isinstance(epochs, IntDistribution) and epochs.high > max_epochs:
-        checked["epochs"] = IntDistribution(min(epochs.low, max_epochs), max_epochs)
+        checked[LENGTH] = IntDistribution(min(epochs.low, max_epochs), max_epochs)
     first = {parameter: _ends(distribution)[0] for parameter, distribution in checked.items()}
     points = [
         first,
@@ -85,7 +88,7 @@ def to_config(task: Task, parameters: Mapping[str, Any], max_epochs: int) -> dic
 
 def planned_epochs(config: Mapping[str, Any], max_epochs: int) -> int:
     """Give the epochs that a configuration is to be trained: an integer ``epochs`` in it, or all."""
-    epochs = config.get("epochs")
+    epochs = config.get(LENGTH)
     return min(epochs, max_epochs) if type(epochs) is int else max_epochs
 
 
