@@ -337,5 +337,5 @@ def test_only_mnists_own_packages_speak_of_images() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 known = node.value in ("target_accuracy", "target accuracy", "say which digits are in images")
-                known |= "of mnist: blog, wide" in node.value
+                known |= "(mnist: blog, wide)" in node.value
                 assert known or not OF_MNIST.search(node.value), f"{file.name}: {node.value}"

@@ -54,7 +54,7 @@ def test_the_console_is_quiet(finished: tuple[Path, str, str]) -> None:
     assert err == ""
     lines = out.splitlines()
     assert sum(bool(re.match(r" +\d/8 trial \d +(COMPLETE|PRUNED|FAIL) ", line)) for line in lines) == 8
-    assert len(lines) < 8 + 25
+    assert len(lines) < 8 + 30
     assert "\x1b" not in out and "Warning" not in out
 
 
@@ -194,7 +194,10 @@ def corrupt_data(tmp_path: Path, mnist_dir: Path) -> Path:
     ("flags", "complaint"),
     [
         (["--gpus-per-trial", "0.5"], r"asks for 1 CPU and 0.5 GPU, .* and 0 GPU: use --gpus-per-trial 0"),
-        (["--name", "finished"], r"name is finished, but must be a new one: \S+ exists \(--resume \S+ goes"),
+        (
+            ["--name", "finished"],
+            r"name is finished, but must be a new one: \S+ exists \(--resume \S+ continues it",
+        ),
         (["--resume", "runs/none"], r"runs/none is not the folder of a run: it has no ledger.jsonl"),
         (["--resume", "runs/finished", "--seed", "1"], r"--seed is 1, but must be left out: a resumed run"),
         (["--resume", "runs/finished", "--num-samples", "3"], r"num_samples is 3, but must be at least 8"),
