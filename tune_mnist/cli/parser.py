@@ -75,7 +75,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         """Take argparse's options, and let the command print whatever its output is encoded in."""
-        super().__init__(formatter_class=_Help, **options)
+        super().__init__(**{"formatter_class": _Help, **options})
         self._groups: dict[str, argparse._ArgumentGroup] = {}
         if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook; stderr never refuses a character
             sys.stdout.reconfigure(errors="replace")
