@@ -40,7 +40,7 @@ class NodeType:
 
 @dataclass(frozen=True, kw_only=True)
 class Autoscaler:
-    """What the autoscaler of a cluster may start beside the head."""
+    """What the autoscaler of a cluster may start besides the head."""
 
     node_types: tuple[NodeType, ...] = ()
     max_workers: int = 0

@@ -66,7 +66,7 @@ def check_shared(folder: Path) -> None:
 
 
 def _sees(file: str) -> bool:
-    """Whether a node reads what the driver wrote, and may write beside it."""
+    """Whether a node reads what the driver wrote, and may write next to it."""
     path = Path(file)
     try:
         return path.read_text() == path.name and os.access(path.parent, os.W_OK)

@@ -96,7 +96,7 @@ def facts(view: View) -> list[Fact]:
 
 
 def known_before(view: View) -> Fact | None:
-    """Tell the trials of earlier runs, beside which the best of this run's own is put; None without any."""
+    """Tell the trials of earlier runs, next to which the best of this run's own is put; None without any."""
     inherited = view.ledger.inherited
     if not inherited:
         return None

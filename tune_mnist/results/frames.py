@@ -1,4 +1,4 @@
-"""The outcome of a run as tidy, typed pandas frames, and as Parquet files beside it."""
+"""The outcome of a run as tidy, typed pandas frames, and as Parquet files next to it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class RunFolder:
             return bool(self.fs.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def check_writable(self) -> None:
-        """Write and remove a file beside the run.
+        """Write and remove a file next to the run.
 
         Raises:
             FolderError: if that fails.
@@ -147,7 +147,7 @@ class RunFolder:
             return
         theirs, mine = self.read(LEDGER) or b"", self.local / LEDGER
         if not mine.exists() or not mine.read_bytes().startswith(theirs):
-            shutil.rmtree(self.local, ignore_errors=True)  # another machine has gone on with the run
+            shutil.rmtree(self.local, ignore_errors=True)  # another machine has continued the run
             self.local.mkdir(parents=True)
             mine.write_bytes(theirs)
 

@@ -36,7 +36,7 @@ LEDGER = "ledger.jsonl"
 EVENTS = (
     *("inherited", "points", "trial", "attempt", "epoch", "saved", "lost", "error", "end", "broke", "close"),
 )
-"""Kinds of lines beside the first of a session."""
+"""Kinds of lines besides the first of a session."""
 
 
 class Ledger:

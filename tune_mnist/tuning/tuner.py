@@ -1,4 +1,4 @@
-"""Runs a search from its settings to its winner, or goes on with one, and leaves the run folder behind."""
+"""Runs a search from its settings to its winner, or continues one, and leaves the run folder behind."""
 
 from __future__ import annotations
 
