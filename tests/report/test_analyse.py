@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import SCRIPTS
 from tests.made_runs import make_run
-from tune_mnist import results
+from tune_mnist import load_run, results
 
 Analyse = Callable[..., tuple[int, str, str]]
 
@@ -61,6 +61,8 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     assert learned[-1].startswith("Next: ") and "scripts/" in learned[-1]
     assert all(re.search(r"\d", line) for line in learned)
     assert "Importance (PED-ANOVA over " in out
+    prose = ("- ", "Next: ", "Importance ", "Rank correlation ")
+    assert max(len(line) for line in lines if not line.startswith(prose)) <= 110
     assert lines[-1] == "In runs/blog: report.html, epochs.parquet, trials.parquet"
     pd.testing.assert_frame_equal(pd.read_parquet(run / "trials.parquet"), trials)
     epochs = results.epochs_frame(results.load(run))
@@ -88,7 +90,9 @@ def test_a_plot_that_fails_costs_nothing_else(
     ]
     assert len(pd.read_parquet(table)) == 20
     page = (run / "report.html").read_text()
-    assert page.count("It could not be drawn.") > 1 and 'data-panel="curves"' in page
+    # The contour alone: where it is shown, and in what the page has of each level.
+    assert page.count("It could not be drawn.") == 1 + len(load_run(str(run)).levels)
+    assert 'data-panel="curves"' in page
     assert "curves.png" in {path.name for path in (run / "plots").iterdir()}
 
 

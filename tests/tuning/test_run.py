@@ -54,7 +54,7 @@ def test_the_console_is_quiet(finished: tuple[Path, str, str]) -> None:
     assert err == ""
     lines = out.splitlines()
     assert sum(bool(re.match(r" +\d/8 trial \d +(COMPLETE|PRUNED|FAIL) ", line)) for line in lines) == 8
-    assert len(lines) < 8 + 30
+    assert len(lines) < 8 + 25
     assert "\x1b" not in out and "Warning" not in out
 
 

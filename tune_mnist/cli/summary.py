@@ -53,7 +53,7 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     console.print(f"Epochs trained: {trained:,}{f' {of_planned}' if finished else ''}")
     _print_winner(console, view)
     _print_failures(console, view)
-    print_learned(console, view, most=3)
+    print_learned(console, view, most=2)
     console.print("\n".join(["", *_ways_to_look(outcome)]), markup=False)
 
 
