@@ -196,7 +196,9 @@ def _contour(view: View) -> Figure:
     )
     figure = _figure_of(np.ravel(np.asarray(axes))[0])
     figure.set_size_inches(3.4 * len(names), 3 * len(names))
-    figure.suptitle(f"Contour: {view.objective.name} {view.level.where}", y=0.92)
+    for axis in figure.axes:
+        axis.set_title("")  # Optuna's own, where there is one pair only
+    figure.suptitle(f"Contour: {view.objective.name} {view.level.where}", y=0.95)
     _mark_color_bar(figure, view)
     return figure
 
