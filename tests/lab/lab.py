@@ -89,7 +89,7 @@ def what_is_missing() -> str | None:
 
 
 def install_packages(wanted: Mapping[str, str] = PACKAGES) -> None:
-    """Install Debian's packages of the programs that lack, in one process at a time: apt turns a second away.
+    """Install Debian's packages of the programs that are missing, waiting for another apt to end.
 
     Args:
         wanted: package by program.
@@ -98,7 +98,7 @@ def install_packages(wanted: Mapping[str, str] = PACKAGES) -> None:
     with FileLock("/tmp/tune-mnist-packages.lock"):
         if packages := _missing_packages(wanted):
             for step in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-                subprocess.run(["apt-get", "-qq", *step], env=environment, timeout=200, check=True)
+                subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *step], env=environment, timeout=200, check=True)
 
 
 def _missing_packages(wanted: Mapping[str, str] = PACKAGES) -> list[str]:

