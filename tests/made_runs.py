@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -74,12 +75,13 @@ def make_run(
     asha = ASHA(settings, ledger)
     dice = random.Random(seed)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    numbers = itertools.count()  # len(study.trials) would copy them all
     at_work: list[tuple[float, int, _Made]] = []  # until when, worker, trial
     events: list[dict[str, Any]] = []
 
     def begin(worker: int, now: float) -> None:
-        number = len(study.trials)
-        if number == num_samples:
+        number = next(numbers)
+        if number >= num_samples:
             return
         params = study.ask(distributions).params
         trial = _Made(number, to_config(params, max_epochs), dice.gauss(0, 0.002))

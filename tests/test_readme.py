@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT, SCRIPTS, Runner
+from tests.conftest import ROOT, SCRIPTS, Runner, WarmRunner
 from tests.invariants import fingerprint
 from tests.report.test_report import find_chromium
 from tune_mnist import Trial
@@ -189,16 +189,16 @@ def test_all_python_compiles() -> None:
         compile(block, "docs", "exec")
 
 
-def test_the_loop_of_the_readme_is_tuned_and_resumes(runner: Runner) -> None:
+def test_the_loop_of_the_readme_is_tuned_and_resumes(joining: Runner, warm_joining: WarmRunner) -> None:
     assert sum(bool(line) for line in own_loop().splitlines()) <= 30
-    (runner.folder / "own.py").write_text(own_loop())
+    (joining.folder / "own.py").write_text(own_loop())
     (command,) = (command for command in COMMANDS if "own.py:TASK" in command)
-    code, out, err = runner.run(*shlex.split(command)[2:], "--num-samples", "2", "--max-epochs", "2")
+    code, out, err = warm_joining.run(*shlex.split(command)[2:], "--num-samples", "2", "--max-epochs", "2")
     assert (code, err) == (0, "") and "2 of 2 trials" in out and "0 FAIL" in out, out
 
     names: dict[str, Any] = {}
     exec(own_loop(), names)
-    task, checkpoint = names["TASK"], runner.folder / "own.pt"
+    task, checkpoint = names["TASK"], joining.folder / "own.pt"
     data, config = task.load(None, 0), {"lr": 0.01, "width": 8}
     _, save = next(task.train(config, data, Trial(seed=0, max_epochs=2)))
     save(checkpoint)

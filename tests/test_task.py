@@ -22,7 +22,7 @@ from ray import cloudpickle
 import tune_mnist
 from tests.conftest import ROOT, Runner, WarmRunner
 from tests.invariants import fingerprint, study_of
-from tests.tuning.test_resume import kill, wait_for_epochs
+from tests.searches import kill, wait_for_epochs
 from tune_mnist import Objective, Task, Trial, results
 from tune_mnist.mnist.data import Split
 from tune_mnist.mnist.task import TASK

@@ -23,7 +23,7 @@ from ray.tune.execution import class_cache
 from tests.conftest import SCRIPTS, TOY
 from tests.invariants import check
 from tests.lab import isolated
-from tests.lab.fake_autoscaler import start_head
+from tests.lab.fake_autoscaler import add_node, start_head
 from tune_mnist.cluster import autoscaler, machine, shared
 from tune_mnist.cluster import connection as cluster
 from tune_mnist.cluster.address import ClusterError
@@ -182,13 +182,6 @@ def another_search(address: str | None = None, **environment: str) -> str:
         secret in done.stdout + done.stderr for name, secret in environment.items() if "TOKEN" in name
     )
     return (done.stdout or done.stderr).splitlines()[-1]
-
-
-def add_node(before: str = ":", cpus: int = 1) -> None:
-    """Start one more node in this pid namespace, in a mount namespace where a command was run before."""
-    start = f"{sys.executable} -m ray.scripts.scripts start --address=127.0.0.1:6379 --num-cpus={cpus}"
-    command = f"{before} && {start} --object-store-memory={150 * 2**20}"
-    subprocess.run(["unshare", "--mount", "bash", "-c", command], check=True, capture_output=True)
 
 
 def crash(name: str) -> None:

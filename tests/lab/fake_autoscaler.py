@@ -77,3 +77,10 @@ def start_head(cpus: int, *flags: str, environment: dict[str, str] | None = None
     subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **(environment or {})}
     )
+
+
+def add_node(before: str = ":", cpus: int = 1) -> None:
+    """Start one more node in this pid namespace, in a mount namespace where a command was run before."""
+    start = f"{sys.executable} -m ray.scripts.scripts start --address=127.0.0.1:6379 --num-cpus={cpus}"
+    command = f"{before} && {start} --object-store-memory={150 * 2**20}"
+    subprocess.run(["unshare", "--mount", "bash", "-c", command], check=True, capture_output=True)

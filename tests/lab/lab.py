@@ -97,8 +97,9 @@ def install_packages(wanted: Mapping[str, str] = PACKAGES) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with FileLock("/tmp/tune-mnist-packages.lock"):
         if packages := _missing_packages(wanted):
+            apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
             for step in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-                subprocess.run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", *step], env=environment, timeout=200, check=True)
+                subprocess.run([*apt, *step], env=environment, timeout=200, check=True)
 
 
 def _missing_packages(wanted: Mapping[str, str] = PACKAGES) -> list[str]:

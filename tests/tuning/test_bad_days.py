@@ -15,8 +15,7 @@ from tests.invariants import check
 from tests.lab import isolated
 from tests.lab.fake_autoscaler import start_head
 from tests.lab.stress import fill_up
-from tests.tuning.test_resume import TOY_SAVE_ALL, wait_for_epochs
-from tests.tuning.test_watchdog import tune
+from tests.searches import TOY_SAVE_ALL, tune, wait_for_epochs
 from tune_mnist.cluster import connection, machine
 from tune_mnist.cluster.address import ClusterError
 from tune_mnist.run import journal

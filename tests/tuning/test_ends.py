@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT, TOY, Runner, WarmRunner
-from tests.tuning.test_run import begun_trials, study_of
+from tests.invariants import study_of
+from tests.searches import begun_trials
 from tune_mnist import results
 
 
@@ -27,7 +28,7 @@ def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(warm_joining: War
     failed = trials["rate"] > 1
     assert 0 < failed.sum() < 4
     assert (trials["state"] == "FAIL").tolist() == failed.tolist()
-    assert [trial.state.name for trial in study_of(run_dir).trials] == list(trials["state"])
+    assert [trial.state.name for trial in study_of(run_dir)] == list(trials["state"])
     named = re.search(r"(\d) failed; the first error: (.*) \((\S+)\)", out)
     assert named and int(named[1]) == failed.sum()
     assert named[2] == "loss is not finite after epoch 1"
@@ -83,7 +84,7 @@ def assert_ends_in_order(
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, ""), out
     assert f"ended by {number.name}" in out and (run_dir / "best" / "metrics.json").exists()
-    states = [trial.state.name for trial in study_of(run_dir).trials]
+    states = [trial.state.name for trial in study_of(run_dir)]
     assert len(states) >= 1 and "RUNNING" not in states
     trials = pd.read_parquet(run_dir / "trials.parquet")
     assert trials["state"].tolist() == states
@@ -141,7 +142,7 @@ def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
     run_dir = warm_joining.runner.folder / "runs" / name
     trials = pd.read_parquet(run_dir / "trials.parquet")
     assert len(trials) < 500
-    assert [trial.state.name for trial in study_of(run_dir).trials] == trials["state"].tolist()
+    assert [trial.state.name for trial in study_of(run_dir)] == trials["state"].tolist()
     pd.testing.assert_frame_equal(results.trials_frame(results.load(run_dir)), trials)
     if reason == "target":
         assert json.loads((run_dir / "best" / "metrics.json").read_text())["loss"] <= 0.02

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,33 +15,12 @@ from moto.server import ThreadedMotoServer
 
 from tests.conftest import TOY, Runner, WarmRunner
 from tests.invariants import check, fingerprint
+from tests.searches import TOY_SAVE_ALL, kill, resume, trial_processes, wait_for_epochs
 from tests.tuning.test_ends import assert_ends_in_order
 from tune_mnist import results
 from tune_mnist.run.folder import RunFolder
 
 SECRET = "k3y-that-no-file-may-hold"
-TOY_SAVE_ALL = [*TOY, "--checkpoint-seconds", "0"]
-
-
-def epochs_in(ledger: Path) -> int:
-    return ledger.read_bytes().count(b'"event": "epoch"') if ledger.exists() else 0
-
-
-def wait_for_epochs(count: int, ledger: Path, process: "subprocess.Popen[str]") -> None:
-    while epochs_in(ledger) < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
-def kill(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.communicate()
-
-
-def resume(runner: Runner | WarmRunner, run: str, *flags: str) -> str:
-    code, out, err = runner.run("--resume", run, *flags)
-    assert (code, err) == (0, ""), out + err
-    return out
 
 
 @pytest.mark.timeout(600)  # four sessions
@@ -101,14 +78,6 @@ def test_a_stopped_search_goes_on(runner: Runner, warm_joining: WarmRunner) -> N
     assert check(run_dir, 10)["sessions"] == 2
     settings = json.loads((run_dir / "settings.json").read_text())
     assert (settings["time_budget"], settings["max_concurrent_trials"]) == (1800, 1)
-
-
-def trial_processes(runner: Runner) -> list[int]:
-    """The processes in which trials run; of all that Ray starts, they alone have this title."""
-    listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
-    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-    ours = set(runner.processes())
-    return [int(pid) for pid, ppid, title in rows if "ImplicitFunc" in title and int(ppid) in ours]
 
 
 def test_a_lost_process_costs_at_most_what_was_not_saved(joining: Runner) -> None:

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 import pytest
 import torch
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from ray.tune import Result
 
 from tests.conftest import Runner, WarmRunner
+from tests.invariants import study_of
+from tests.searches import begun_trials
 from tune_mnist import results
 from tune_mnist.mnist.data import load_test
 from tune_mnist.mnist.hyperparameters import Hyperparameters
@@ -26,11 +25,6 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import TrialRecord
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import make_options
-
-
-def study_of(run_dir: Path) -> optuna.Study:
-    storage = JournalStorage(JournalFileBackend(str(run_dir / "study.journal")))
-    return optuna.load_study(study_name=run_dir.name, storage=storage)
 
 
 def reported(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
@@ -70,7 +64,7 @@ def test_the_summary_names_the_winner_with_its_errors(finished: tuple[Path, str,
 def test_the_study_agrees_with_rays_own_files(finished: tuple[Path, str, str]) -> None:
     run_dir = finished[0]
     rows = reported(run_dir)
-    trials = study_of(run_dir).trials
+    trials = study_of(run_dir)
     assert len(trials) == len(rows) == 8
     for trial in trials:
         lines = rows[trial.user_attrs["ray_trial_id"]]
@@ -85,7 +79,7 @@ def test_the_study_agrees_with_rays_own_files(finished: tuple[Path, str, str]) -
 def test_the_tables_agree_with_the_study(finished: tuple[Path, str, str]) -> None:
     run_dir = finished[0]
     trials, epochs = pd.read_parquet(run_dir / "trials.parquet"), pd.read_parquet(run_dir / "epochs.parquet")
-    study = study_of(run_dir).trials
+    study = study_of(run_dir)
     assert trials["number"].tolist() == list(range(8))
     assert trials["state"].tolist() == [trial.state.name for trial in study]
     assert trials["accuracy"].tolist() == [trial.value for trial in study]
@@ -162,10 +156,6 @@ def assert_as_plain(run_dir: Path, trials: Sequence[TrialRecord]) -> None:
         for epoch, plain in zip(trial.epochs, fit(training, train, validation), strict=False):
             assert (epoch["accuracy"], epoch["val_loss"]) == (plain.accuracy, plain.val_loss)
             assert (epoch["epoch"], epoch["train_loss"]) == (plain.epoch, plain.train_loss)
-
-
-def begun_trials(run_dir: Path) -> list[TrialRecord]:
-    return [trial for trial in RunFolder(run_dir).ledger().trials.values() if trial.epochs]
 
 
 def test_trials_in_reused_processes_come_to_what_the_plain_loop_comes_to(

@@ -16,11 +16,12 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from tests.conftest import SMALL, Runner, WarmRunner
+from tests import toy
+from tests.conftest import TOY, Runner, WarmRunner
 from tests.invariants import check, study_of
 from tests.made_runs import space_of
+from tests.searches import TOY_SAVE_ALL, kill, resume, wait_for_epochs
 from tests.tuning.test_dashboard import fetch
-from tests.tuning.test_resume import kill, resume, wait_for_epochs
 from tests.tuning.test_search import complete, read_study, result, suggest
 from tune_mnist import results
 from tune_mnist.mnist.facts import FACTS
@@ -36,6 +37,7 @@ from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.points import first_points
 from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.study import HAND_SET, TrialStudy
+from tune_mnist.tuning.tuner import describe_task
 from tune_mnist.tuning.warm_start import Inheritance, known_again, read_earlier_runs
 
 BASELINE = baseline(BLOG, 5)
@@ -309,30 +311,47 @@ def test_trials_longer_than_any_here_are_refused_shorter_ones_are_told(tmp_path:
     assert taken.remarks[1:] == [f"{run}: its trials trained at most 5 epochs, here it is 9"]
 
 
+def test_a_real_run_is_taken(finished: tuple[Path, str, str]) -> None:
+    taken = inherit(finished[0], space=space_of("blog", 3), max_epochs=3)
+    assert len(taken.trials) == 8 and "8 trials of" in taken.remarks[0]
+
+
+def earlier_toys(run_dir: Path) -> None:
+    """Twelve trials of the toy: the first is the baseline, every third one PRUNED after 2 epochs."""
+    run_dir.mkdir(parents=True)
+    settings, space = Settings(task=TOY[1], name=run_dir.name, max_epochs=4), toy.FINAL.spaces["default"]
+    (run_dir / "settings.json").write_text(settings.to_json())
+    ledger = Ledger.open(run_dir / LEDGER)
+    distributions = {name: distribution_to_json(one) for name, one in space.items()}
+    ledger.begin(distributions, describe_task(toy.FINAL, toy.Options(), dict(space), 4))
+    for number in range(12):
+        params = {"rate": 0.1 + 0.05 * number}
+        ledger.suggested(f"t{number}", number, params, params, planned=4, hand_set=number == 0)
+        for epoch in range(1, (4 if number % 3 else 2) + 1):
+            ledger.reported(f"t{number}", {"epoch": epoch, "loss": (1 - params["rate"]) ** epoch})
+        ledger.ended(f"t{number}", failed=False)
+
+
 def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
-    joining: Runner,
-    warm_joining: WarmRunner,
-    finished: tuple[Path, str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    joining: Runner, warm_joining: WarmRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, points, visited = joining.folder / "runs", joining.folder / "points.json", tmp_path / "visited"
-    shutil.copytree(finished[0], runs / "known")
-    space = space_of("blog", 3)
-    earlier_run(runs / "made-up", space=space, max_epochs=3, options={"train_size": 512, "val_size": 500})
-    points.write_text('{"momentum": 0.77}')
+    earlier_toys(runs / "known")
+    earlier_toys(runs / "other")
+    points.write_text('{"rate": 0.77}')
     (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {visited}\n')
     (tmp_path / "browser").chmod(0o755)
     monkeypatch.setitem(joining.environment, "BROWSER", f"{tmp_path / 'browser'} %s")
 
     process = joining.start(
-        *("--num-samples", "5", "--name", "warm", "--warm-start", "runs/known", "runs/made-up"),
-        *("--points", "points.json", "--open-dashboard", *SMALL, "--checkpoint-seconds", "0"),
+        *("--num-samples", "5", "--name", "warm", "--warm-start", "runs/known", "runs/other"),
+        *("--points", "points.json", "--open-dashboard", *TOY_SAVE_ALL),
+        *("--task", TOY[1].replace(":TASK", ":FINAL")),
     )
     assert process.stdout is not None
     told = [process.stdout.readline() for _ in range(6)]
-    assert re.match(r"8 trials of runs/known are known \(\d COMPLETE, \d PRUNED; best ", told[0]), told
-    assert told[1].startswith("12 trials of runs/made-up are known (8 COMPLETE, 4 PRUNED; best ")
+    assert told[0].startswith("12 trials of runs/known are known (8 COMPLETE, 4 PRUNED; best "), told
+    assert told[1].startswith("12 trials of runs/other are known (8 COMPLETE, 4 PRUNED; best ")
     assert told[2] == "Run folder: runs/warm\n"
     url = told[5].removeprefix("optuna-dashboard: ").strip()
     wait_for_epochs(2, runs / "warm" / "ledger.jsonl", process)
@@ -342,22 +361,23 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     assert visited.read_text().strip() == url
     kill(process)
     shutil.rmtree(runs / "known")
-    shutil.rmtree(runs / "made-up")
+    shutil.rmtree(runs / "other")
     points.unlink()
 
     out = resume(warm_joining, "runs/warm")
-    assert "8 trials of known are known" in out and "12 trials of made-up are known" in out
-    assert "5 of 5 trials" in out and "Known before: 20 trials of known, made-up (" in out
+    assert "12 trials of known are known" in out and "12 trials of other are known" in out
+    assert "5 of 5 trials" in out and "Known before: 24 trials of known, other (" in out
     with pytest.raises(OSError):  # it went with the driver that was killed
         fetch(url)
     assert check(runs / "warm", 5)["sessions"] == 2
-    assert len(read_study(runs / "warm").trials) == 25
+    assert len(read_study(runs / "warm").trials) == 29
     trials = results.trials_frame(results.load(runs / "warm"))
     assert trials["number"].tolist() == list(range(5))
-    assert trials["momentum"][0] == 0.77  # and the baseline, which is known, was not tried
+    assert trials["rate"][0] == 0.77  # and the baseline, which is known, was not tried
+    space = dict(toy.FINAL.spaces["default"])
     for number in (1, 2, 3, 4):
         study = optuna.create_study(sampler=make_sampler("random", 0, number, space))
-        assert trials["lr"][number] != study.ask(space).params["lr"]
+        assert trials["rate"][number] != study.ask(space).params["rate"]
 
 
 @pytest.mark.parametrize(

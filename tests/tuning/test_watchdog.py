@@ -4,15 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.cluster.test_cluster import add_node
-from tests.conftest import ROOT, SCRIPTS, TOY, Runner
+from tests.conftest import ROOT, TOY, Runner
 from tests.invariants import check
 from tests.lab import isolated
-from tests.lab.fake_autoscaler import start_head
-from tests.tuning.test_resume import TOY_SAVE_ALL, trial_processes, wait_for_epochs
+from tests.lab.fake_autoscaler import add_node, start_head
+from tests.searches import TOY_SAVE_ALL, trial_processes, tune, wait_for_epochs
 
 
 def broke(run_dir: Path) -> list[str]:
@@ -35,23 +33,31 @@ def test_workers_that_hang_are_replaced(runner: Runner) -> None:
     check(run_dir, 4)
 
 
-def tune(*flags: str) -> "subprocess.Popen[str]":
-    """Start the script in the home."""
-    command = [sys.executable, str(SCRIPTS / "tune.py"), *flags]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=Path.home(), stdout=pipe, stderr=pipe, text=True)
+NEEDY = """
+import dataclasses
+import jinja2
+import toy
+
+def train(*given):
+    jinja2.Environment()
+    return toy.train(*given)
+
+TASK = dataclasses.replace(toy.TASK, train=train)
+"""
 
 
 @isolated
 def test_workers_that_cannot_import_a_trial_end_the_search_and_it_is_resumed_when_they_can() -> None:
-    broken, run_dir = Path.home() / "path" / "torch.py", Path.home() / "runs" / "broken"
+    broken, run_dir = Path.home() / "path" / "jinja2.py", Path.home() / "runs" / "broken"
     broken.parent.mkdir()
-    broken.write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
-    start_head(2, environment={"PYTHONPATH": os.pathsep.join([str(broken.parent), str(ROOT)])})
-    task = ("--task", f"{ROOT / 'examples' / 'regression.py'}:TASK")
-    search = tune(*task, "--num-samples", "3", "--name", "broken", "--max-epochs", "2")
+    broken.write_text("raise ModuleNotFoundError(\"No module named 'jinja2'\")")
+    (Path.home() / "needy.py").write_text(NEEDY)
+    path = [str(ROOT), str(ROOT / "tests")]
+    start_head(2, environment={"PYTHONPATH": os.pathsep.join([str(broken.parent), *path])})
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    search = tune("--task", "needy.py:TASK", "--num-samples", "3", "--name", "broken", "--max-epochs", "2")
     out, err = search.communicate(timeout=100)
-    cause = "ModuleNotFoundError: No module named 'torch'"
+    cause = "ModuleNotFoundError: No module named 'jinja2'"
     assert f"no worker can import what a trial needs: {cause}" in out, out + err
     assert search.returncode == 1 and err.splitlines()[-1] == (
         f"tune.py: error: no worker can import what a trial needs: {cause} (--resume {run_dir} continues)"
