@@ -306,7 +306,8 @@ def test_a_trial_that_is_refused_holds_up_no_other() -> None:
         feed.update(record(number, [1.0]))
     feed.close()
     assert sorted(tracker.taken) == [(1, 1), (2, 1)]
-    assert told[-1] == "Flaky is missing 1 trial: this one is refused"
+    assert told[-1].startswith("Flaky is missing 1 trial")
+    assert sum("this one is refused" in line for line in told) == 1
 
 
 def test_the_end_of_a_search_waits_for_a_tracker_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,13 +327,14 @@ def assert_set(event: threading.Event) -> None:
 
 
 def test_an_mlflow_server_that_is_down_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     told: list[str] = []
     down = Feed(MlflowRuns("down", FACTS, RunFolder(tmp_path)), told.append)
     down.update(record(0, [1.0]))
     down.close()
     (line,) = told
     assert line.startswith("MLflow is missing 1 trial: API request to http://127.0.0.1:9/")
+    assert len(line) < 250 and "secret" not in line
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])

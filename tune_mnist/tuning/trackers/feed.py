@@ -9,15 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any, Protocol
 
 from tune_mnist.run.records import TrialRecord
-from tune_mnist.run.words import count, first_line
+from tune_mnist.run.words import count, first_line, without_password
 
 RETRY_SECONDS = 30.0
 """Time after a failure in which a tracker is left alone."""
 CLOSE_SECONDS = 30.0
 """Longest time that the end of a search waits for a tracker."""
+LINE = 200
+"""Characters of an error that are told."""
 
 
 class Tracker(Protocol):
@@ -70,10 +73,12 @@ class Feed:
             self._closing.set()
             self._changed.notify()
         self._thread.join(CLOSE_SECONDS)
-        late = "" if not self._thread.is_alive() else f"no answer in {CLOSE_SECONDS:g} s"
-        if self._pending or late:
-            cause = self._trouble or late
-            self._tell(f"{self._tracker.title} is missing {count(len(self._pending), 'trial')}: {cause}")
+        late = f"no answer in {CLOSE_SECONDS:g} s" if self._thread.is_alive() else ""
+        if self._pending:
+            cause = "" if self._told else f": {self._trouble or late}"
+            self._tell(f"{self._tracker.title} is missing {count(len(self._pending), 'trial')}{cause}")
+        elif late:
+            self._tell(f"{self._tracker.title}: {late}")
 
     def _run(self) -> None:
         is_open = last = False
@@ -95,6 +100,6 @@ class Feed:
         try:
             call(*arguments)
         except Exception as error:
-            self._trouble = first_line(error)
+            self._trouble = shorten(without_password(first_line(error)), LINE, placeholder=" ...")
             return False
         return True

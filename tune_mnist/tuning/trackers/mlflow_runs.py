@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, UNENDED, TaskFacts, TrialRecord
-from tune_mnist.run.words import short_path
+from tune_mnist.run.words import short_path, without_password
 from tune_mnist.tuning.dashboard import command
 from tune_mnist.tuning.trial_files import numbers
 
@@ -104,9 +103,9 @@ class MlflowRuns:
 
 
 def _way_to_watch(uri: str) -> str:
-    """Say where a store is: a server without what may be a password, any other with the command to see it."""
-    if "://" in uri and uri.startswith("http"):
-        return re.sub(r"//[^/@]*@", "//", uri)
+    """Name a server, or write the command that shows a store of another kind."""
+    if uri.startswith("http"):
+        return without_password(uri)
     if uri.startswith("sqlite:////"):
         uri = f"sqlite:///{short_path(Path(uri.removeprefix('sqlite:///')))}"
     installed = False
