@@ -55,6 +55,8 @@ BAD_FLAGS = [
     ("--warm-start a --warm-start=", "warm_start is empty, but must be the folder or the URI of a run"),
     ("--max-failures -1", "max_failures is -1, but must be at least 0"),
     ("--storage-path s3://", "storage_path is s3://, but must be a folder or a URI such as s3://BUCKET/runs"),
+    ("--log comet", "log is comet, but must be mlflow, wandb, both, or none"),
+    ("--log mlflow,", "log is empty, but must be mlflow, wandb, both, or none"),
     ("--resume=", "--resume is empty, but must be the folder or the URI of a run"),
     ("--resume runs/x --num-samples 0", "num_samples is 0, but must be at least 1"),
 ]
@@ -78,6 +80,19 @@ def test_a_bad_flag_gets_one_line_and_exit_code_2(
 def test_a_time_budget_may_have_a_unit(text: str, seconds: float) -> None:
     settings = parse_settings(["--time-budget", text], description="")
     assert isinstance(settings, Settings) and settings.time_budget == seconds
+
+
+def test_trackers_are_named_in_lists_or_one_by_one() -> None:
+    both = Settings(log=("mlflow", "wandb"))
+    for flags in (
+        ["--log", "mlflow,wandb"],
+        ["--log", "mlflow", "--log", "wandb"],
+        ["--log", "mlflow", "wandb"],
+    ):
+        assert parse_settings(flags, description="") == both
+    assert Settings.from_json(both.to_json()) == both
+    changed = {log: resume("--log", log).settings_of(both, OPTIONS).log for log in ("none", "wandb")}
+    assert changed == {"none": (), "wandb": ("wandb",)}
 
 
 def test_no_flags_give_the_defaults_of_the_python_api() -> None:

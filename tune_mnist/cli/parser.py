@@ -52,7 +52,7 @@ def add_flags(
             place.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **default)
             continue
         if typing.get_origin(hints[field.name]) is tuple:
-            place.add_argument(flag, nargs="+", action="extend", help=help, metavar="RUN")
+            place.add_argument(flag, nargs="+", action="extend", help=help, metavar=_metavar(field.name, str))
             continue
         if field.default not in (None, ""):
             shown = f"{field.default:g}" if kind is float else field.default
@@ -113,7 +113,13 @@ def _plain_type(hint: Any) -> Any:
 
 
 def _metavar(name: str, kind: Any) -> str:
-    special = {"points": "FILE", "storage_path": "PATH", "address": "HOST:PORT", "time_budget": "DURATION"}
+    special = {
+        "warm_start": "RUN",
+        "points": "FILE",
+        "storage_path": "PATH",
+        "address": "HOST:PORT",
+        "time_budget": "DURATION",
+    }
     return special.get(name) or {int: "N", float: "X", Path: "FOLDER"}.get(kind, "NAME")
 
 

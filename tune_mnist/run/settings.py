@@ -53,7 +53,7 @@ class Settings:
     sampler: str = setting(
         "tpe", "search", "Optuna's tpe, random or qmc, or FILE.py:NAME of a function of a seed"
     )
-    seed: int = setting(0, "search", "seed of the sampler, the validation split and the trials")
+    seed: int = setting(0, "search", "seed of sampler, validation split and trials")
     time_budget: float | None = setting(None, "most used", "end the search after SECONDS, or 10m, or 2h")
     target: float | None = setting(None, "search", "end the search when a trial's metric reaches this")
     warm_start: tuple[str, ...] = setting(
@@ -106,7 +106,7 @@ class Settings:
         30.0, "storage and run", "longest time without a checkpoint, at epoch ends"
     )
     keep_checkpoints: int = setting(
-        5, "storage and run", "ended trials whose checkpoints are kept: the best ones"
+        5, "storage and run", "ended trials that keep their checkpoints: the best"
     )
 
     name: str | None = setting(None, "most used", "name of the run (default: task, date and time)")
@@ -116,12 +116,16 @@ class Settings:
     open_dashboard: bool = setting(
         False, "storage and run", "serve optuna-dashboard on loopback during the search, and open a browser"
     )
+    log: tuple[str, ...] = setting(
+        (), "storage and run", "mlflow, wandb, or both: show each trial there as a run"
+    )
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     "Those of the task that are not its defaults, as JSON has them."
 
     def __post_init__(self) -> None:
         """Check each value that can be checked without looking at the machine."""
+        object.__setattr__(self, "log", _names(self.log))
         for name in ("num_samples", "max_epochs", "grace_period", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         most = self.max_concurrent_trials
@@ -164,6 +168,10 @@ class Settings:
         self._require("max_failures", self.max_failures >= 0, "at least 0")
         if "" in self.warm_start:
             raise ValueError("warm_start is empty, but must be the folder or the URI of a run")
+        for tracker in self.log:
+            if tracker not in TRACKERS:
+                rule = f"must be {', '.join(TRACKERS)}, both, or none"
+                raise ValueError(f"log is {tracker or 'empty'}, but {rule}")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -194,7 +202,7 @@ class Settings:
         try:
             values = _renewed({**LEGACY_DEFAULTS, **json.loads(text)})
             values["points"] = Path(values["points"]) if values["points"] is not None else None
-            values["warm_start"] = tuple(values["warm_start"])
+            values["warm_start"], values["log"] = tuple(values["warm_start"]), tuple(values["log"])
             for name, hint in typing.get_type_hints(cls).items():
                 hint = typing.get_origin(hint) if typing.get_origin(hint) in (tuple, Mapping) else hint
                 # A whole number stands for a float of that value in JSON.
@@ -210,7 +218,7 @@ class Settings:
 LEGACY_DEFAULTS: dict[str, Any] = {
     **{"warm_start": (), "points": None, "open_dashboard": False, "stall_seconds": 120.0},
     **{"keep_checkpoints": 5, "task": "mnist", "trainable": None, "metric": None, "mode": None},
-    **{"scheduler": "asha", "options": {}},
+    **{"scheduler": "asha", "log": (), "options": {}},
 }
 """What the settings of runs by older versions are missing."""
 
@@ -224,15 +232,24 @@ def _renewed(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "options": {**values["options"], **own}}
 
 
+def _names(log: Sequence[str]) -> tuple[str, ...]:
+    """Give the names in lists with commas, each once, and no name for "none"."""
+    parts = [log] if isinstance(log, str) else log
+    names = dict.fromkeys(name.strip() for part in parts for name in part.split(","))
+    return tuple(name for name in names if name != "none")
+
+
 def _absolute(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _absolute(part) for name, part in value.items()}
     return str(value.expanduser().absolute()) if isinstance(value, Path) else value
 
 
+TRACKERS = ("mlflow", "wandb")
+"""What trials can be logged to."""
 RESUMABLE = (
     *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
-    *("max_failures", "address", "dashboard", "open_dashboard", "stall_seconds", "keep_checkpoints"),
+    *("max_failures", "address", "dashboard", "open_dashboard", "stall_seconds", "keep_checkpoints", "log"),
 )
 """What a resume may change: how far to go, and what depends on the machines. A task may have more of them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def count(n: int, noun: str) -> str:
 def first_line(error: BaseException) -> str:
     """Write an error in one line: the first of its own, or its name where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """Write the URIs in a text without their users and passwords."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def capital(text: str) -> str:

@@ -110,6 +110,7 @@ class Attempts:
             return None if self.live else Searcher.FINISHED
         self.ledger.attempted(trial.trial_id, attempt, resume_from)
         self.live[attempt] = _Attempt(trial)
+        self.progress.began(trial)
         self.watchdog.heard()
         needed = {"number": trial.attempts, "directory": trial.directory, "resume_from": resume_from}
         return {**ray_config(trial), ATTEMPT: needed}

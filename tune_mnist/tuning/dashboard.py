@@ -40,22 +40,29 @@ def ways_to_watch(folder: RunFolder) -> list[str]:
     if folder.remote:
         return [
             f"Run folder: {folder.uri}",
-            _command("optuna-dashboard", str(short_path(folder.local / JOURNAL))),
+            command("optuna-dashboard", str(short_path(folder.local / JOURNAL))),
         ]
     run_dir = short_path(folder.local)
     return [
         f"Run folder: {run_dir}",
-        _command("optuna-dashboard", str(run_dir / JOURNAL)),
-        _command("tensorboard", "--logdir", str(run_dir)),
+        command("optuna-dashboard", str(run_dir / JOURNAL)),
+        command("tensorboard", "--logdir", str(run_dir)),
     ]
 
 
-def _command(program: str, *arguments: str) -> str:
-    """Write a command with the program that is installed beside Python, else with what installs it."""
+def command(program: str, *arguments: str, install: str = EXTRA, known: bool = True) -> str:
+    """Write a command with the program that is installed beside Python, else with what installs it.
+
+    Args:
+        program: its name.
+        arguments: of the command.
+        install: what installs it.
+        known: whether the program, where it is there, can do what it is called for.
+    """
     beside = Path(sys.executable).with_name(program)
-    if beside.exists():
+    if known and beside.exists():
         return f"  {shlex.join([str(short_path(beside)), *arguments])}"
-    return f"  {shlex.join([program, *arguments])}     ({EXTRA})"
+    return f"  {shlex.join([program, *arguments])}     ({install})"
 
 
 def check_installed() -> None:

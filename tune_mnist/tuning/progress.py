@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import CHECKPOINT_NAME, TrialRecord
 from tune_mnist.task import Objective
+from tune_mnist.tuning.trackers.feed import Feed
 
 LOOK_SECONDS = 2.0
 """Shortest time between two looks at the cluster."""
@@ -71,10 +72,15 @@ class Listener(Protocol):
 
 
 class ProgressKeeper:
-    """Keeps a `Progress` up to date, and tells a listener."""
+    """Keeps a `Progress` up to date, and tells a listener and trackers."""
 
     def __init__(
-        self, progress: Progress, ledger: Ledger, listener: Listener | None, look: Callable[[bool], str]
+        self,
+        progress: Progress,
+        ledger: Ledger,
+        listener: Listener | None,
+        look: Callable[[bool], str],
+        feeds: Sequence[Feed] = (),
     ):
         """Start from what the ledger has already.
 
@@ -84,13 +90,16 @@ class ProgressKeeper:
             listener: whom to tell.
             look: says in words what the search waits for, "" where that is nothing; it is told whether no
                 trial has run for a while.
+            feeds: of the trackers that the trials are logged to.
         """
+        self.feeds = feeds
         self.progress, self.ledger, self.listener = progress, ledger, listener
         self.look, self.look_due, self.idle_since = look, 0.0, time.monotonic()
         progress.ended = [self._ended(trial) for trial in ledger.trials.values() if trial.state]
         progress.resumed = len(progress.ended)
         for trial in ledger.trials.values():
             self._count(trial, trial.epochs)
+            self._feed(trial)
 
     def stepped(self, *, running: int, pending: int) -> None:
         """Take the numbers of attempts that run, and that wait for a process."""
@@ -99,8 +108,13 @@ class ProgressKeeper:
             self.progress.running, self.progress.waiting = running, waiting
             self._updated()
 
+    def began(self, trial: TrialRecord) -> None:
+        """Take note of a trial that there is an attempt at."""
+        self._feed(trial)
+
     def reported(self, trial: TrialRecord) -> None:
         """Count an epoch."""
+        self._feed(trial)
         self._count(trial, trial.epochs[-1:])
         self._updated()
 
@@ -111,6 +125,7 @@ class ProgressKeeper:
 
     def ended(self, trial: TrialRecord) -> None:
         """Count the end of a trial."""
+        self._feed(trial)
         ended = self._ended(trial)
         self.progress.ended.append(ended)
         if self.listener:
@@ -143,6 +158,10 @@ class ProgressKeeper:
             if epoch.get(CHECKPOINT_NAME):
                 known = [] if progress.best_saved_value is None else [progress.best_saved_value]
                 progress.best_saved_value = objective.best([*known, value])
+
+    def _feed(self, trial: TrialRecord) -> None:
+        for feed in self.feeds:
+            feed.update(trial)
 
     def _updated(self) -> None:
         if self.listener:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from tune_mnist.tuning.ray_parts import AttemptCallback, AttemptScheduler, Attem
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.tasks import send_by_value
+from tune_mnist.tuning.trackers.feed import Feed, Tracker
 from tune_mnist.tuning.trainable import train_trial
 from tune_mnist.tuning.trouble import has_place
 
@@ -82,18 +83,25 @@ def storage_error(error: BaseException | None) -> Exception | None:
     return None
 
 
-def run_trials(session: Session, study: TrialStudy) -> None:
+def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] = ()) -> None:
     """Let Ray Tune run the trials; again, where its loop breaks or hears of nothing any more.
+
+    Args:
+        session: what there is.
+        study: of the run.
+        trackers: to log the trials to.
 
     Raises:
         ClusterError: if no trial reports anything, however often that is tried, or can be imported.
     """
-    ledger, stop = session.ledger, session.stop
+    ledger, stop, listener = session.ledger, session.stop, session.listener
+    feeds = [Feed(tracker, listener.on_message if listener else lambda text: None) for tracker in trackers]
     progress = ProgressKeeper(
         Progress(num_samples=session.settings.num_samples, objective=ledger.objective),
         ledger,
-        session.listener,
+        listener,
         partial(_waiting_for, session.folder),
+        feeds,
     )
     attempts = Attempts(
         *(session.settings, session.folder, study, ASHA(session.settings, ledger), progress, stop),
@@ -125,6 +133,8 @@ def run_trials(session: Session, study: TrialStudy) -> None:
                 ledger.broke(trouble)
     finally:
         attempts.close()
+        for feed in feeds:
+            feed.close()
 
 
 def _run_round(session: Session, attempts: Attempts) -> None:

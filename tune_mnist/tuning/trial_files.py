@@ -7,7 +7,6 @@ steps of each from 1 again.
 from __future__ import annotations
 
 import json
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,8 @@ class TrialFiles:
         epoch = trial.epochs[-1]
         self._append(trial, REPORTS_FILE, _line(trial, epoch))
         writer = self._writer(trial)
-        for name, value in epoch.items():
-            if isinstance(value, Number) and not isinstance(value, bool) and name not in LEFT_OUT:
-                writer.add_scalar(f"ray/tune/{name}", value, global_step=epoch[EPOCH])
+        for name, value in numbers(epoch).items():
+            writer.add_scalar(f"ray/tune/{name}", value, global_step=epoch[EPOCH])
         writer.file_writer.flush()
 
     def raised(self, trial: TrialRecord, text: str) -> None:
@@ -82,6 +80,14 @@ class TrialFiles:
         path = self._folder.local / trial.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def numbers(epoch: dict[str, Any]) -> dict[str, float]:
+    """Give the reported numbers of an epoch that make curves."""
+    kept = ((name, value) for name, value in epoch.items() if name not in LEFT_OUT)
+    return {
+        name: value for name, value in kept if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _line(trial: TrialRecord, epoch: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.tasks import find_task as find_task
 from tune_mnist.tuning.tasks import load_space, make_options, resumable_options
 from tune_mnist.tuning.tasks import option_names as option_names
+from tune_mnist.tuning.trackers.chosen import check_trackers, make_trackers
 from tune_mnist.tuning.warm_start import known_again, read_earlier_runs
 
 RAY_LOG = "ray_tune.log"
@@ -90,6 +91,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
         with input_errors():
             if settings.open_dashboard:
                 dashboard.check_installed()
+            check_trackers(settings)
             task = task or find_task(settings)
             options = make_options(task, settings.options)
             settings = dataclasses.replace(settings, options=dataclasses.asdict(options) if options else {})
@@ -154,6 +156,7 @@ def resume(
             checked_space(task, f"of {folder.uri}", space, settings.max_epochs)
             if settings.open_dashboard:
                 dashboard.check_installed()
+            check_trackers(settings)
             stop = stack.enter_context(StopRequest(settings))
             data = task.load(options, settings.seed) if task.load else None
             settings, slots, connection = fit_to_cluster(settings, task, folder, stop, stack, listener)
@@ -205,9 +208,10 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
         tell = {"tell": session.listener.on_message} if session.listener else {}
         study = TrialStudy(settings, session.task, session.space, ledger, folder, **tell)
         folder.push(wait=True)
-        _tell_where_to_look(session, stack)
+        trackers = make_trackers(settings, ledger, folder)
+        _tell_where_to_look(session, stack, [tracker.where for tracker in trackers])
         stop.begin()
-        run_trials(session, study)
+        run_trials(session, study, trackers)
         study.close(stop.reason or FINISHED)
         folder.push(wait=True)
         grid = load_grid(folder)
@@ -235,9 +239,9 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
     )
 
 
-def _tell_where_to_look(session: Session, stack: ExitStack) -> None:
+def _tell_where_to_look(session: Session, stack: ExitStack, tracked: list[str]) -> None:
     """Say what the search begins with, where it writes, how to watch it; open the dashboard on request."""
-    lines = [*versions.notices(), *session.remarks, *dashboard.ways_to_watch(session.folder)]
+    lines = [*versions.notices(), *session.remarks, *dashboard.ways_to_watch(session.folder), *tracked]
     if session.settings.open_dashboard:
         url = stack.enter_context(dashboard.served(session.folder.local / JOURNAL))
         lines.append(f"optuna-dashboard: {url or 'it could not be started'}")

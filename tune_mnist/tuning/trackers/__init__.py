@@ -1,0 +1,1 @@
+"""Shows each trial of a search as a run in MLflow or Weights & Biases."""
