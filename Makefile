@@ -31,7 +31,7 @@ tune: $(VENV)/.installed ## run the search; ARGS="..." goes to scripts/tune.py
 test: $(VENV)/.installed ## formatting, lint, types, tests; ARGS="..." goes to pytest
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy
+	$(RUN) -m mypy -n auto
 	$(VENV)/bin/lint-imports --no-logo
 	$(RUN) -m pytest $(WORKERS) --ignore tests/benchmarks $(ARGS)
 

@@ -22,8 +22,9 @@ MIN_IMPORTANCE = 10
 """Trials below which nothing is said about importance."""
 GOOD_FRACTION = 1 / 3
 """The best trials that PED-ANOVA compares with all. Optuna's 0.1 is too few: see benchmarks/learned.py."""
-ROUNDS, ROUNDS_OF_MANY, MANY = 60, 20, 200
-"""Resamples of a level's trials; fewer of more than MANY trials, where each takes longer and differs less."""
+ROUNDS, FEWER, MANY = 60, 20, 200
+"""Resamples of the trials of the level that is shown first; fewer at other levels, and of more than MANY
+trials, where each takes longer and differs less."""
 LOW, HIGH = 0.05, 0.95
 """Ends of the interval: 90 % of the resamples lie between them."""
 
@@ -81,7 +82,12 @@ class Importance:
 
 
 def measure_importance(
-    level: Level, variable: Sequence[str], make_study: Callable[[], Study], *, seed: int = 0
+    level: Level,
+    variable: Sequence[str],
+    make_study: Callable[[], Study],
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
 ) -> Importance:
     """Measure the importance at a level by PED-ANOVA (Watanabe et al., 2023), with bootstrap intervals.
 
@@ -89,6 +95,7 @@ def measure_importance(
         level: whose trials are compared.
         variable: the hyper-parameters that can vary; those of which the level has one value are left out.
         make_study: makes a study of the level's trials.
+        rounds: resamples.
         seed: of the resamples.
     """
     values = {
@@ -99,7 +106,6 @@ def measure_importance(
     if len(level.trials) < MIN_IMPORTANCE or len(set(level.values)) == 1 or not names:
         return Importance(level=level, shares=[], lone=lone, rounds=0)
     study = make_study()
-    rounds = ROUNDS if len(level.trials) <= MANY else ROUNDS_OF_MANY
     dice = random.Random(seed)
     trials = study.get_trials(deepcopy=False)
     resample, found = _Resampled.like(study), []

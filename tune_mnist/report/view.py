@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_mnist.report.importance import Importance, measure_importance, quiet_optuna
+from tune_mnist.report.importance import FEWER, MANY, ROUNDS, Importance, measure_importance, quiet_optuna
 from tune_mnist.report.rungs import Choice, Level, choose_level, find_levels
 from tune_mnist.report.scale import Scale
 from tune_mnist.results.grid import ledger_of, records
@@ -146,10 +146,11 @@ class View:
         At a rung the length of a training is left out: it has not made a difference yet.
         """
         names = [name for name in self.variable if level.epoch is None or name != LENGTH]
+        rounds = FEWER if level is not self.level or len(level.trials) > MANY else ROUNDS
         if level.name not in self._importances:
             self._importances[level.name] = self.tried(
                 "the importance",
-                lambda: measure_importance(level, names, lambda: self.study(level)),
+                lambda: measure_importance(level, names, lambda: self.study(level), rounds=rounds),
                 Importance(level=level, shares=[], lone={}, rounds=0, failed=True),
             )
         return self._importances[level.name]
