@@ -37,14 +37,17 @@ WIDE = {"parallel", "slices", "timeline", "epochs", "by-seconds"}
 """Plots that take the whole width of a wide window."""
 
 
-def make_report(view: View, next_command: str = "") -> str:
+def make_report(
+    view: View, next_command: str = "", plots: Mapping[str, Mapping[str, Plot]] | None = None
+) -> str:
     """Write the page of a run: what it learned, its plots at each level, and all its trials in a table.
 
     Args:
         view: of the run.
         next_command: what to run next, as one pastes it; "" leaves it out.
+        plots: what `all_plots` gives; None makes them.
     """
-    plots = all_plots(view)
+    plots = plots or all_plots(view)
     return _render(
         title=view.name,
         facts=facts(view),

@@ -161,4 +161,4 @@ def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout:
     )
     figure.update_layout(**layout)
     figure.update_xaxes(title_font_size=12)
-    figure.update_yaxes(title_font_size=12)
+    figure.update_yaxes(title_font_size=12, ticklabelstandoff=4)
