@@ -55,8 +55,13 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     assert lines[0] == "blog" and len(lines[: lines.index("What it learned")]) <= 11
     trials = results.trials_frame(results.load(run))
     best = trials.nlargest(10, "accuracy")
-    shown = [int(n) for line in lines if line.startswith(" trial  ") for n in re.findall(r"\d+", line)]
-    assert sorted(shown) == sorted(best["number"]) and shown[0] == best["number"].iloc[0]
+    place = lines.index("Best 10 trials")  # in this space a row of a trial fits 80 columns
+    shown = [line.split() for line in lines[place + 1 : place + 12]]
+    assert shown[0] == ["trial", "state", "accuracy", "epochs", "lr", "momentum", "optimizer"]
+    assert sorted(int(row[0]) for row in shown[1:]) == sorted(best["number"])
+    first = best.iloc[0]
+    lengths = f"{first['epochs_trained']}/{first['epochs_planned']}"
+    assert shown[1][:4] == [str(first["number"]), first["state"], f"{first['accuracy']:.2%}", lengths]
     learned = lines[lines.index("What it learned") + 1 : lines.index("Best 10 trials")]
     assert 3 <= len(learned) <= 7 and all(line.startswith("- ") for line in learned[:-1])
     assert learned[-1].startswith("Next: ") and "scripts/" in learned[-1]
@@ -69,6 +74,19 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     epochs = results.epochs_frame(results.load(run))
     pd.testing.assert_frame_equal(pd.read_parquet(run / "epochs.parquet"), epochs)
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(("columns", "a_row_each"), [(80, False), (160, True)])
+def test_a_trial_is_a_row_where_the_console_has_room_for_it(
+    columns: int, a_row_each: bool, analyse: Analyse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    make_run(tmp_path / "wide", 20, space="wide")
+    lines = analyse("wide")[1].splitlines()
+    place = lines.index("Best 10 trials")
+    table = lines[place + 1 : next(i for i, line in enumerate(lines) if line.startswith("Trials can be "))]
+    assert max(map(len, table)) <= columns and "lr_end_factor" in " ".join(table)
+    assert len(table) == 11 if a_row_each else sum(line.startswith(" trial ") for line in table) == 2
 
 
 def test_a_plot_that_fails_costs_nothing_else(

@@ -63,13 +63,24 @@ def make_report(
 
 def _levels(view: View) -> dict[str, Any]:
     """Give the page its levels, the one to begin with, the rule, and how their ranks agree."""
-    names = {level.name: f"{level.name} ({count(len(level.trials), 'trial')})" for level in view.levels}
-    words = [view.choice.rule]
+    names, words = {}, [view.choice.rule]
+    for level in view.levels:
+        of_epochs = f" of {level.mixed}" if level.mixed else ""
+        names[level.name] = f"{level.name} ({count(len(level.trials), 'trial')}{of_epochs})"
     if view.level.epoch is not None:
         words.append("A rung measures how fast trials learn, not where they end.")
+    final = view.levels[-1]
+    if final.mixed:
+        most = max(trial.epoch for trial in final.trials)
+        full = sum(trial.epoch == most for trial in final.trials)
+        words.append(
+            f"The search draws the number of epochs, so at {final.name} each value is that of the trial's "
+            f"own last epoch: {full} of {len(final.trials)} trained {most}."
+        )
     if correlations := describe_correlations(view.levels):
         words.append(correlations)
-    return {"names": names, "first": view.level.name, "words": " ".join(words)}
+    shared = f"Only at {final.name} do values" if final.mixed else "No values"
+    return {"names": names, "first": view.level.name, "words": " ".join(words), "shared": shared}
 
 
 def _survival(view: View) -> dict[str, Any] | None:
