@@ -193,15 +193,27 @@ def test_runs_are_compared(analyse: Analyse, tmp_path: Path) -> None:
         make_run(tmp_path / name, 20, seed=seed)
     code, out, err = analyse("one", "two", "--png")
     assert (code, err) == (0, "")
-    heading, *rows, empty, last = out.splitlines()
+    heading, *rows, sentence, empty, last = out.splitlines()
     assert re.fullmatch(
         r" run +trials +epochs +wall time +best +until \d+\.\d\d%: trials +epochs +seconds ", heading
     )
     assert [row.split()[:2] for row in rows] == [["one", "20"], ["two", "20"]]
+    assert (
+        sentence.startswith("- ")
+        and sentence[2:].replace("'", "&#39;") in Path("comparison.html").read_text()
+    )
     assert empty == "" and last == "In .: comparison.html, 3 pictures in plots/"
     assert Path("comparison.html").exists()
     axes = ("epochs", "seconds", "trials")
     assert sorted(path.name for path in Path("plots").iterdir()) == [f"comparison-by-{a}.png" for a in axes]
+
+
+def test_runs_of_different_objectives_are_not_compared(analyse: Analyse, tmp_path: Path) -> None:
+    make_run(tmp_path / "one", 2)
+    make_run(tmp_path / "two", 2, minimised=True)
+    code, out, err = analyse("one", "two")
+    assert (code, out) == (2, "")
+    assert "runs of different objectives cannot be compared: accuracy (max), error (min)" in err
 
 
 def test_what_is_lost_is_said_and_the_rest_is_read(analyse: Analyse, run: Path) -> None:

@@ -19,7 +19,7 @@ import optuna
 from tune_mnist.cli.console import PatientConsole
 from tune_mnist.cli.parser import OneLineParser, program
 from tune_mnist.cli.summary import REPORT, next_command, print_analysis, print_comparison, print_trial
-from tune_mnist.report.curves import comparison
+from tune_mnist.report.comparison import comparison
 from tune_mnist.report.page import make_comparison, make_report
 from tune_mnist.report.panels import Plot
 from tune_mnist.report.pictures import PictureError, pictures_of
@@ -62,6 +62,9 @@ def main() -> int:
         views = [View(tuner.load_run(run)) for run in flags.runs]
     except (FolderError, ValueError) as error:
         parser.error(str(error))
+    objectives = {f"{view.metric} ({view.objective.mode})": view for view in views}
+    if len(objectives) > 1:
+        parser.error(f"runs of different objectives cannot be compared: {', '.join(objectives)}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of every study made for a plot
     console = PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
     alone = len(views) == 1

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.cli.parser import SCRIPTS, command
-from tune_mnist.report.curves import run_labels
+from tune_mnist.report.comparison import comparison_sentences, run_labels
 from tune_mnist.report.insights import (
     compare_with_baseline,
     count_epochs,
@@ -178,6 +178,8 @@ def print_comparison(console: Console, views: Sequence[View]) -> None:
         when = [f"{value:.0f}" for name in ("trials", "epochs", "seconds") for value in there[name]]
         table.add_row(*row, best, *(when or ["--"] * 3))
     console.print(table)
+    for sentence in comparison_sentences(views):
+        _print_hanging(console, "- ", Text(sentence))
     for view in views:
         print_losses(console, view)
 

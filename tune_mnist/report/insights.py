@@ -121,14 +121,14 @@ def compare_with_baseline(view: View) -> Fact | None:
     objective = view.objective
     then, value = best.find(baseline.epoch), baseline.last[view.metric]
     if baseline.shown_state == "COMPLETE" or then is None:
-        note = f"epoch {baseline.epoch}; the best is {objective.compare(_best_score(view, best)[0], value)}"
+        note = f"epoch {baseline.epoch}; the best is {objective.compare(best_score(view, best)[0], value)}"
     else:
         best_then = objective.write(then[view.metric])
         note = f"stopped at epoch {baseline.epoch}, where the best trial had {best_then}"
     return Fact(label="Baseline", value=objective.write(value), note=note)
 
 
-def _best_score(view: View, best: TrialRecord) -> tuple[float, int]:
+def best_score(view: View, best: TrialRecord) -> tuple[float, int]:
     """Give the metric of the best trial and its epoch: those of the winner, once there is one."""
     if winner := view.outcome.winner:
         return winner.value, winner.epoch
@@ -140,7 +140,7 @@ def _best_facts(view: View) -> list[Fact]:
     best, winner, objective = view.best, view.outcome.winner, view.objective
     if best is None:
         return [Fact(label="Best", value="none yet", note="no trial has reported an epoch")]
-    value, epoch = _best_score(view, best)
+    value, epoch = best_score(view, best)
     n = view.task.validation_examples
     where = f"trial {best.number} at epoch {epoch} of {best.epochs_planned}"
     note = where + note_of_error(objective, value, n, before="; ")

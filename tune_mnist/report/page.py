@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from tune_mnist.report.curves import comparison, run_labels
+from tune_mnist.report.comparison import comparison, comparison_sentences, run_labels
 from tune_mnist.report.insights import Fact, facts
 from tune_mnist.report.learned import learned
 from tune_mnist.report.panels import Plot
@@ -111,6 +111,8 @@ def make_comparison(views: Sequence[View]) -> str:
             )
             for label, view in named
         ],
+        learned=comparison_sentences(views),
+        heading="Is the difference more than noise?",
         sections={"Best so far": [{EVERYWHERE: plot} for plot in comparison(views)]},
     )
 
@@ -127,6 +129,7 @@ def _render(
     facts: Sequence[Fact],
     sections: Mapping[str, Sequence[Mapping[str, Plot]]],
     learned: Sequence[str] = (),
+    heading: str = "What it learned",
     next_command: str = "",
     advice: Sequence[str] = (),
     levels: dict[str, Any] | None = None,
@@ -150,9 +153,10 @@ def _render(
         subtitle=f"as of {datetime.now():%d %B %Y, %H:%M}",
         facts=facts,
         learned=learned,
+        heading=heading,
         next_command=next_command,
         advice=advice,
-        sections=[(heading, [next(iter(p.values())) for p in some]) for heading, some in sections.items()],
+        sections=[(title, [next(iter(p.values())) for p in some]) for title, some in sections.items()],
         levels=levels,
         survival=survival,
         wide=WIDE,
