@@ -24,6 +24,7 @@ from tune_mnist.report.view import View
 from tune_mnist.results.winner import Winner
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import InheritedTrial
+from tune_mnist.task import Objective
 from tune_mnist.tuning import tuner
 
 
@@ -58,6 +59,16 @@ def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
         assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
     assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
     assert Scale(OBJECTIVE).ticks(0.9, 3.1)[1] == ["90%", "95%", "99%", "99.5%", "99.9%"]
+
+
+def test_a_logarithmic_axis_has_four_to_ten_marks_in_order() -> None:
+    dice, scale = random.Random(0), Scale(Objective(metric="error", mode="min", axis="log"))
+    for _ in range(100):
+        low = dice.uniform(-4, 1)
+        high = low + dice.uniform(0.75, 6)
+        places, texts = scale.ticks(low, high)
+        assert 4 <= len(places) == len(texts) <= 10 and places == sorted(places)
+        assert low <= places[0] and places[-1] <= high
 
 
 def made_ledger() -> Ledger:
@@ -294,6 +305,19 @@ def test_a_best_value_at_the_edge_of_its_range_is_told(
 
     rewrite(run, place)
     assert [str(edge) for edge in edges(view_of(run))] == ([advice] if advice else [])
+
+
+def test_a_length_that_was_not_trained_is_no_advice(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 6)
+
+    def prune(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            event["params"] |= {"lr": 0.003, "momentum": 0.7, "epochs": 3}
+        if event["event"] == "end":
+            event["state"] = "PRUNED"
+
+    rewrite(run, prune)
+    assert edges(view_of(run)) == []
 
 
 def test_a_range_that_cannot_be_wider_is_no_advice(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from tune_mnist.report.timeline import stretches
 from tune_mnist.report.view import STATES, View
 from tune_mnist.run.records import EPOCH, UNENDED, TrialRecord
+from tune_mnist.run.space import LENGTH
 from tune_mnist.run.words import count, duration, short_value
 from tune_mnist.task import Objective
 from tune_mnist.tuning.tuner import FINISHED, Outcome
@@ -168,6 +169,8 @@ def edges(view: View) -> list[Edge]:
         one = view.space.get(name)
         if not isinstance(one, FloatDistribution | IntDistribution) or one.low == one.high:
             continue
+        if name == LENGTH and best.state != "COMPLETE":
+            continue  # its length has made no difference yet
         scale = math.log if one.log else float
         position = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
         could_be_wider = view.task.wider.get(name, (True, True))[position > 0.5]
