@@ -23,7 +23,7 @@ from tune_mnist.tuning import dashboard, tuner
 
 DOCS = Path(__file__).parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1200, 900
+WIDTH, HEIGHT = 1200, 1130
 "Pixels of the page that are shown."
 COLUMNS = 118
 "Width of the terminal."

@@ -11,7 +11,7 @@ from tune_mnist.mnist.facts import OBJECTIVE, TABLES
 from tune_mnist.mnist.training import EpochResult
 
 PACKAGE = Path(tune_mnist.__file__).parent
-HEAVY = {"optuna", "pandas", "plotly", "torchvision", "scipy", "matplotlib", "sqlalchemy", "jinja2", "boto3"}
+HEAVY = {"optuna", "pandas", "plotly", "torchvision", "scipy", "kaleido", "sqlalchemy", "jinja2", "boto3"}
 
 
 def imported_by(code: str) -> set[str]:
@@ -39,7 +39,7 @@ def test_a_search_starts_without_what_only_its_report_or_a_bucket_needs() -> Non
         "import tune_mnist.mnist.task"
     )
     assert {"optuna", "torch"} <= imported
-    assert not imported & {"boto3", "jinja2", "matplotlib", "scipy", "sklearn", "torchvision"}
+    assert not imported & {"boto3", "jinja2", "kaleido", "scipy", "sklearn", "torchvision"}
 
 
 def test_every_file_opens_with_its_role() -> None:

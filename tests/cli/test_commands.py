@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ROOT
+from tune_mnist.cli import finalize
+from tune_mnist.cli.parser import OF_THE_MACHINE
 
 
 @pytest.fixture
@@ -31,6 +33,16 @@ def test_what_the_output_cannot_encode_is_replaced(command: str, monkeypatch: py
         importlib.import_module(f"tune_mnist.cli.{command}").main()
     print("98.86% ± 0.15%, → trial 1", flush=True)
     assert ended.value.code == 0 and written.getvalue().endswith(b"98.86% ? 0.15%, ? trial 1\n")
+
+
+def test_flags_that_default_to_the_search_tell_no_other_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["finalize.py", "--help"])
+    with pytest.raises(SystemExit):
+        finalize.main()
+    own, _, shared = capsys.readouterr().out.partition(OF_THE_MACHINE)
+    assert "(default: 5)" in own and "--cpus-per-trial" in shared and "default" not in shared
 
 
 def test_the_package_lists_its_commands() -> None:

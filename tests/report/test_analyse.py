@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.conftest import SCRIPTS
 from tests.made_runs import make_run
+from tests.report.test_report import find_chromium
 from tune_mnist import load_run, results
 
 Analyse = Callable[..., tuple[int, str, str]]
@@ -54,8 +55,13 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     assert lines[0] == "blog" and len(lines[: lines.index("What it learned")]) <= 11
     trials = results.trials_frame(results.load(run))
     best = trials.nlargest(10, "accuracy")
-    shown = [int(n) for line in lines if line.startswith(" trial  ") for n in re.findall(r"\d+", line)]
-    assert sorted(shown) == sorted(best["number"]) and shown[0] == best["number"].iloc[0]
+    place = lines.index("Best 10 trials")  # in this space a row of a trial fits 80 columns
+    shown = [line.split() for line in lines[place + 1 : place + 12]]
+    assert shown[0] == ["trial", "state", "accuracy", "epochs", "lr", "momentum", "optimizer"]
+    assert sorted(int(row[0]) for row in shown[1:]) == sorted(best["number"])
+    first = best.iloc[0]
+    lengths = f"{first['epochs_trained']}/{first['epochs_planned']}"
+    assert shown[1][:4] == [str(first["number"]), first["state"], f"{first['accuracy']:.2%}", lengths]
     learned = lines[lines.index("What it learned") + 1 : lines.index("Best 10 trials")]
     assert 3 <= len(learned) <= 7 and all(line.startswith("- ") for line in learned[:-1])
     assert learned[-1].startswith("Next: ") and "scripts/" in learned[-1]
@@ -70,6 +76,19 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.parametrize(("columns", "a_row_each"), [(80, False), (160, True)])
+def test_a_trial_is_a_row_where_the_console_has_room_for_it(
+    columns: int, a_row_each: bool, analyse: Analyse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    make_run(tmp_path / "wide", 20, space="wide")
+    lines = analyse("wide")[1].splitlines()
+    place = lines.index("Best 10 trials")
+    table = lines[place + 1 : next(i for i, line in enumerate(lines) if line.startswith("Trials can be "))]
+    assert max(map(len, table)) <= columns and "lr_end_factor" in " ".join(table)
+    assert len(table) == 11 if a_row_each else sum(line.startswith(" trial ") for line in table) == 2
+
+
 def test_a_plot_that_fails_costs_nothing_else(
     analyse: Analyse, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,23 +98,28 @@ def test_a_plot_that_fails_costs_nothing_else(
     for path in (table := run / "trials.parquet", run / "report.html"):
         path.unlink(missing_ok=True)
     monkeypatch.setattr("tune_mnist.report.plots.contours", fail)
-    monkeypatch.setattr("tune_mnist.report.pictures._timeline", fail)
     # By the module's name: optuna.importance is a stand-in of it until it is imported.
     monkeypatch.setattr(importlib.import_module("optuna.importance"), "get_param_importances", fail)
-    code, out, err = analyse("runs/blog", "--png")
+    code, out, err = analyse("runs/blog")
     assert code == 0 and "Best 10 trials" in out
     why = "failed: AttributeError: Figure has no attribute of this version"
     assert err.splitlines() == [
-        f"analyse.py: {what} {why}" for what in ("the importance", "the plot contour", "the picture timeline")
+        f"analyse.py: {what} {why}" for what in ("the importance", "the plot contour")
     ]
     assert len(pd.read_parquet(table)) == 20
     page = (run / "report.html").read_text()
     # The contour alone: where it is shown, and in what the page has of each level.
     assert page.count("It could not be drawn.") == 1 + len(load_run(str(run)).levels)
     assert 'data-panel="curves"' in page
-    assert "curves.png" in {path.name for path in (run / "plots").iterdir()}
 
 
+@pytest.fixture
+def chrome() -> None:
+    if find_chromium() is None:
+        pytest.skip("needs Chromium: apt install chromium")
+
+
+@pytest.mark.usefixtures("chrome")
 def test_tables_as_csv_and_plots_as_png_elsewhere(analyse: Analyse, run: Path, tmp_path: Path) -> None:
     before = sorted(run.iterdir())
     code, out, err = analyse("runs/blog", "--csv", "--png", "--out", "paper")
@@ -105,15 +129,31 @@ def test_tables_as_csv_and_plots_as_png_elsewhere(analyse: Analyse, run: Path, t
     assert len(pd.read_csv("paper/epochs.csv")) == len(pd.read_parquet("paper/epochs.parquet"))
     pictures = {picture.stem: Image.open(picture) for picture in Path("paper/plots").glob("*.png")}
     assert set(pictures) == {
-        *("history", "curves", "importance", "parallel", "contour", "timeline", "epochs"),
-        *("slice-lr", "slice-momentum", "slice-optimizer", "slice-epochs"),
+        *("history", "curves", "importance", "parallel", "timeline", "epochs"),
+        *(f"slice-{name}" for name in ("lr", "momentum", "optimizer", "epochs")),
+        *(f"contour-{pair}" for pair in ("lr-momentum", "lr-optimizer", "epochs-lr", "momentum-optimizer")),
+        *("contour-epochs-momentum", "contour-epochs-optimizer"),
     }
     for name, picture in pictures.items():
         assert min(picture.size) > 300 and len(set(picture.convert("L").getdata())) > 20, name
+        assert round(picture.info["dpi"][0]) == 200, name
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255), name
     tables = "epochs.parquet, epochs.csv, trials.parquet, trials.csv"
-    assert out.endswith(f"In paper: report.html, {tables}, 11 pictures in plots/\n")
+    assert out.endswith(f"In paper: report.html, {tables}, 16 pictures in plots/\n")
 
 
+def test_without_chrome_all_but_the_pictures_is_there(
+    analyse: Analyse, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere")
+    code, out, err = analyse("runs/blog", "--png")
+    what = "apt install chromium, or run plotly_get_chrome"
+    assert (code, err) == (2, f"analyse.py: error: --png needs Chrome or Chromium: {what}\n")
+    assert out.endswith("In runs/blog: report.html, epochs.parquet, trials.parquet\n")
+    assert (run / "report.html").exists() and not (run / "plots").exists()
+
+
+@pytest.mark.usefixtures("chrome")
 @pytest.mark.parametrize("options", [{"every_trial_fails": True}, {"running": True}, {}])
 def test_pictures_of_runs_of_every_luck(analyse: Analyse, tmp_path: Path, options: dict[str, bool]) -> None:
     make_run(tmp_path / "run", 5 if options else 2, **options)  # type: ignore[arg-type]
@@ -133,34 +173,47 @@ def fixed_run(folder: Path, lr: str) -> Path:
 
 def test_nothing_is_said_of_the_importance_of_what_cannot_vary(analyse: Analyse, tmp_path: Path) -> None:
     run = fixed_run(tmp_path, "0.003, 0.003")
-    code, out, err = analyse("run", "--png")
+    code, out, err = analyse("run")
     assert (code, err) == (0, "")
     assert "Importance: no hyper-parameter of the space can vary\n" in out
     assert "No hyper-parameter of the space can vary." in (run / "report.html").read_text()
-    assert not (run / "plots" / "importance.png").exists()
 
 
 def test_importance_is_that_of_the_others(analyse: Analyse, tmp_path: Path) -> None:
-    run = fixed_run(tmp_path, "0.001, 0.01")
-    code, out, err = analyse("run", "--png")
+    fixed_run(tmp_path, "0.001, 0.01")
+    code, out, err = analyse("run")
     assert (code, err) == (0, "")
     assert re.search(r"Importance \(PED-ANOVA over 12 trials at the end; .*\): lr 100%", out)
     assert "lr is the only hyper-parameter that varies at the end, n = 12 trials." in out
-    assert (run / "plots" / "importance.png").exists()
 
 
+@pytest.mark.usefixtures("chrome")
 def test_runs_are_compared(analyse: Analyse, tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 1)):
         make_run(tmp_path / name, 20, seed=seed)
     code, out, err = analyse("one", "two", "--png")
     assert (code, err) == (0, "")
-    heading, *rows, empty, last = out.splitlines()
+    heading, *rows, sentence, empty, last = out.splitlines()
     assert re.fullmatch(
         r" run +trials +epochs +wall time +best +until \d+\.\d\d%: trials +epochs +seconds ", heading
     )
     assert [row.split()[:2] for row in rows] == [["one", "20"], ["two", "20"]]
-    assert empty == "" and last == "In .: comparison.html, 1 picture in plots/"
-    assert Path("comparison.html").exists() and Path("plots/comparison.png").exists()
+    assert (
+        sentence.startswith("- ")
+        and sentence[2:].replace("'", "&#39;") in Path("comparison.html").read_text()
+    )
+    assert empty == "" and last == "In .: comparison.html, 3 pictures in plots/"
+    assert Path("comparison.html").exists()
+    axes = ("epochs", "seconds", "trials")
+    assert sorted(path.name for path in Path("plots").iterdir()) == [f"comparison-by-{a}.png" for a in axes]
+
+
+def test_runs_of_different_objectives_are_not_compared(analyse: Analyse, tmp_path: Path) -> None:
+    make_run(tmp_path / "one", 2)
+    make_run(tmp_path / "two", 2, minimised=True)
+    code, out, err = analyse("one", "two")
+    assert (code, out) == (2, "")
+    assert "runs of different objectives cannot be compared: accuracy (max), error (min)" in err
 
 
 def test_what_is_lost_is_said_and_the_rest_is_read(analyse: Analyse, run: Path) -> None:
@@ -181,7 +234,7 @@ def test_what_is_lost_is_said_and_the_rest_is_read(analyse: Analyse, run: Path) 
 def test_of_a_ledger_that_has_lost_most_the_rest_is_shown(analyse: Analyse, run: Path, kept: slice) -> None:
     lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
     (run / "ledger.jsonl").write_text("".join(lines[kept]))  # no search space; no trial; nothing
-    code, out, err = analyse("runs/blog", "--png", "--out", "rest")
+    code, out, err = analyse("runs/blog", "--out", "rest")
     assert (code, err) == (0, "")
     assert len(pd.read_parquet("rest/trials.parquet")) == (20 if kept.start else 0)
     assert ("Best 10 trials" in out) == bool(kept.start)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import random
 import subprocess
 from itertools import pairwise
@@ -15,7 +16,7 @@ from rich.console import Console
 from tests.made_runs import EPOCH_SECONDS, make_run
 from tune_mnist.cli.summary import print_summary
 from tune_mnist.mnist.facts import OBJECTIVE
-from tune_mnist.report.curves import run_labels
+from tune_mnist.report.comparison import comparison_sentences, run_labels
 from tune_mnist.report.insights import edges, facts
 from tune_mnist.report.scale import Scale, accuracy_ticks, nines
 from tune_mnist.report.timeline import best_so_far, elapsed, stretches
@@ -23,6 +24,7 @@ from tune_mnist.report.view import View
 from tune_mnist.results.winner import Winner
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import InheritedTrial
+from tune_mnist.task import Objective
 from tune_mnist.tuning import tuner
 
 
@@ -57,6 +59,16 @@ def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
         assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
     assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
     assert Scale(OBJECTIVE).ticks(0.9, 3.1)[1] == ["90%", "95%", "99%", "99.5%", "99.9%"]
+
+
+def test_a_logarithmic_axis_has_four_to_ten_marks_in_order() -> None:
+    dice, scale = random.Random(0), Scale(Objective(metric="error", mode="min", axis="log"))
+    for _ in range(100):
+        low = dice.uniform(-4, 1)
+        high = low + dice.uniform(0.75, 6)
+        places, texts = scale.ticks(low, high)
+        assert 4 <= len(places) == len(texts) <= 10 and places == sorted(places)
+        assert low <= places[0] and places[-1] <= high
 
 
 def made_ledger() -> Ledger:
@@ -162,8 +174,8 @@ def test_the_baseline_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path: Pat
     assert fact.note == f"stopped at epoch {cut.epoch}, where the best trial had {then['accuracy']:.2%}"
 
 
-def printed_summary(view: View) -> list[str]:
-    """What tune.py prints of the run at its end, with a winner that nobody had to train."""
+def with_winner(view: View, test: float) -> View:
+    """The run with a winner that nobody had to train."""
     assert view.best is not None
     report = view.best_epoch(view.best)
     winner = Winner(
@@ -173,11 +185,16 @@ def printed_summary(view: View) -> list[str]:
         epoch=report["epoch"],
         value=report["accuracy"],
         n=5000,
-        test={"accuracy": 0.98, "loss": 0.1},
+        test={"accuracy": test, "loss": 0.1},
         test_n=10_000,
     )
+    return View(dataclasses.replace(view.outcome, winner=winner))
+
+
+def printed_summary(view: View) -> list[str]:
+    """What tune.py prints of the run at its end."""
     console = Console(file=io.StringIO(), soft_wrap=True)
-    print_summary(console, dataclasses.replace(view.outcome, winner=winner))
+    print_summary(console, with_winner(view, 0.98).outcome)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -290,6 +307,19 @@ def test_a_best_value_at_the_edge_of_its_range_is_told(
     assert [str(edge) for edge in edges(view_of(run))] == ([advice] if advice else [])
 
 
+def test_a_length_that_was_not_trained_is_no_advice(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 6)
+
+    def prune(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            event["params"] |= {"lr": 0.003, "momentum": 0.7, "epochs": 3}
+        if event["event"] == "end":
+            event["state"] = "PRUNED"
+
+    rewrite(run, prune)
+    assert edges(view_of(run)) == []
+
+
 def test_a_range_that_cannot_be_wider_is_no_advice(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 6, space="wide")
 
@@ -301,6 +331,53 @@ def test_a_range_that_cannot_be_wider_is_no_advice(tmp_path: Path) -> None:
 
     rewrite(run, place)
     assert [str(edge) for edge in edges(view_of(run))] == ["widen dropout_dense: 0.7 of 0..0.7"]
+
+
+@pytest.mark.parametrize("minimised", [False, True])
+def test_a_run_that_leads_is_told_with_the_noise(minimised: bool, tmp_path: Path) -> None:
+    views = [
+        view_of(make_run(tmp_path / name, n, seed=n, minimised=minimised))
+        for name, n in (("a", 20), ("b", 12))
+    ]
+    metric, sign = ("error", -1) if minimised else ("accuracy", 1)
+    best = {
+        view.name: max(sign * epoch[metric] for trial in view.trials for epoch in trial.epochs)
+        for view in views
+    }
+    first, other = sorted(best, key=lambda name: -best[name])
+    (sentence,) = comparison_sentences(views)
+    if minimised:
+        lead = f"{best[first] - best[other]:.4f}"
+        assert (
+            sentence.startswith(f"{first} ({-best[first]:.4f}, the best of ")
+            and f" by {lead} on " in sentence
+        )
+        assert sentence.endswith("; the noise is not known.")
+    else:
+        noise = 200 * math.sqrt(sum(p * (1 - p) / 5000 for p in best.values()))
+        lead = 100 * (best[first] - best[other])
+        verdict = "more than" if lead > noise else "within"
+        assert f" leads {other} ({best[other]:.2%} ± " in sentence and sentence.endswith(
+            f" by {lead:.2f} points on validation: {verdict} the noise (2 standard errors of a difference, "
+            f"{noise:.2f} points)."
+        )
+
+
+def test_a_comparison_says_what_is_not_equal_and_what_the_test_set_says(tmp_path: Path) -> None:
+    views = [view_of(make_run(tmp_path / name, 6)) for name in ("a", "b")]
+    assert comparison_sentences(views)[0].startswith("a (") and len(comparison_sentences(views)) == 1
+
+    def shrink(event: dict[str, Any]) -> None:
+        if event["event"] == "session":
+            event["task"]["data"] = "mnist, 512 training images"
+
+    rewrite(tmp_path / "b", shrink)
+    views = [with_winner(view_of(tmp_path / name), test) for name, test in (("a", 0.98), ("b", 0.9))]
+    lead, unequal = comparison_sentences(views)
+    noise = 200 * math.sqrt((0.98 * 0.02 + 0.9 * 0.1) / 10_000)
+    said = f"more than the noise (2 standard errors of a difference, {noise:.2f} points)."
+    assert lead.endswith(f" On the test set they have 98.00% and 90.00% (n = 10,000): {said}")
+    assert unequal.startswith("They differ in their data, ") and "b: mnist, 512 training images" in unequal
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

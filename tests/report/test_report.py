@@ -300,6 +300,7 @@ def test_runs_of_every_size_and_luck(browser: Browser, runs: Path, name: str) ->
         assert "the loss is not finite" in opened.page.locator("tr.detail p").inner_text()
     if name == "running":
         assert opened.column("state").count("RUNNING") == 4
+        assert "running (triangles)" in opened.page.locator("#panel-slices .caption").inner_text()
     assert opened.complaints == []
 
 

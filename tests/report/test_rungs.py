@@ -19,6 +19,7 @@ from tune_mnist.cli.summary import next_command
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.importance import describe_lone, measure_importance
 from tune_mnist.report.learned import dead_choices, leading, learned, more_trials
+from tune_mnist.report.page import make_report
 from tune_mnist.report.panels import parameter_places
 from tune_mnist.report.rungs import Level, choose_level, find_levels, rank_correlations
 from tune_mnist.report.scale import Scale
@@ -47,6 +48,19 @@ def test_a_level_has_each_trial_that_reported_its_epoch_with_that_value(tmp_path
         assert {trial.trial_id: value for trial, value in level.pairs} == reports
     final = {t.number: t.last["accuracy"] for t in view.finished}
     assert {trial.number: value for trial, value in view.levels[-1].pairs} == final
+
+
+def test_final_values_of_different_epochs_are_called_so(tmp_path: Path) -> None:
+    view = view_of(make_run(tmp_path / "run", 20, scheduler="none"))  # in a space that draws the epochs
+    assert view.level.where == "at the end of 3 to 5 epochs"
+    lasts = [trial.epochs[-1]["epoch"] for trial in view.trials]
+    page = make_report(view)
+    assert ">final (20 trials of 3 to 5 epochs)</option>" in page
+    assert f"own last epoch: {lasts.count(5)} of 20 trained 5." in page
+    assert "Only at final do values of different epochs share a plot." in page
+    view = view_of(make_run(tmp_path / "wide", 20, scheduler="none", space="wide"))
+    assert view.levels[-1].where == "at the end"
+    assert "No values of different epochs share a plot." in make_report(view)
 
 
 def test_a_rung_that_is_the_end_and_a_value_that_is_not_finite_are_left_out(tmp_path: Path) -> None:

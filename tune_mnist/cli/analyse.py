@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -18,7 +19,11 @@ import optuna
 from tune_mnist.cli.console import PatientConsole
 from tune_mnist.cli.parser import OneLineParser, program
 from tune_mnist.cli.summary import REPORT, next_command, print_analysis, print_comparison, print_trial
+from tune_mnist.report.comparison import comparison
 from tune_mnist.report.page import make_comparison, make_report
+from tune_mnist.report.panels import Plot
+from tune_mnist.report.pictures import PictureError, pictures_of
+from tune_mnist.report.plots import EVERYWHERE, all_plots
 from tune_mnist.report.view import View
 from tune_mnist.results.frames import write_tables
 from tune_mnist.run.folder import FolderError, RunFolder
@@ -49,14 +54,17 @@ def main() -> int:
     flags = parser.parse_args()
     if flags.trial is not None and len(flags.runs) > 1:
         parser.error("--trial is of one run, but there are several")
-    if flags.png and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--png needs matplotlib: pip install 'tune-mnist[png]'")
+    if flags.png and importlib.util.find_spec("kaleido") is None:
+        parser.error("--png needs kaleido: pip install 'tune-mnist[png]'")
     if len(set(flags.runs)) < len(flags.runs):
         parser.error("a run is named twice, but each must be another one")
     try:
         views = [View(tuner.load_run(run)) for run in flags.runs]
     except (FolderError, ValueError) as error:
         parser.error(str(error))
+    objectives = {f"{view.metric} ({view.objective.mode})": view for view in views}
+    if len(objectives) > 1:
+        parser.error(f"runs of different objectives cannot be compared: {', '.join(objectives)}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of every study made for a plot
     console = PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
     alone = len(views) == 1
@@ -70,16 +78,23 @@ def main() -> int:
         print_analysis(console, views[0])
     else:
         print_comparison(console, views)
+    complaint = []
     try:
         place = Place(flags.out, views[0].outcome.folder if alone else None)
-        written = _write(views, place.put, place.page, csv=flags.csv, png=flags.png)
+        written, plots = _write(views, place.put, place.page, csv=flags.csv)
+        pictures = pictures_of(plots) if flags.png else {}
+        for name, content in pictures.items():
+            place.put(f"plots/{name}.png", content)
+    except PictureError as error:
+        pictures, complaint = {}, [f"error: {error}"]
     except (OSError, FolderError) as error:
         print(f"{program()}: error: {error}; --out names another folder", file=sys.stderr)
         return 1
-    for failure in (failure for view in views for failure in view.failures):
-        print(f"{program()}: {failure}", file=sys.stderr)
+    written += [f"{count(len(pictures), 'picture')} in plots/"] if pictures else []
     console.print(f"\nIn {place.name}: {', '.join(written)}", markup=False)
-    return 0
+    for failure in [*(failure for view in views for failure in view.failures), *complaint]:
+        print(f"{program()}: {failure}", file=sys.stderr)
+    return 2 if complaint else 0
 
 
 class Place:
@@ -107,20 +122,14 @@ class Place:
 
 
 def _write(
-    views: list[View], put: Callable[[str, bytes], None], page: str, *, csv: bool, png: bool
-) -> list[str]:
-    """Write what was asked for, the tables first; list the names."""
-    written = []
-    if len(views) == 1:
-        written += write_tables(views[0].outcome.grid, put, csv=csv)
-        put(page, make_report(views[0], next_command(views[0])).encode())
-    else:
+    views: list[View], put: Callable[[str, bytes], None], page: str, *, csv: bool
+) -> tuple[list[str], list[Plot]]:
+    """Write the tables and the page; list their names, and the plots that the page begins with."""
+    if len(views) > 1:
         put(page, make_comparison(views).encode())
-    if png:
-        from tune_mnist.report.pictures import all_pictures, comparison_pictures  # matplotlib is an extra
-
-        pictures = all_pictures(views[0]) if len(views) == 1 else comparison_pictures(views)
-        for name, content in pictures.items():
-            put(f"plots/{name}.png", content)
-        written.append(f"{count(len(pictures), 'picture')} in plots/")
-    return [page, *written]
+        return [page], [replace(plot, name=f"comparison-{plot.name}") for plot in comparison(views)]
+    (view,) = views
+    written = write_tables(view.outcome.grid, put, csv=csv)
+    plots = all_plots(view)
+    put(page, make_report(view, next_command(view), plots).encode())
+    return [page, *written], [levels.get(EVERYWHERE) or levels[view.level.name] for levels in plots.values()]

@@ -36,7 +36,8 @@ def add_flags(
         parser: where to.
         settings: the dataclass.
         names: the fields that become flags; None takes all.
-        group: title of a group for all of them; None takes that of each field.
+        group: title of a group for all of them, which says what they default to; None takes those of the
+            fields, each of which then tells its default.
     """
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
@@ -54,7 +55,9 @@ def add_flags(
         if typing.get_origin(hints[field.name]) is tuple:
             place.add_argument(flag, nargs="+", action="extend", help=help, metavar=_metavar(field.name, str))
             continue
-        if field.default not in (None, ""):
+        if group:
+            help = help.partition(" (default: ")[0]
+        elif field.default not in (None, ""):
             shown = f"{field.default:g}" if kind is float else field.default
             help = f"{help} (default: {shown})"
         place.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)

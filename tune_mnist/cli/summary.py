@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tune_mnist.cli.parser import SCRIPTS, command
-from tune_mnist.report.curves import run_labels
+from tune_mnist.report.comparison import comparison_sentences, run_labels
 from tune_mnist.report.insights import (
     compare_with_baseline,
     count_epochs,
@@ -61,10 +61,13 @@ def print_analysis(console: Console, view: View) -> None:
     """Print what a run teaches: its facts, what it learned, the ten best trials, what matters."""
     console.print(f"[bold]{escape(view.name)}[/bold]")
     for fact in facts(view):
-        console.print(f"  {fact.label:<17} {fact.value}  [dim]{escape(fact.note)}[/dim]")
+        _print_hanging(console, f"  {fact.label:<17} ", Text.assemble(fact.value, "  ", (fact.note, "dim")))
     print_learned(console, view)
     _print_best(console, view, most=10)
-    levels = ", ".join(f"{level.name} ({len(level.trials)})" for level in view.levels)
+    levels = ", ".join(
+        f"{level.name} ({len(level.trials)}{f' of {level.mixed}' if level.mixed else ''})"
+        for level in view.levels
+    )
     console.print(f"Trials can be compared at: {levels}; here {view.level.where}", markup=False)
     importance = view.importance(view.level)
     if importance.shares:
@@ -82,9 +85,16 @@ def print_learned(console: Console, view: View, *, most: int = 6) -> None:
     found = view.tried("what it learned", lambda: learned(view), Learned(sentences=[], next="wait"))
     console.print("[bold]What it learned[/bold]")
     for sentence in found.sentences[:most]:
-        console.print(f"- {sentence}", markup=False)
+        _print_hanging(console, "- ", Text(sentence))
     if suggestion := next_command(view, found.next):
         console.print(f"Next: {suggestion}", markup=False, soft_wrap=True)
+
+
+def _print_hanging(console: Console, start: str, text: Text) -> None:
+    """Print a line; on a terminal that is too narrow for it, the rest starts below its text."""
+    lines = [text] if console.soft_wrap else text.wrap(console, max(20, console.width - len(start)))
+    for number, line in enumerate(lines):
+        console.print(Text.assemble(" " * len(start) if number else start, line))
 
 
 def next_command(view: View, step: str | None = None) -> str:
@@ -168,6 +178,8 @@ def print_comparison(console: Console, views: Sequence[View]) -> None:
         when = [f"{value:.0f}" for name in ("trials", "epochs", "seconds") for value in there[name]]
         table.add_row(*row, best, *(when or ["--"] * 3))
     console.print(table)
+    for sentence in comparison_sentences(views):
+        _print_hanging(console, "- ", Text(sentence))
     for view in views:
         print_losses(console, view)
 
@@ -204,28 +216,31 @@ def _print_best(console: Console, view: View, *, most: int) -> None:
     names = hyperparameter_names(view.outcome.grid)
     drawn = [name for name in names if name != "epochs" and trials[name].nunique() > 1]
     console.print(f"[bold]Best {count(len(ranked), 'trial')}[/bold]")
-    for start in range(0, len(ranked), 5):
+    columns = {
+        "trial": ranked["number"].astype(str),
+        "state": ranked["state"],
+        view.metric: ranked[view.metric].map(view.objective.write),
+        "epochs": ranked["epochs_trained"].astype(str) + "/" + ranked["epochs_planned"].astype(str),
+        **{name: ranked[name].map(short_value).map(escape) for name in drawn},
+    }
+    if sum(2 + max(map(len, [heading, *values])) for heading, values in columns.items()) <= console.width:
+        table = Table(box=None, header_style="bold")
+        for heading in columns:
+            table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
+        console.print(table)
+        return
+    for start in range(0, len(ranked), 5):  # a trial is a column, however many hyper-parameters there are
         if start:
             console.print()
-        # A trial is a column: so the table stays narrow, however many hyper-parameters there are.
-        console.print(_columns(view, ranked.iloc[start : start + 5], drawn))
-
-
-def _columns(view: View, trials: pd.DataFrame, drawn: Sequence[str]) -> Table:
-    table = Table(box=None, show_header=False)
-    rows = {
-        "trial": trials["number"].astype(str),
-        "state": trials["state"],
-        view.metric: trials[view.metric].map(view.objective.write),
-        "epochs": trials["epochs_trained"].astype(str) + "/" + trials["epochs_planned"].astype(str),
-        **{name: trials[name].map(short_value) for name in drawn},
-    }
-    table.add_column(min_width=max(map(len, [*view.task.defaults, *rows])))
-    for _ in range(len(trials)):
-        table.add_column(justify="right", min_width=8)
-    for heading, values in rows.items():
-        table.add_row(heading, *values)
-    return table
+        table = Table(box=None, show_header=False)
+        table.add_column(min_width=max(map(len, columns)))
+        for _ in ranked.index[start : start + 5]:
+            table.add_column(justify="right", min_width=8)
+        for heading, values in columns.items():
+            table.add_row(heading, *values[start : start + 5])
+        console.print(table)
 
 
 def _print_winner(console: Console, view: View) -> None:

@@ -1,4 +1,4 @@
-"""The plots that Optuna lacks: learning curves with rungs, timeline, epochs per trial, comparison of runs."""
+"""The plots of a run along its time: learning curves with rungs, timeline, epochs per trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tune_mnist.report.panels import (
     BEST_COLOR,
     COLORS,
     DRAWN_FIRST,
-    RUN_COLORS,
     STATE_WORDS,
     Plot,
     dress,
@@ -19,7 +18,7 @@ from tune_mnist.report.panels import (
     metric_axis,
     whole_step,
 )
-from tune_mnist.report.timeline import best_so_far, stretches
+from tune_mnist.report.timeline import stretches
 from tune_mnist.report.view import STATES, View
 from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import capital
@@ -145,47 +144,6 @@ def epochs_per_trial(view: View) -> Plot:
         caption="What each trial was given of the epochs that it had planned.",
         figures={"": figure} if trials else {},
     )
-
-
-def comparison(views: Sequence[View]) -> list[Plot]:
-    """Draw the best so far of several runs against trials, epochs and seconds."""
-    labels = run_labels(views)
-    frames = [best_so_far(view.ledger) for view in views]
-    scale, metric, objective = views[0].scale, views[0].metric, views[0].objective
-    low, high = scale.room([value for frame in frames for value in frame[metric]])
-    plots = []
-    for axis, words in (
-        ("trials", "trials that had ended"),
-        ("epochs", "epochs trained"),
-        ("seconds", "seconds"),
-    ):
-        figure = go.Figure()
-        for index, (label, frame) in enumerate(zip(labels, frames, strict=True)):
-            figure.add_scatter(
-                x=[round(float(value), 1) for value in frame[axis]],
-                y=[float(f"{scale.place(value):.5g}") for value in frame[metric]],
-                text=[objective.write(value) for value in frame[metric]],
-                hovertemplate=f"%{{text}} at %{{x}} {axis}<extra>{label}</extra>",
-                mode="lines",
-                name=label,
-                line={"shape": "hv", "width": 2, "color": RUN_COLORS[index % len(RUN_COLORS)]},
-            )
-        dress(figure, xaxis={"title": words, "rangemode": "tozero"}, yaxis=metric_axis(scale, low, high))
-        plots.append(
-            Plot(
-                name=f"by-{axis}",
-                title=f"By {axis}",
-                caption=f"{capital(objective.name)}, the best of any epoch so far.",
-                figures={"": figure} if any(len(frame) for frame in frames) else {},
-            )
-        )
-    return plots
-
-
-def run_labels(views: Sequence[View]) -> list[str]:
-    """Name runs so that no two are named alike: by their folders, where need be with the path."""
-    names = [view.name for view in views]
-    return names if len(set(names)) == len(names) else [view.outcome.folder.uri for view in views]
 
 
 def _curves(

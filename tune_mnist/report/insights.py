@@ -10,6 +10,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from tune_mnist.report.timeline import stretches
 from tune_mnist.report.view import STATES, View
 from tune_mnist.run.records import EPOCH, UNENDED, TrialRecord
+from tune_mnist.run.space import LENGTH
 from tune_mnist.run.words import count, duration, short_value
 from tune_mnist.task import Objective
 from tune_mnist.tuning.tuner import FINISHED, Outcome
@@ -121,14 +122,14 @@ def compare_with_baseline(view: View) -> Fact | None:
     objective = view.objective
     then, value = best.find(baseline.epoch), baseline.last[view.metric]
     if baseline.shown_state == "COMPLETE" or then is None:
-        note = f"epoch {baseline.epoch}; the best is {objective.compare(_best_score(view, best)[0], value)}"
+        note = f"epoch {baseline.epoch}; the best is {objective.compare(best_score(view, best)[0], value)}"
     else:
         best_then = objective.write(then[view.metric])
         note = f"stopped at epoch {baseline.epoch}, where the best trial had {best_then}"
     return Fact(label="Baseline", value=objective.write(value), note=note)
 
 
-def _best_score(view: View, best: TrialRecord) -> tuple[float, int]:
+def best_score(view: View, best: TrialRecord) -> tuple[float, int]:
     """Give the metric of the best trial and its epoch: those of the winner, once there is one."""
     if winner := view.outcome.winner:
         return winner.value, winner.epoch
@@ -140,7 +141,7 @@ def _best_facts(view: View) -> list[Fact]:
     best, winner, objective = view.best, view.outcome.winner, view.objective
     if best is None:
         return [Fact(label="Best", value="none yet", note="no trial has reported an epoch")]
-    value, epoch = _best_score(view, best)
+    value, epoch = best_score(view, best)
     n = view.task.validation_examples
     where = f"trial {best.number} at epoch {epoch} of {best.epochs_planned}"
     note = where + note_of_error(objective, value, n, before="; ")
@@ -168,6 +169,8 @@ def edges(view: View) -> list[Edge]:
         one = view.space.get(name)
         if not isinstance(one, FloatDistribution | IntDistribution) or one.low == one.high:
             continue
+        if name == LENGTH and best.state != "COMPLETE":
+            continue  # its length has made no difference yet
         scale = math.log if one.log else float
         position = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
         could_be_wider = view.task.wider.get(name, (True, True))[position > 0.5]

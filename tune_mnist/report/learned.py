@@ -7,13 +7,13 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_mnist.report.importance import Importance, Share
 from tune_mnist.report.insights import edges
-from tune_mnist.report.rungs import FINAL, Level
+from tune_mnist.report.noise import lead_level, lead_sentence, noise_at
+from tune_mnist.report.rungs import Level
 from tune_mnist.report.survival import Group, groups, has_passed, judged_rungs
 from tune_mnist.report.view import View
 from tune_mnist.run.records import TrialRecord
@@ -36,8 +36,6 @@ NARROW = 0.5
 """Fraction of the tried range that the good values must stay below for advice to narrow it."""
 MIN_HALF = 4
 """Trials that each half of a search must have at a level to say whether more of them are likely to pay."""
-CLEAR = 2.0
-"""Standard errors of a difference beyond which it is more than noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,51 +208,6 @@ def _narrow(view: View, name: str) -> str:
     return f"narrow {name} to {ends} (the best {len(good)} of {count(len(view.level.trials), 'trial')})"
 
 
-def lead_level(view: View) -> Level:
-    """Give the level at which the best trials are compared: the end, where two trials finished."""
-    final = view.levels[-1]
-    return final if final.name == FINAL and len(final.trials) > 1 else view.level
-
-
-def noise_at(view: View, level: Level) -> tuple[float, str]:
-    """Give a difference of two values below which it says nothing, and what that is.
-
-    CLEAR standard errors of a difference of two independent values where the objective has an error; else the
-    median difference between neighbours in rank among the better half.
-    """
-    objective, ranked = view.objective, [value for _, value in view.ranked(level)]
-    error = objective.error_of(ranked[0], view.task.validation_examples)
-    if error is not None:
-        noise = CLEAR * math.sqrt(2) * error
-        return noise, f"{CLEAR:g} standard errors of a difference, {objective.write_difference(noise)}"
-    half = ranked[1 : max(3, (len(ranked) + 1) // 2 + 1)]
-    gaps = [abs(a - b) for a, b in pairwise(half)]
-    gap = statistics.median(gaps) if gaps else 0.0
-    return gap, f"the median difference between neighbours in rank, {objective.write_difference(gap)}"
-
-
-def lead_sentence(view: View) -> str:
-    """Say whether the best trial's lead exceeds the noise."""
-    level = lead_level(view)
-    if len(level.trials) < 2:
-        return ""
-    (best, value), (second, other) = view.ranked(level)[:2]
-    objective, lead = view.objective, abs(value - other)
-    noise, what = noise_at(view, level)
-    known = objective.error_of(value, view.task.validation_examples) is not None
-    start = (
-        f"Of {count(len(level.trials), 'trial')} {level.where}, trial {best.number} "
-        f"({objective.write(value)}) leads trial {second.number} by "
-        f"{objective.write_difference(lead)}{objective.unit}"
-    )
-    if known:
-        verdict = "more than the noise" if lead > noise else "within the noise"
-        return f"{start}: {verdict} ({what}{objective.unit})."
-    if not noise:
-        return f"{start}; the noise is not known."
-    return f"{start}, {lead / noise:.1f} times {what}{objective.unit}; the noise is not known."
-
-
 def more_trials(view: View) -> tuple[bool, str]:
     """Tell whether more trials are likely to pay, and by which rule: what the second half of them brought."""
     numbers = sorted(trial.number for trial in view.trials)
@@ -269,13 +222,12 @@ def more_trials(view: View) -> tuple[bool, str]:
         sign = view.objective.sign
         before, after = (max(sign * value for value in half) for half in halves)
         gain = max(0.0, after - before)
-        noise, what = noise_at(view, level)
-        unit = view.objective.unit
-        pays = gain > noise
+        noise = noise_at(view, level)
+        pays = gain > noise.amount
         return pays, (
             f"More trials are {'likely' if pays else 'unlikely'} to pay: the later half of the trials (n = "
             f"{len(halves[1])} of {len(level.trials)} {level.where}) improved the best by "
-            f"{view.objective.write_difference(gain)}{unit}; the rule is more than {what}{unit}."
+            f"{view.objective.write_difference(gain)}{view.objective.unit}; the rule is more than {noise}."
         )
     n = len(view.trials)
     return (

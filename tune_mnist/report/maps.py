@@ -133,7 +133,7 @@ def contours(view: View, level: Level) -> Plot:
             height=420,
             margin_l=80,
             xaxis=_contour_axis(x, space[x]),
-            yaxis=_contour_axis(y, space[y]),
+            yaxis={**_contour_axis(y, space[y]), "automargin": True},
         )
         figures[f"{x} and {y}"] = figure
     n = len(level.trials)

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from tune_mnist.report.curves import comparison, run_labels
+from tune_mnist.report.comparison import comparison, comparison_sentences, run_labels
 from tune_mnist.report.insights import Fact, facts
 from tune_mnist.report.learned import learned
 from tune_mnist.report.panels import Plot
@@ -37,14 +37,17 @@ WIDE = {"parallel", "slices", "timeline", "epochs", "by-seconds"}
 """Plots that take the whole width of a wide window."""
 
 
-def make_report(view: View, next_command: str = "") -> str:
+def make_report(
+    view: View, next_command: str = "", plots: Mapping[str, Mapping[str, Plot]] | None = None
+) -> str:
     """Write the page of a run: what it learned, its plots at each level, and all its trials in a table.
 
     Args:
         view: of the run.
         next_command: what to run next, as one pastes it; "" leaves it out.
+        plots: what `all_plots` gives; None makes them.
     """
-    plots = all_plots(view)
+    plots = plots or all_plots(view)
     return _render(
         title=view.name,
         facts=facts(view),
@@ -60,13 +63,24 @@ def make_report(view: View, next_command: str = "") -> str:
 
 def _levels(view: View) -> dict[str, Any]:
     """Give the page its levels, the one to begin with, the rule, and how their ranks agree."""
-    names = {level.name: f"{level.name} ({count(len(level.trials), 'trial')})" for level in view.levels}
-    words = [view.choice.rule]
+    names, words = {}, [view.choice.rule]
+    for level in view.levels:
+        of_epochs = f" of {level.mixed}" if level.mixed else ""
+        names[level.name] = f"{level.name} ({count(len(level.trials), 'trial')}{of_epochs})"
     if view.level.epoch is not None:
         words.append("A rung measures how fast trials learn, not where they end.")
+    final = view.levels[-1]
+    if final.mixed:
+        most = max(trial.epoch for trial in final.trials)
+        full = sum(trial.epoch == most for trial in final.trials)
+        words.append(
+            f"The search draws the number of epochs, so at {final.name} each value is that of the trial's "
+            f"own last epoch: {full} of {len(final.trials)} trained {most}."
+        )
     if correlations := describe_correlations(view.levels):
         words.append(correlations)
-    return {"names": names, "first": view.level.name, "words": " ".join(words)}
+    shared = f"Only at {final.name} do values" if final.mixed else "No values"
+    return {"names": names, "first": view.level.name, "words": " ".join(words), "shared": shared}
 
 
 def _survival(view: View) -> dict[str, Any] | None:
@@ -97,6 +111,8 @@ def make_comparison(views: Sequence[View]) -> str:
             )
             for label, view in named
         ],
+        learned=comparison_sentences(views),
+        heading="Is the difference more than noise?",
         sections={"Best so far": [{EVERYWHERE: plot} for plot in comparison(views)]},
     )
 
@@ -113,6 +129,7 @@ def _render(
     facts: Sequence[Fact],
     sections: Mapping[str, Sequence[Mapping[str, Plot]]],
     learned: Sequence[str] = (),
+    heading: str = "What it learned",
     next_command: str = "",
     advice: Sequence[str] = (),
     levels: dict[str, Any] | None = None,
@@ -136,9 +153,10 @@ def _render(
         subtitle=f"as of {datetime.now():%d %B %Y, %H:%M}",
         facts=facts,
         learned=learned,
+        heading=heading,
         next_command=next_command,
         advice=advice,
-        sections=[(heading, [next(iter(p.values())) for p in some]) for heading, some in sections.items()],
+        sections=[(title, [next(iter(p.values())) for p in some]) for title, some in sections.items()],
         levels=levels,
         survival=survival,
         wide=WIDE,

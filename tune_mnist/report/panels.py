@@ -29,6 +29,11 @@ STATE_WORDS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RU
 """What the plots call them."""
 BEST, BEST_COLOR, BEST_SYMBOL = "best", "#cc79a7", "star"
 """Name, colour and mark of the best trial."""
+MARK_WORDS = {
+    **{"COMPLETE": "finished (dots)", "PRUNED": "pruned later (crosses)", "FAIL": "failed later (diamonds)"},
+    **{"RUNNING": "running (triangles)", BEST: "best (star)"},
+}
+"""What a plot without a legend calls the marks."""
 DRAWN_FIRST = ("PRUNED", "FAIL", "RUNNING", "COMPLETE")
 """The states in the order in which they are drawn: the later ones on top."""
 RUN_COLORS = ("#1f83c8", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8b929c", "#8c6d1f")
@@ -64,7 +69,7 @@ def mark(state: str, *, size: float = 7, count: int = 1) -> dict[str, Any]:
     """
     if state == BEST:
         line = {"width": 1, "color": "rgba(255,255,255,.8)"}
-        return {"symbol": BEST_SYMBOL, "size": 2 * size, "color": BEST_COLOR, "line": line}
+        return {"symbol": BEST_SYMBOL, "size": 2 * size, "opacity": 1, "color": BEST_COLOR, "line": line}
     color, symbol = COLORS[state], SYMBOLS[state]
     opacity = 0.85 if count <= 200 else 0.5
     if symbol.endswith("-thin"):
@@ -157,8 +162,9 @@ def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
+        showlegend=True,  # of a single trace too
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
     )
     figure.update_layout(**layout)
     figure.update_xaxes(title_font_size=12)
-    figure.update_yaxes(title_font_size=12)
+    figure.update_yaxes(title_font_size=12, title_standoff=8, ticklabelstandoff=4)

@@ -19,6 +19,7 @@ from tune_mnist.report.panels import (
     BEST_COLOR,
     COLORS,
     DRAWN_FIRST,
+    MARK_WORDS,
     STATE_WORDS,
     Plot,
     dress,
@@ -197,17 +198,18 @@ def slices(view: View, level: Level) -> Plot:
             figure,
             height=230,
             title={"text": name, "font_size": 13, "x": 0, "xref": "paper"},
-            xaxis=parameter_axis("", one),
+            xaxis={**parameter_axis("", one), "automargin": True},
             yaxis=metric_axis(view.scale, low, high),
             showlegend=False,
             margin_b=30,
         )
         figures[name] = figure
+    marks = ", ".join(MARK_WORDS[state] for state, *_ in by_mark(view, level))
     return Plot(
         name="slices",
         title="Slices",
         caption=f"{capital(view.objective.name)} {level.where} by hyper-parameter, of "
-        f"{count(len(level.trials), 'trial')}: finished (dots), pruned later (crosses), best (star).",
+        f"{count(len(level.trials), 'trial')}: {marks}.",
         figures=figures,
         kind="several",
     )

@@ -59,9 +59,17 @@ class Level:
         return list(zip(self.trials, self.values, strict=True))
 
     @property
+    def mixed(self) -> str:
+        """Say which epochs the values are of, where those are not the same: 3 to 5 epochs; else ""."""
+        epochs = {trial.epoch for trial in self.trials} if self.epoch is None else set()
+        return f"{min(epochs)} to {max(epochs)} epochs" if len(epochs) > 1 else ""
+
+    @property
     def where(self) -> str:
-        """Say where it is in a sentence: at epoch 4; at the end."""
-        return "at the end" if self.epoch is None else f"at {self.name}"
+        """Say where it is in a sentence: at epoch 4; at the end; at the end of 3 to 5 epochs."""
+        if self.epoch is not None:
+            return f"at {self.name}"
+        return f"at the end of {self.mixed}" if self.mixed else "at the end"
 
 
 @dataclass(frozen=True, kw_only=True)

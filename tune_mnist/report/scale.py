@@ -73,10 +73,13 @@ def nines(accuracy: float) -> float:
 
 
 def _decade_ticks(low: float, high: float) -> list[float]:
-    mantissas = (1,) if high - low > 2.5 else (1, 3) if high - low > 1.2 else (1, 2, 5)
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    values = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
-    return [value for value in values if low <= math.log10(value) <= high]
+    decades, ticks = range(math.floor(low), math.ceil(high) + 1), []
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        values = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
+        ticks = [value for value in values if low <= math.log10(value) <= high]
+        if len(ticks) >= 4:
+            break
+    return ticks
 
 
 def _even_ticks(low: float, high: float) -> list[float]:
