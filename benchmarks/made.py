@@ -23,7 +23,7 @@ from tune_mnist.report.page import make_report
 from tune_mnist.report.view import View
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import LEDGER, Ledger
-from tune_mnist.run.settings import ResumeRequest
+from tune_mnist.run.resuming import ResumeRequest
 from tune_mnist.tuning import tuner
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.study import TrialStudy

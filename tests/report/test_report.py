@@ -110,14 +110,19 @@ class Opened:
         return [str(cell) for cell in cells]
 
 
+@pytest.fixture(scope="module")
+def wide(browser: Browser, runs: Path) -> Opened:
+    """The page of the wide run, for tests that do not change its size; drawing it takes seconds."""
+    return Opened(browser, runs / "wide" / "report.html", viewport={"width": 1280, "height": 900})
+
+
 def ledger_lines(run: Path, event: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]
 
 
-def test_every_plot_has_its_points(browser: Browser, runs: Path) -> None:
-    run = runs / "wide"
-    opened = Opened(browser, run / "report.html", viewport={"width": 1280, "height": 900})
+def test_every_plot_has_its_points(wide: Opened, runs: Path) -> None:
+    run, opened = runs / "wide", wide
     states = [line["state"] for line in ledger_lines(run, "end")]
     finished, cut = states.count("COMPLETE"), states.count("PRUNED")
     epochs = ledger_lines(run, "epoch")
@@ -157,10 +162,9 @@ def test_every_plot_has_its_points(browser: Browser, runs: Path) -> None:
     assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_the_plots_follow_the_level(browser: Browser, runs: Path) -> None:
+def test_the_plots_follow_the_level(wide: Opened, runs: Path) -> None:
     """At each level there are the trials that reported that epoch, with what they reported then."""
-    run = runs / "wide"
-    opened = Opened(browser, run / "report.html")
+    run, opened = runs / "wide", wide
     page, epochs = opened.page, ledger_lines(run, "epoch")
     finished = {line["trial_id"] for line in ledger_lines(run, "end") if line["state"] == "COMPLETE"}
     numbers = {line["trial_id"]: line["number"] for line in ledger_lines(run, "trial")}
@@ -187,11 +191,13 @@ def test_the_plots_follow_the_level(browser: Browser, runs: Path) -> None:
         assert sum(value != "–" for value in column) == len(values)
     assert page.locator("#panel-importance .empty").inner_text() == "Nothing to draw."  # 8 have finished
     assert "it takes 10 that differ" in page.locator("#panel-importance .caption").inner_text()
+    page.select_option("#level", "epoch 1")
+    page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
     assert opened.complaints == []
 
 
-def test_the_contour_of_another_pair_can_be_chosen(browser: Browser, runs: Path) -> None:
-    page = Opened(browser, runs / "wide" / "report.html").page
+def test_the_contour_of_another_pair_can_be_chosen(wide: Opened) -> None:
+    page = wide.page
     choices = page.locator("#choice-contour option").all_inner_texts()
     assert len(choices) == len(set(choices)) == 6
     page.select_option("#choice-contour", choices[3])
@@ -201,10 +207,8 @@ def test_the_contour_of_another_pair_can_be_chosen(browser: Browser, runs: Path)
     assert panel.locator(".ytitle").text_content() == y
 
 
-def test_the_table_sorts_filters_and_opens(browser: Browser, runs: Path) -> None:
-    run = runs / "wide"
-    opened = Opened(browser, run / "report.html")
-    page = opened.page
+def test_the_table_sorts_filters_and_opens(wide: Opened, runs: Path) -> None:
+    run, opened, page = runs / "wide", wide, wide.page
     assert opened.column("trial") == [str(number) for number in range(64)]
     page.click("#trials th:has-text('last accuracy') button")
     shares = [float(text.rstrip("%")) for text in opened.column("last")]

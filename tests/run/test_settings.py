@@ -11,7 +11,8 @@ from tune_mnist.cli.flags import parse_settings
 from tune_mnist.mnist.data import DATASETS
 from tune_mnist.mnist.precision import PRECISIONS
 from tune_mnist.mnist.task import TASK, Options
-from tune_mnist.run.settings import GROUPS, LEGACY_DEFAULTS, RESUMABLE, ResumeRequest, Settings
+from tune_mnist.run.resuming import RESUMABLE, ResumeRequest
+from tune_mnist.run.settings import GROUPS, LEGACY_DEFAULTS, Settings
 from tune_mnist.tuning.samplers import make_sampler
 from tune_mnist.tuning.tasks import resumable_options
 

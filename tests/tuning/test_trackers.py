@@ -22,7 +22,8 @@ from tests.toy import TASK
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.run.records import TaskFacts, TrialRecord
-from tune_mnist.run.settings import ResumeRequest, Settings
+from tune_mnist.run.resuming import ResumeRequest
+from tune_mnist.run.settings import Settings
 from tune_mnist.tuning import tuner
 from tune_mnist.tuning.progress import EndedTrial, Listener, Progress
 from tune_mnist.tuning.trackers import feed

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from tune_mnist.cli.parser import OneLineParser, add_flags
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.settings import GROUPS, RESUMABLE, ResumeRequest, Settings, flag_of
+from tune_mnist.run.resuming import RESUMABLE, ResumeRequest
+from tune_mnist.run.settings import GROUPS, Settings, flag_of
 from tune_mnist.task import Task
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import find_task, resumable_options

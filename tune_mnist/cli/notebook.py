@@ -21,7 +21,8 @@ from tune_mnist.report.view import View
 from tune_mnist.results.frames import epochs_frame, trials_frame
 from tune_mnist.results.grid import ResultGrid
 from tune_mnist.results.winner import Winner
-from tune_mnist.run.settings import ResumeRequest, Settings
+from tune_mnist.run.resuming import ResumeRequest
+from tune_mnist.run.settings import Settings
 from tune_mnist.task import Task
 from tune_mnist.tuning import tuner
 from tune_mnist.tuning.progress import EndedTrial, Listener, Progress

@@ -15,7 +15,7 @@ from tune_mnist.cli.summary import exit_code, print_summary
 from tune_mnist.cluster.address import ClusterError
 from tune_mnist.results.winner import ScoringError
 from tune_mnist.run.folder import FolderError
-from tune_mnist.run.settings import ResumeRequest
+from tune_mnist.run.resuming import ResumeRequest
 from tune_mnist.tuning import tuner
 
 

@@ -19,7 +19,8 @@ from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.run.records import TaskFacts
-from tune_mnist.run.settings import ResumeRequest, Settings
+from tune_mnist.run.resuming import ResumeRequest
+from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import checked_space, wider_ends
 from tune_mnist.task import Task
 from tune_mnist.tuning import dashboard, versions
