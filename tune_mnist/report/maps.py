@@ -31,6 +31,7 @@ from tune_mnist.run.words import capital, count, short_value
 
 LINE_SCALE = [[0.0, "rgb(142,163,198)"], [0.6, "rgb(138,99,210)"], [1.0, "rgb(224,85,154)"]]
 """Colours of the parallel coordinates, from the worst to the best, on a bright page as on a dark one."""
+RULE = {"color": "#888", "width": 1}
 AXIS_MARK: dict[str, Any] = {"showarrow": False, "xanchor": "right", "xshift": -4, "font_size": 10}
 MOST_LINES = 100
 """Trials that the parallel coordinates show at most; more can't be told apart."""
@@ -50,36 +51,46 @@ def parallel_coordinates(view: View, level: Level) -> Plot:
     if trials and view.space:  # which a damaged ledger may have lost
         values = [float(trial.value or 0.0) for trial in trials]
         axes = {view.metric: FloatDistribution(min(values), max(values)), **view.space}
-        figure = go.Figure()
-        for trial, value in zip(trials, values, strict=True):
-            row = {view.metric: value, **trial.params}
-            height = _height(value, axes[view.metric])
-            good = height if view.objective.mode == "max" else 1 - height
-            figure.add_scatter(
+        heights = [_height(value, axes[view.metric]) for value in values]
+        goods = [height if view.objective.mode == "max" else 1 - height for height in heights]
+        lines = [
+            go.Scatter(
                 x=list(range(len(axes))),
                 y=[round(_height(row[name], one), 4) for name, one in axes.items()],
                 customdata=[[name, _text(view, name, row[name])] for name in axes],
                 hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
                 mode="lines",
-                line={"color": sample_colorscale(LINE_SCALE, [good])[0], "width": 1.2},
+                line={"color": color, "width": 1.2},
                 opacity=0.35 + 0.6 * good,
             )
+            for row, good, color in zip(
+                ({view.metric: value, **trial.params} for trial, value in zip(trials, values, strict=True)),
+                goods,
+                sample_colorscale(LINE_SCALE, goods),
+                strict=True,
+            )
+        ]
         scale = {"colorscale": LINE_SCALE, "reversescale": view.objective.mode == "min"}
         scale |= {"showscale": len(set(values)) > 1, "colorbar": color_bar(view.scale, values)}
         ends = {"color": [min(values), max(values)], **scale}
-        figure.add_scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
-        for place, (name, one) in enumerate(axes.items()):
-            figure.add_vline(x=place, line={"color": "#888", "width": 1}, layer="below")
-            for value in _marks(one):
-                figure.add_annotation(
-                    text=_text(view, name, value), x=place, y=_height(value, one), **AXIS_MARK
-                )
+        key = go.Scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
+        marks = [
+            {"text": _text(view, name, value), "x": place, "y": _height(value, one), **AXIS_MARK}
+            for place, (name, one) in enumerate(axes.items())
+            for value in _marks(one)
+        ]
+        rules = [
+            {"x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "y domain", "line": RULE, "layer": "below"}
+            for place in range(len(axes))
+        ]
         names = {
             "tickvals": list(range(len(axes))),
             "ticktext": list(axes),
             "range": [-0.75, len(axes) - 0.8],
         }
-        dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False)
+        figure = go.Figure([*lines, key])
+        # All at once: plotly checks those that there are again for each one that is added.
+        dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False, annotations=marks, shapes=rules)
         figure.update_xaxes(**names, showgrid=False, zeroline=False)
         figure.update_yaxes(range=[-0.08, 1.08], visible=False, fixedrange=True)
         figures[""] = figure
