@@ -16,9 +16,10 @@ from pathlib import Path
 
 import optuna
 
+from tune_mnist.cli.comparison import print_comparison
 from tune_mnist.cli.console import PatientConsole
 from tune_mnist.cli.parser import OneLineParser, program
-from tune_mnist.cli.summary import REPORT, next_command, print_analysis, print_comparison, print_trial
+from tune_mnist.cli.summary import REPORT, next_command, print_analysis, print_trial
 from tune_mnist.report.comparison import comparison
 from tune_mnist.report.page import make_comparison, make_report
 from tune_mnist.report.panels import Plot

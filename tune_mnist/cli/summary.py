@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_mnist.cli.parser import SCRIPTS, command
-from tune_mnist.report.comparison import comparison_sentences, run_labels
 from tune_mnist.report.insights import (
     compare_with_baseline,
     count_epochs,
@@ -26,7 +23,6 @@ from tune_mnist.report.insights import (
 from tune_mnist.report.learned import Learned, learned
 from tune_mnist.report.rungs import describe_correlations
 from tune_mnist.report.survival import describe_judgement, judgements_of, why_it_stopped
-from tune_mnist.report.timeline import best_so_far
 from tune_mnist.report.view import View
 from tune_mnist.results.frames import TRIALS_TABLE, hyperparameter_names, trials_frame
 from tune_mnist.run.ledger import LEDGER
@@ -61,7 +57,7 @@ def print_analysis(console: Console, view: View) -> None:
     """Print what a run teaches: its facts, what it learned, the ten best trials, what matters."""
     console.print(f"[bold]{escape(view.name)}[/bold]")
     for fact in facts(view):
-        _print_hanging(console, f"  {fact.label:<17} ", Text.assemble(fact.value, "  ", (fact.note, "dim")))
+        print_hanging(console, f"  {fact.label:<17} ", Text.assemble(fact.value, "  ", (fact.note, "dim")))
     print_learned(console, view)
     _print_best(console, view, most=10)
     levels = ", ".join(
@@ -85,12 +81,12 @@ def print_learned(console: Console, view: View, *, most: int = 6) -> None:
     found = view.tried("what it learned", lambda: learned(view), Learned(sentences=[], next="wait"))
     console.print("[bold]What it learned[/bold]")
     for sentence in found.sentences[:most]:
-        _print_hanging(console, "- ", Text(sentence))
+        print_hanging(console, "- ", Text(sentence))
     if suggestion := next_command(view, found.next):
         console.print(f"Next: {suggestion}", markup=False, soft_wrap=True)
 
 
-def _print_hanging(console: Console, start: str, text: Text) -> None:
+def print_hanging(console: Console, start: str, text: Text) -> None:
     """Print a line; on a terminal that is too narrow for it, the rest starts below its text."""
     lines = [text] if console.soft_wrap else text.wrap(console, max(20, console.width - len(start)))
     for number, line in enumerate(lines):
@@ -148,40 +144,6 @@ def print_losses(console: Console, view: View) -> None:
     """Say what of a ledger can't be read."""
     if lost := view.ledger.lost_lines:
         console.print(f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost")
-
-
-def print_comparison(console: Console, views: Sequence[View]) -> None:
-    """Print runs side by side: their size, their best, and what it took to get within reach of it."""
-    frames = [best_so_far(view.ledger) for view in views]
-    objective, metric = views[0].objective, views[0].metric
-    ends = [float(frame[metric].iloc[-1]) for frame in frames if len(frame)]
-    reach = min(ends, key=lambda value: objective.sign * value, default=math.nan)
-    if objective.format.endswith("%"):
-        reach = math.floor(reach * 1000) / 1000 if reach == reach else reach
-    table = Table(box=None, header_style="bold")
-    headings = (
-        "run",
-        "trials",
-        "epochs",
-        "wall time",
-        "best",
-        f"until {objective.write(reach)}: trials",
-        "epochs",
-        "seconds",
-    )
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
-    for label, view, frame in zip(run_labels(views), views, frames, strict=True):
-        row = [label, str(len(view.trials)), str(len(frame)), duration(view.outcome.seconds)]
-        there = frame[objective.sign * (frame[metric] - reach) >= 0].head(1)
-        best = objective.write(float(frame[metric].iloc[-1])) if len(frame) else "--"
-        when = [f"{value:.0f}" for name in ("trials", "epochs", "seconds") for value in there[name]]
-        table.add_row(*row, best, *(when or ["--"] * 3))
-    console.print(table)
-    for sentence in comparison_sentences(views):
-        _print_hanging(console, "- ", Text(sentence))
-    for view in views:
-        print_losses(console, view)
 
 
 def _ways_to_look(outcome: Outcome) -> list[str]:
