@@ -49,13 +49,14 @@ def make_run(
     running: bool = False,
     minimised: bool = False,
     dead: Mapping[str, Any] | None = None,
+    deadly: float = 1.0,
     seed: int = 0,
 ) -> Path:
     """Write a run of random draws, judged by ASHA, on workers that never wait.
 
     Accuracies grow with the epochs and depend on the learning rate. Of a running one, the last trials have
     not ended and the run is not closed. A minimised one reports the error, whose standard error is not known.
-    Trials with a ``dead`` value of a parameter stay at 11.62 %.
+    A fraction ``deadly`` of the trials with a ``dead`` value of a parameter stays at 11.62 %.
     """
     settings = Settings(
         num_samples=num_samples,
@@ -73,7 +74,7 @@ def make_run(
     ledger = Ledger()
     ledger.facts = facts
     asha = ASHA(settings, ledger)
-    dice = random.Random(seed)
+    dice, luck = random.Random(seed), random.Random(seed)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     numbers = itertools.count()  # len(study.trials) would copy them all
     at_work: list[tuple[float, int, _Made]] = []  # until when, worker, trial
@@ -85,7 +86,7 @@ def make_run(
             return
         params = study.ask(distributions).params
         trial = _Made(number, to_config(params, max_epochs), dice.gauss(0, 0.002))
-        if dead and any(params[name] == value for name, value in dead.items()):
+        if dead and any(params[name] == value for name, value in dead.items()) and luck.random() < deadly:
             trial.quality = None
         drawn = {"trial_id": trial.trial_id, "number": number, "params": params, "config": trial.config}
         events.append({"event": "trial", **drawn, "hand_set": number == 0, "time": now})

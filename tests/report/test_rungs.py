@@ -18,7 +18,7 @@ from tune_mnist.cli.notebook import load_run
 from tune_mnist.cli.summary import next_command
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.importance import describe_lone, measure_importance
-from tune_mnist.report.learned import dead_choices, leading, learned, more_trials
+from tune_mnist.report.learned import dead_choices, leading, learned, more_trials, stuck_sentence
 from tune_mnist.report.page import make_report
 from tune_mnist.report.panels import parameter_places
 from tune_mnist.report.rungs import Level, choose_level, find_levels, rank_correlations
@@ -158,6 +158,17 @@ def test_a_choice_that_does_not_train_is_said(tmp_path: Path) -> None:
     assert sentence.startswith(f"optimizer rmsprop: {n} trials, none past epoch ")
     assert sentence.endswith(", all at 11.62%: it did not train.")
     assert dead_choices(view_of(make_run(tmp_path / "other", 20))) == []
+
+
+def test_a_choice_with_which_alone_trials_get_stuck_is_said(tmp_path: Path) -> None:
+    view = view_of(make_run(tmp_path / "run", 20, dead=DEAD, deadly=0.7))
+    n = sum(trial.params["optimizer"] == "rmsprop" for trial in view.trials)
+    stuck = sum(view.objective.write(trial.last["accuracy"]) == "11.62%" for trial in view.trials)
+    assert 3 <= stuck < n and dead_choices(view) == []
+    said = f"optimizer rmsprop: {stuck} of {n} trials stayed at 11.62%, of the other {20 - n} none; by chance"
+    assert any(sentence.startswith(said) for sentence in learned(view).sentences)
+    for seed in range(5):
+        assert not stuck_sentence(view_of(make_run(tmp_path / f"other-{seed}", 20, seed=seed)))
 
 
 def test_what_is_said_of_made_up_runs_is_true(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +24,8 @@ MOST, MOST_DEAD = 6, 2
 """Sentences at most, and of them on choices that never survived."""
 CHANCE = 0.05
 """Chance, over all choices of the space, at which it is said of a choice that it never survives."""
+MIN_STUCK = 3
+"""Trials that must have stayed at the same value to be said to be stuck there."""
 SURE = 0.85
 """Fraction of the resamples in which a hyper-parameter must be the largest to be called so."""
 GOOD = 0.25
@@ -67,6 +69,7 @@ def learned(view: View) -> Learned:
     sentences = [
         unended if view.outcome.ended_by is None else "",
         *dead_sentences(view)[:MOST_DEAD],
+        stuck_sentence(view),
         matter_sentence(view),
         range_sentence(view),
         lead_sentence(view),
@@ -133,6 +136,33 @@ def dead_sentences(view: View) -> list[str]:
                 f"{start}, at best {value}; by chance that happens in {dead.chance:.2g} of cases."
             )
     return sentences
+
+
+def stuck_sentence(view: View) -> str:
+    """Say of a choice that all trials that stayed at one bad value have it, where some with it did train."""
+    trained = [trial for trial in view.trials if trial.epochs]
+    stayed: dict[str, list[TrialRecord]] = defaultdict(list)
+    for trial in trained:
+        values = {view.objective.write(epoch[view.metric]) for epoch in trial.epochs}
+        if len(values) == 1:
+            stayed[values.pop()].append(trial)
+    value, stuck = max(stayed.items(), key=lambda item: len(item[1]), default=("", []))
+    if len(stuck) < MIN_STUCK or not _is_worst(view, stuck[0], trained):
+        return ""
+    parts = [group for group in groups(view) if group.is_choice]
+    numbers, found = {trial.number for trial in stuck}, []
+    for part in parts:
+        own = {trial.number for trial in part.trials if trial.epochs}
+        if numbers < own:
+            chance = math.comb(len(own), len(numbers)) / math.comb(len(trained), len(numbers))
+            found.append((chance, part.name, part.values, len(own)))
+    if not found or min(found)[0] > CHANCE / len(parts):
+        return ""
+    chance, name, choice, n = min(found)
+    return (
+        f"{name} {choice}: {len(stuck)} of {count(n, 'trial')} stayed at {value}, of the other "
+        f"{len(trained) - n} none; by chance that happens in {chance:.2g} of cases."
+    )
 
 
 def leading(importance: Importance) -> Share | None:
