@@ -167,12 +167,13 @@ def importance(view: View, level: Level) -> Plot:
             customdata=[[f"{one.value:.0%}", f"{100 * one.low:.0f}..{one.high:.0%}"] for one in shares],
             hovertemplate="%{y}: %{customdata[0]} (%{customdata[1]})<extra></extra>",
             marker_color=COLORS["COMPLETE"],
+            width=0.5,
         )
         dress(
             figure,
             xaxis={"tickformat": ".0%", "range": [0, 1.05], "title": None},
             yaxis={"title": None, "automargin": True},
-            height=max(180, 70 + 32 * len(shares)),
+            height=max(420, 70 + 32 * len(shares)),  # at least that of the contour beside it
             margin_l=110,
             margin_t=10,
             showlegend=False,
