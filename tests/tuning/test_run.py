@@ -201,7 +201,7 @@ def corrupt_data(tmp_path: Path, mnist_dir: Path) -> Path:
         (["--train-size", "59000"], r"train_size is 59000, but must be 1 to 55000"),
         (
             ["--data-dir", "CORRUPT"],
-            r"train-images-idx3-ubyte\S* .*MD5.*delete it, or give another --data-dir",
+            r"train-images-idx3-ubyte can't be read .*; delete it, or give another --data-dir",
         ),
         (["--address", "127.0.0.1:1"], r"no Ray cluster answers at 127.0.0.1:1"),
     ],

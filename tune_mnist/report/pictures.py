@@ -24,7 +24,7 @@ class PictureError(Exception):
 
 
 def pictures_of(plots: Iterable[Plot]) -> dict[str, bytes]:
-    """Draw each figure of some plots; PNG files by name: history, slice-lr, contour-lr-momentum.
+    """Draw each figure of some plots; PNG files by name: history, slice-x, contour-x-y.
 
     Raises:
         PictureError: if there is no Chrome, or it does not draw.
