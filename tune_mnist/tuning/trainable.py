@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import math
 import time
 import traceback
@@ -27,6 +28,8 @@ from tune_mnist.tuning.device import (
 
 SAVED = "saved"
 """Key of a report: the name of the checkpoint that was written with it."""
+_BEGUN = itertools.count(1)
+"Numbers the trials of this process."
 FAILURE, TRACEBACK = "failure", "traceback"
 """Keys of a trial's last report where training failed: why, in one line, and where. Its metric is NaN."""
 
@@ -72,8 +75,7 @@ def train_trial(
         OSError: if a checkpoint cannot be written or read.
         RuntimeError: if the trial has a GPU and torch sees none.
     """
-    if not gc.get_freeze_count():
-        gc.freeze()  # torch and Ray, whose 400,000 objects the collection below would walk through each time
+    _set_aside_what_stays()
     config = dict(config)
     number, attempt = config.pop(OPTUNA_NUMBER, 0), config.pop(ATTEMPT)
     storage = TrialStorage(fs=fs, path=f"{run}/{attempt['directory']}")
@@ -110,6 +112,15 @@ def train_trial(
         # The next trial may run in this process: leave it no memory of this one.
         gc.collect()
         release_memory()
+
+
+def _set_aside_what_stays() -> None:
+    """Keep torch and Ray, 400,000 objects, and what the first trial imports out of the collections."""
+    begun = next(_BEGUN)
+    if begun == 2:
+        gc.collect()  # what is left of the first trial does not stay
+    if begun <= 2:
+        gc.freeze()
 
 
 def _reports(
