@@ -121,11 +121,21 @@ def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
     ]
 
 
-def test_an_epoch_that_only_a_checkpoint_told_of_has_an_unknown_worker() -> None:
+@pytest.mark.parametrize(
+    ("trial_id", "epoch", "workers"),
+    [
+        ("b", 1, ["unknown 1", "node 1", "node 1"]),
+        ("a", 2, ["node 1", "node 2", "node 1"]),  # it followed the one before it without a pause
+        ("a", 3, ["node 1", "node 2", "unknown 1"]),
+    ],
+)
+def test_the_worker_of_an_epoch_that_only_a_checkpoint_told_of(
+    trial_id: str, epoch: int, workers: list[str]
+) -> None:
     ledger = made_ledger()
     for key in ("hostname", "pid"):
-        del ledger.trials["b"].epochs[0][key]
-    assert [one.worker for one in stretches(ledger)] == ["unknown 1", "node 1", "node 1"]
+        del ledger.trials[trial_id].epochs[epoch - 1][key]
+    assert [one.worker for one in stretches(ledger)] == workers
 
 
 def test_a_run_in_a_few_lines(tmp_path: Path) -> None:

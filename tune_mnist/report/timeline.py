@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,6 +12,9 @@ import pandas as pd
 
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import EPOCH
+
+PAUSE_SECONDS = 2.0
+"""Pause between two epochs after which the second may be another process's; time stamps are whole seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +77,9 @@ def stretches(ledger: Ledger) -> list[Stretch]:
     """List which worker trained which trial when, by start."""
     raw = []
     for trial in ledger.trials.values():
-        for process, group in groupby(trial.epochs, key=_process):
-            epochs = list(group)
+        processes = _processes(trial.epochs)
+        for process, group in groupby(zip(processes, trial.epochs, strict=True), key=lambda pair: pair[0]):
+            epochs = [epoch for _, epoch in group]
             start = float(epochs[0]["timestamp"]) - float(epochs[0].get("epoch_seconds", 0.0))
             raw.append((start, float(epochs[-1]["timestamp"]), *process, trial, epochs))
     places: dict[str, list[float]] = {}  # of each host, until when each is taken
@@ -99,6 +104,17 @@ def stretches(ledger: Ledger) -> list[Stretch]:
     return found
 
 
-def _process(epoch: dict[str, Any]) -> tuple[str, str]:
-    """Name the host and the process of an epoch; one that only a checkpoint told of has neither."""
-    return epoch.get("hostname", "unknown"), str(epoch.get("pid", "unknown"))
+def _processes(epochs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Name the host and the process of each epoch of a trial.
+
+    One that only a checkpoint told of has neither: where it followed the one before it without a pause, which
+    a new process needs to start, it is of the same process.
+    """
+    found: list[tuple[str, str]] = []
+    for before, epoch in zip([None, *epochs], epochs, strict=False):
+        process = epoch.get("hostname", "unknown"), str(epoch.get("pid", "unknown"))
+        if before and "pid" not in epoch:
+            pause = float(epoch["timestamp"]) - epoch.get("epoch_seconds", 0.0) - float(before["timestamp"])
+            process = found[-1] if pause < PAUSE_SECONDS else process
+        found.append(process)
+    return found
