@@ -28,7 +28,7 @@ def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
         "import sys; from ray import tune\n"
         # Ray Tune imports pandas for itself, so it is forgotten: who imports it again is one of ours.
         "for name in [name for name in sys.modules if name.startswith('pandas')]: del sys.modules[name]\n"
-        "import tune_mnist.tuning.trainable, tune_mnist.mnist.train"
+        "import tune_mnist.tuning.trainable, tune_mnist.mnist.training"
     )
     assert {"tune_mnist", "torch", "ray"} <= imported and not imported & HEAVY
 

@@ -5,7 +5,6 @@ Nothing here imports torch or Ray, and nothing else of this package: everything 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,12 +56,12 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Check each value against its rule."""
-        _require(self.mode in ("max", "min"), "mode", self.mode, "max or min")
-        _require(self.axis in AXES, "axis", self.axis, f"one of {', '.join(AXES)}")
+        require(self.mode in ("max", "min"), "mode", self.mode, "max or min")
+        require(self.axis in AXES, "axis", self.axis, f"one of {', '.join(AXES)}")
         known = self.standard_error in (None, "binomial")
-        _require(known, "standard_error", self.standard_error, "binomial or None")
+        require(known, "standard_error", self.standard_error, "binomial or None")
         for name in ("metric", "time_attr"):
-            _require(bool(getattr(self, name)), name, "empty", "the name of a reported value")
+            require(bool(getattr(self, name)), name, "empty", "the name of a reported value")
         try:
             format(0.5, self.format)
         except ValueError as error:
@@ -126,10 +125,6 @@ class Objective:
         if amount == self.write_difference(0.0):
             return "equal to it"
         return f"{amount}{self.unit} {'above' if value > other else 'below'} it"
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields, as the ledger keeps them."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +216,8 @@ class Task:
         """Check what can be checked without running anything."""
         plain = self.name.replace("-", "").replace("_", "")
         rule = "letters, digits, '_' and '-'"
-        _require(plain.isascii() and plain.isalnum(), "a task's name", self.name or "empty", rule)
-        _require(bool(self.spaces), f"spaces of task {self.name}", "empty", "a dict with a space or more")
+        require(plain.isascii() and plain.isalnum(), "a task's name", self.name or "empty", rule)
+        require(bool(self.spaces), f"spaces of task {self.name}", "empty", "a dict with a space or more")
 
 
 def option(default: Any, help: str, *, group: str = "task", resumable: bool = False) -> Any:
@@ -237,6 +232,7 @@ def option(default: Any, help: str, *, group: str = "task", resumable: bool = Fa
     return field(default=default, metadata={"group": group, "help": help, "resumable": resumable})
 
 
-def _require(holds: bool, name: str, value: object, rule: str) -> None:
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise ValueError, which states the value and the rule, unless the rule holds."""
     if not holds:
         raise ValueError(f"{name} is {value}, but must be {rule}")

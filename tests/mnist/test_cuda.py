@@ -3,6 +3,7 @@
 python -m pytest tests/mnist/test_cuda.py    # what the step `tests` of `make gpu` runs
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,49 +126,36 @@ def test_trainings_in_one_process_leave_no_memory_behind() -> None:
     assert left[-1] <= left[1]  # the first brings cuBLAS's workspace
 
 
+def complaint(code: str) -> str:
+    """What a process of its own ends with: its fraction and the state of its random generator stay."""
+    code = f"import torch\nfrom tune_mnist.mnist import steps\nfrom tune_mnist.tuning import device\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (line,) = re.findall(r"^tune_mnist\.\S+Error: .*$", done.stderr, re.MULTILINE)
+    return str(line)
+
+
 def test_a_fraction_is_a_limit() -> None:
-    code = (
-        "import torch\n"
-        "from tune_mnist.tuning.device import device_memory_errors, prepare_gpu\n"
-        "prepare_gpu(0.01)\n"
-        "with device_memory_errors(0.01):\n"
+    assert complaint(
+        "device.prepare_gpu(0.01)\n"
+        "with device.device_memory_errors(0.01):\n"
         "    size = torch.cuda.get_device_properties(0).total_memory // 50\n"
         "    torch.empty(size, dtype=torch.uint8, device='cuda')"
-    )  # in a process of its own, whose fraction stays
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr.strip().splitlines()[-1] == (
+    ) == (
         "tune_mnist.tuning.device.DeviceMemoryError: the GPU has no memory left for this trial, which has a "
         "fraction of 0.01: ask for --gpus-per-trial 0.02"
     )
 
 
 def test_a_capture_without_memory_says_so() -> None:
-    code = (
-        "import torch\n"
-        "from tune_mnist.tuning.device import DeviceMemoryError, device_memory_errors\n"
-        "from tune_mnist.mnist.steps import capture_graph\n"
+    assert "DeviceMemoryError: the GPU has no memory left for this trial" in complaint(
         "size = torch.cuda.get_device_properties(0).total_memory // 20\n"
         "torch.cuda.set_per_process_memory_fraction(0.02)\n"
-        "try:\n"
-        "    with device_memory_errors(0.5):\n"
-        "        capture_graph(lambda: torch.empty(size, dtype=torch.uint8, device='cuda') and None)\n"
-        "except DeviceMemoryError as error:\n"
-        "    print(error)"
+        "with device.device_memory_errors(0.5):\n"
+        "    steps.capture_graph(lambda: torch.empty(size, dtype=torch.uint8, device='cuda') and None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "no memory left for this trial" in done.stdout, done.stderr
 
 
 def test_a_step_that_cannot_be_captured_says_so() -> None:
-    code = (
-        "import torch\n"
-        "from tune_mnist.mnist.steps import GraphCaptureError, capture_graph\n"
-        "one = torch.ones(1, device='cuda')\n"
-        "try:\n"
-        "    capture_graph(lambda: print(one.item()))\n"
-        "except GraphCaptureError as error:\n"
-        "    print(error)"
-    )  # in a process of its own, whose random generator stays in capture state
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.startswith("this GPU cannot record a step as a CUDA graph ("), done.stderr
-    assert done.stdout.endswith("): use --cuda-graph off\n") and done.stdout.count("\n") == 1
+    line = complaint("one = torch.ones(1, device='cuda'); steps.capture_graph(lambda: print(one.item()))")
+    error = "tune_mnist.mnist.steps.GraphCaptureError: this GPU cannot record a step as a CUDA graph ("
+    assert line.startswith(error) and line.endswith("): use --cuda-graph off")

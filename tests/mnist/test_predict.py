@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import SCRIPTS, WarmRunner
+from tests.mnist.test_data import idx
 from tune_mnist.mnist.data import Split, load_test, load_train_val
-from tune_mnist.mnist.export import export_model
+from tune_mnist.mnist.export import export_network
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.images import ImageError, Pixels, read_images, to_mnist_form
 from tune_mnist.mnist.model import Network
@@ -31,10 +31,8 @@ def model(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, validation = load_train_val("mnist", mnist_dir, train_size=4096, val_size=250)
     training = Training(hyperparameters, seed=0)
     list(fit(training, train, validation))
-    weights = io.BytesIO()
-    torch.save(training.model.state_dict(), weights)
     path = tmp_path_factory.mktemp("model") / "model.pt2"
-    path.write_bytes(export_model(hyperparameters, weights.getvalue()))
+    path.write_bytes(export_network(training.model))
     return path
 
 
@@ -44,12 +42,18 @@ def test_set(mnist_dir: Path) -> Split:
 
 
 def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "predict.py"), *map(str, arguments)]
+    """Run the script, which exits with 0 and imports no more than it needs."""
+    flags = [str(SCRIPTS / "predict.py"), *map(str, arguments)]
+    program = (
+        f"import runpy, sys; sys.argv = {flags!r}\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "assert not {'ray', 'optuna', 'pandas', 'torchvision'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-
-
-def idx(images: Pixels) -> bytes:
-    return b"\x00\x00\x08\x03" + np.array(images.shape, dtype=">i4").tobytes() + images.tobytes()
 
 
 def pixels_of(path: Path, invert: str = "auto") -> Pixels:
@@ -80,22 +84,6 @@ def test_pictures_and_idx_files_are_classified_alike(model: Path, test_set: Spli
     assert named[4][2] == f"{expected.values[0].item():.2%}"
     right = expected.indices == test_set.labels[:20]
     assert right.float().mean() > 0.8
-
-
-def test_it_imports_no_ray(model: Path, tmp_path: Path) -> None:
-    Image.new("L", (28, 28)).save(tmp_path / "blank.png")
-    program = (
-        "import runpy, sys\n"
-        "try:\n"
-        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    assert end.code == 0\n"
-        "assert not {'ray', 'optuna', 'pandas', 'torchvision'} & set(sys.modules)\n"
-    )
-    flags = [str(SCRIPTS / "predict.py"), str(model), str(tmp_path / "blank.png")]
-    code = f"import sys; sys.argv = {flags!r}\n{program}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "") and "blank.png  " in done.stdout
 
 
 def test_a_reader_may_leave(model: Path, mnist_dir: Path) -> None:
@@ -162,10 +150,7 @@ BAD_FILES = {
     "missing.png": (None, "No such file or directory"),
     "text.png": (b"no picture", "is neither a picture nor an IDX file of images"),
     "empty": (b"", "is neither a picture nor an IDX file of images"),
-    "labels": (
-        b"\x00\x00\x08\x01\x00\x00\x00\x01\x07",
-        "is an IDX file of labels, but must be one of images",
-    ),
+    "labels": (b"\0\0\x08\x01\0\0\0\x01\x07", "is an IDX file of labels, but must be one of images"),
     "short": (idx(np.zeros((2, 28, 28), np.uint8))[:-1], "has 1583 bytes, but 2 images must have 1584"),
     "head": (b"\x00\x00\x08\x03\x00", "is an IDX file that was cut short"),
     "wide": (idx(np.zeros((2, 28, 29), np.uint8)), "has images of 28x29, but an IDX file's must be 28x28"),
@@ -213,26 +198,19 @@ def test_what_is_no_model_gets_one_line_and_exit_code_2(
     name: str,
     complaint: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    warm_runner: WarmRunner,
 ) -> None:
     (tmp_path / "text").write_text("no model")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
     if name == "other.pt2":
         program = torch.export.export(MeanRow(), (torch.zeros((3, 28, 28), dtype=torch.uint8),))
         torch.export.save(program, tmp_path / name)
-        capfd.readouterr()
     Image.new("L", (28, 28)).save(tmp_path / "blank.png")
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / name), str(tmp_path / "blank.png")])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
-    try:
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(SCRIPTS / "predict.py"), run_name="__main__")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    out, err = capfd.readouterr()
-    assert (end.value.code, out) == (2, "")
+    handler = signal.getsignal(signal.SIGPIPE)
+    flags = str(tmp_path / name), str(tmp_path / "blank.png")
+    code, out, err = warm_runner.run(*flags, script="predict.py")
+    signal.signal(signal.SIGPIPE, handler)
+    assert (code, out) == (2, "")
     assert err.startswith("predict.py: error: ") and complaint in err and err.count("\n") == 1
 
 

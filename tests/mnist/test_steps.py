@@ -12,27 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.mnist.test_training import TRAIN, VALIDATION, without_times
+from tests.mnist.test_training import TRAIN, VALIDATION, assert_same_weights, train, without_times
 from tune_mnist.mnist import steps, training
 from tune_mnist.mnist.hyperparameters import OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import Network, normalise
 from tune_mnist.mnist.steps import GraphCaptureError, Steps, capture_graph
-from tune_mnist.mnist.training import EpochResult, Training, fit
+from tune_mnist.mnist.training import Training
 from tune_mnist.task import DivergedError
-
-
-def trained(hyperparameters: Hyperparameters) -> tuple[list[EpochResult], dict[str, torch.Tensor]]:
-    one = Training(hyperparameters, seed=0, precision="fp32")
-    return list(fit(one, TRAIN, VALIDATION)), one.model.state_dict()
-
-
-def let_a_cpu_replay(monkeypatch: pytest.MonkeyPatch, steps_per_graph: int) -> None:
-    class Replaying(Steps):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "capture": lambda function: function})
-
-    monkeypatch.setattr(training, "Steps", Replaying)
-    monkeypatch.setattr(steps, "STEPS_PER_GRAPH", steps_per_graph)
 
 
 @pytest.mark.parametrize(("lr_end_factor", "steps_per_graph"), [(1.0, 1), (0.1, 2)])
@@ -45,13 +31,16 @@ def test_replayed_steps_train_as_eager_ones_bit_for_bit(
         optimizer=optimizer,
         lr_end_factor=lr_end_factor,
     )
-    expected, weights = trained(hyperparameters)
-    let_a_cpu_replay(monkeypatch, steps_per_graph)
-    results, replayed_weights = trained(hyperparameters)
+    eager, expected = train(hyperparameters)
+    monkeypatch.setattr(
+        training, "Steps", lambda one, split, capture: Steps(one, split, capture=lambda steps: steps)
+    )
+    monkeypatch.setattr(steps, "STEPS_PER_GRAPH", steps_per_graph)
+    replayed, results = train(hyperparameters)
     assert [one.cuda_graph for one in expected] == [False, False]
     assert [one.cuda_graph for one in results] == [True, True]
     assert without_times(results) == without_times(expected)
-    assert all(torch.equal(weights[name], replayed_weights[name]) for name in weights)
+    assert_same_weights(replayed.model, eager.model)
 
 
 @pytest.mark.parametrize("steps_per_graph", [1, 2, 4])
@@ -67,7 +56,7 @@ def test_every_full_batch_after_the_warm_up_is_replayed(
         captured.append(function)
         return function
 
-    ours = Steps(one.model, one.optimizer, TRAIN, hyperparameters, precision="fp32", capture=capture)
+    ours = Steps(one, TRAIN, capture=capture)
     order, moves = torch.arange(640), torch.zeros(2, 640, dtype=torch.int64)
     ours.run(order, moves, 1)
     assert (ours.replayed, len(captured)) == (6 - Steps.WARM_UP, len({1, steps_per_graph}))
@@ -89,7 +78,7 @@ def test_the_step_that_diverged_is_named_in_an_epoch_that_ends_eagerly(
 
     hyperparameters = Hyperparameters(epochs=2, batch_size=96)
     one = Training(hyperparameters, seed=0, precision="fp32")
-    ours = Steps(one.model, one.optimizer, TRAIN, hyperparameters, precision="fp32", capture=None)
+    ours = Steps(one, TRAIN, capture=None)
     order, moves = torch.arange(640), torch.zeros(2, 640, dtype=torch.int64)
     ours.run(order, moves, 1)
     fake = type("Functional", (), {"nll_loss": staticmethod(nll_loss)})

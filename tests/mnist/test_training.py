@@ -16,13 +16,7 @@ from tests.conftest import ROOT
 from tune_mnist.mnist.data import Split
 from tune_mnist.mnist.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters
 from tune_mnist.mnist.model import Dropout, Network
-from tune_mnist.mnist.training import (
-    DivergedError,
-    EpochResult,
-    Training,
-    evaluate,
-    fit,
-)
+from tune_mnist.mnist.training import DivergedError, EpochResult, Training, evaluate, fit, load_network
 
 
 def learnable(n: int, seed: int = 0) -> Split:
@@ -49,6 +43,11 @@ def train(
 
 def without_times(results: list[EpochResult]) -> list[tuple[float, ...]]:
     return [(r.epoch, r.accuracy, r.val_loss, r.train_loss) for r in results]
+
+
+def assert_same_weights(network: Network, other: Network) -> None:
+    for name, weights in network.state_dict().items():
+        assert torch.equal(weights, other.state_dict()[name]), name
 
 
 def reference(network: Network, images: Tensor) -> Tensor:
@@ -99,39 +98,30 @@ def test_training_learns_and_counts_epochs_from_one() -> None:
     assert results[-1].accuracy > 0.95 and results[-1].train_loss < results[0].train_loss
 
 
+@pytest.mark.parametrize(("lr_end_factor", "on_gpu"), [(0.2, False), (0.2, True), (1.0, True)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit_also_what_a_gpu_has_saved(
+    optimizer: str, lr_end_factor: float, on_gpu: bool, tmp_path: Path
+) -> None:
     hyperparameters = Hyperparameters(
-        lr=0.001, momentum=0.8, optimizer=optimizer, epochs=3, weight_decay=1e-4, lr_end_factor=0.2, shift=2
+        **{"lr": 0.001, "momentum": 0.8, "epochs": 3, "weight_decay": 1e-4, "shift": 2},  # type: ignore[arg-type]
+        optimizer=optimizer,
+        lr_end_factor=lr_end_factor,
     )
     whole, expected = train(hyperparameters, images=FEW)
     first = Training(hyperparameters, seed=0, precision="fp32")
     next(fit(first, FEW, VALIDATION))
-    first.save(tmp_path / "training.pt")
-    second = Training(hyperparameters, seed=0, precision="fp32")
-    torch.rand(17)  # whatever happens in between
-    second.restore(tmp_path / "training.pt")
-    assert without_times(list(fit(second, FEW, VALIDATION))) == without_times(expected)[1:]
-    for name, weights in whole.model.state_dict().items():
-        assert torch.equal(weights, second.model.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("lr_end_factor", [1.0, 0.2])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_a_gpu_has_saved_goes_on_on_a_cpu(optimizer: str, lr_end_factor: float, tmp_path: Path) -> None:
-    hyperparameters = Hyperparameters(lr=0.001, optimizer=optimizer, epochs=2, lr_end_factor=lr_end_factor)
-    _, expected = train(hyperparameters, images=FEW)
-    first = Training(hyperparameters, seed=0, precision="fp32")
-    next(fit(first, FEW, VALIDATION))
-    for group in first.optimizer.param_groups:  # as they are on a GPU
+    for group in first.optimizer.param_groups if on_gpu else ():  # as they are on a GPU
         if lr_end_factor != 1:
             group["lr"] = torch.tensor(group["lr"])
         if "capturable" in group:
             group["capturable"] = True
     first.save(tmp_path / "training.pt")
     second = Training(hyperparameters, seed=0, precision="fp32")
+    torch.rand(17)  # whatever happens in between
     second.restore(tmp_path / "training.pt")
     assert without_times(list(fit(second, FEW, VALIDATION))) == without_times(expected)[1:]
+    assert_same_weights(second.model, whole.model)
     assert all(type(group["lr"]) is float for group in second.optimizer.param_groups)
 
 
@@ -139,21 +129,19 @@ def test_a_checkpoint_is_scored_without_what_only_training_needs(tmp_path: Path)
     hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)
     training, _ = train(hyperparameters)
     training.save(tmp_path / "training.pt")
+    assert_same_weights(load_network(tmp_path / "training.pt", hyperparameters), training.model)
     code = (
         "import pathlib, sys; from tests.mnist.test_training import VALIDATION, Hyperparameters\n"
-        "from tune_mnist.mnist.training import score_checkpoint; folder = pathlib.Path(sys.argv[1])\n"
+        "from tune_mnist.mnist.training import evaluate, load_network\n"
         "hyperparameters = Hyperparameters(lr=0.02, momentum=0.9, epochs=2)\n"
-        "model, *score = score_checkpoint(folder / 'training.pt', hyperparameters, VALIDATION)\n"
-        "(folder / 'model.pt').write_bytes(model); print(score)\n"
-        "print('torch._dynamo' in sys.modules)"
+        "network = load_network(pathlib.Path(sys.argv[1]), hyperparameters)\n"
+        "print(evaluate(network, VALIDATION)); print('torch._dynamo' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(tmp_path / "training.pt")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     score, imported = done.stdout.splitlines()
-    assert ast.literal_eval(score) == pytest.approx([*evaluate(training.model, VALIDATION)])
+    assert ast.literal_eval(score) == pytest.approx(evaluate(training.model, VALIDATION))
     assert imported == "False"  # it takes a second, and torch imports it for an optimizer
-    for name, weights in torch.load(tmp_path / "model.pt").items():
-        assert torch.equal(weights, training.model.state_dict()[name]), name
 
 
 def test_the_seed_decides_everything() -> None:
@@ -258,16 +246,13 @@ def test_the_learning_rate_falls_as_torchs_linear_schedule(optimizer: str) -> No
     assert rates == pytest.approx(expected)
 
 
-def test_weights_that_blow_up_at_the_last_step_are_no_result() -> None:
-    training = Training(Hyperparameters(lr=1e30, epochs=1), seed=0, precision="fp32")
-    with pytest.raises(DivergedError, match="the loss is not finite after epoch 1"):
-        list(fit(training, learnable(64), VALIDATION))
-
-
-def test_a_loss_that_is_not_finite_raises_at_its_step() -> None:
-    training = Training(Hyperparameters(lr=1e30, epochs=5), seed=0, precision="fp32")
-    with pytest.raises(DivergedError, match=r"the loss is not finite at step [23] of epoch 1"):
-        next(fit(training, TRAIN, VALIDATION))
+@pytest.mark.parametrize(
+    ("images", "epochs", "place"), [(64, 1, "after epoch 1"), (640, 5, "at step [23] of epoch 1")]
+)
+def test_weights_that_blow_up_are_no_result(images: int, epochs: int, place: str) -> None:
+    training = Training(Hyperparameters(lr=1e30, epochs=epochs), seed=0, precision="fp32")
+    with pytest.raises(DivergedError, match=f"the loss is not finite {place}"):
+        next(fit(training, learnable(images), VALIDATION))
 
 
 def test_evaluation_is_the_mean_over_all_images_also_of_a_ragged_last_batch() -> None:

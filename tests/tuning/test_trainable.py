@@ -15,8 +15,7 @@ from pyarrow.fs import LocalFileSystem
 
 from tests.mnist.test_training import TRAIN, VALIDATION
 from tune_mnist.mnist.facts import OBJECTIVE
-from tune_mnist.mnist.train import train
-from tune_mnist.mnist.training import EpochResult
+from tune_mnist.mnist.training import EpochResult, train
 from tune_mnist.run.records import ATTEMPT, EPOCH, OPTUNA_NUMBER
 from tune_mnist.run.saved import CHECKPOINT, REPORTS
 from tune_mnist.tuning import trainable
@@ -195,7 +194,7 @@ def test_the_setting_decides_whether_a_cuda_graph_is_used(
         asked.append(cuda_graph)
         return []
 
-    monkeypatch.setattr("tune_mnist.mnist.train.fit", fit)
+    monkeypatch.setattr("tune_mnist.mnist.training.fit", fit)
     run(FakeTune(tmp_path), monkeypatch, data={"cuda_graph": flag})
     assert asked == [wanted]
 

@@ -13,8 +13,7 @@ import subprocess
 import tarfile
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -195,16 +194,11 @@ def _download(dataset: str, folder: Path) -> Path:
     from torchvision import datasets  # takes 1.5 s, and is of no use where the files are there
 
     origin = getattr(datasets, _TORCHVISION_NAME[dataset])
-    with _timeout(MIRROR_SECONDS), redirect_stderr(io.StringIO()):  # it has no timeout, and a progress bar
-        return Path(origin(folder, download=True).raw_folder)
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(MIRROR_SECONDS)  # it has none, and a progress bar
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            return Path(origin(folder, download=True).raw_folder)
     finally:
         socket.setdefaulttimeout(before)
 

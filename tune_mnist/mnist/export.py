@@ -9,22 +9,15 @@ import warnings
 import torch
 from torch.export import Dim
 
-from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.model import Network
 
 
-def export_model(hyperparameters: Hyperparameters, weights: bytes) -> bytes:
-    """Export a network with `torch.export`, in evaluation mode, for any number of images.
+def export_network(network: Network) -> bytes:
+    """Export a network on the CPU with `torch.export`, in evaluation mode, for any number of images.
 
     ``torch.export.load(file).module()`` is a function of images, uint8 [n, 28, 28] with 0 as background and
     255 as ink, which gives log-probabilities, float32 [n, 10].
-
-    Args:
-        hyperparameters: of the network.
-        weights: the bytes of its state dict.
     """
-    network = Network(hyperparameters)
-    network.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
     network.eval()  # Dropout is torch's own then, which does nothing
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -38,7 +31,7 @@ def export_model(hyperparameters: Hyperparameters, weights: bytes) -> bytes:
 
 
 def quiet_load(content: bytes) -> torch.nn.Module:
-    """Load what `export_model` wrote, without what torch prints of a file that it can't read.
+    """Load what `export_network` wrote, without what torch prints of a file that it can't read.
 
     Raises:
         ValueError: if it is none, or no network for 28x28 images and ten digits.

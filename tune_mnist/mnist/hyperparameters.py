@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from tune_mnist.task import require
+
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
 MAX_SHIFT = 4
 """Largest shift: MNIST's digits have a margin of 4 pixels, so nothing of one is lost."""
@@ -45,28 +47,20 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         """Check each value against its rule."""
-        _require(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "above 0")
-        _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
-        _require(
-            self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}"
-        )
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
-        _require(0 < self.lr_end_factor <= 1, "lr_end_factor", self.lr_end_factor, "above 0 and at most 1")
-        _require(
-            isinstance(self.shift, int) and 0 <= self.shift <= MAX_SHIFT,
-            *("shift", self.shift, f"a whole number from 0 to {MAX_SHIFT}"),
-        )
+        require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
+        for name, choices in (("optimizer", OPTIMIZERS), ("activation", ACTIVATIONS)):
+            value = getattr(self, name)
+            require(value in choices, name, value, f"one of {', '.join(choices)}")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        require(0 < self.lr_end_factor <= 1, "lr_end_factor", self.lr_end_factor, "above 0 and at most 1")
+        shifts = isinstance(self.shift, int) and 0 <= self.shift <= MAX_SHIFT
+        require(shifts, "shift", self.shift, f"a whole number from 0 to {MAX_SHIFT}")
         for name in ("momentum", "dropout_conv", "dropout_dense"):
             value = getattr(self, name)
-            _require(0 <= value < 1, name, value, "at least 0 and below 1")
+            require(0 <= value < 1, name, value, "at least 0 and below 1")
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
+            require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
 
 
 HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
-
-
-def _require(holds: bool, name: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value}, but must be {rule}")

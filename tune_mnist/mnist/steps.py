@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from tune_mnist.mnist.precision import autocast, side_stream
 from tune_mnist.run.words import first_line
 from tune_mnist.task import DivergedError
 from tune_mnist.tuning.device import is_memory_error
+
+if TYPE_CHECKING:
+    from tune_mnist.mnist.training import Training
 
 STEPS_PER_GRAPH = 1
 """Steps that one CUDA graph holds. `python -m benchmarks.gpu` measures 1 and 10."""
@@ -43,34 +46,23 @@ class Steps:
 
     WARM_UP = 3
 
-    def __init__(
-        self,
-        model: Network,
-        optimizer: torch.optim.Optimizer,
-        train: Split,
-        hyperparameters: Hyperparameters,
-        *,
-        precision: str,
-        capture: Capture | None,
-    ) -> None:
+    def __init__(self, training: Training, train: Split, *, capture: Capture | None) -> None:
         """Prepare to train.
 
         Args:
-            model: the network.
-            optimizer: its optimizer.
-            train: the training split, on the model's device.
-            hyperparameters: of the trial.
-            precision: fp32 or bf16.
+            training: what is trained.
+            train: the training split, on the same device.
             capture: what records a graph, as `capture_graph`; None takes every step eagerly.
         """
-        self.model, self.optimizer, self.hyperparameters = model, optimizer, hyperparameters
-        self.labels, self.batch_size, self.precision = train.labels, hyperparameters.batch_size, precision
-        self.device = device = train.images.device
+        self.model, self.optimizer, self.precision = training.model, training.optimizer, training.precision
+        self.hyperparameters = hyperparameters = training.hyperparameters
+        self.device = device = training.device
+        self.labels, self.batch_size = train.labels, hyperparameters.batch_size
         images, shift = train.images, hyperparameters.shift
         if shift:
             images = F.pad(images, [shift] * 4)
         if device.type == "cuda":  # once, instead of in each step; on a CPU the split is shared memory
-            images = normalise(images).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+            images = normalise(images).to(torch.bfloat16 if self.precision == "bf16" else torch.float32)
         # With a shift, each image at each of its places, a view: [n, 2 shift + 1, 2 shift + 1, 28, 28].
         self.images = images.unfold(1, 28, 1).unfold(2, 28, 1) if shift else images
         self.moves = torch.zeros(2, len(train), dtype=torch.int64, device=device)
@@ -85,7 +77,7 @@ class Steps:
         "Replays by their number of steps, the largest first."
         self.replayed = 0
         if hyperparameters.lr_end_factor != 1 and device.type == "cuda":
-            for group in optimizer.param_groups:  # a number would become part of the graph
+            for group in self.optimizer.param_groups:  # a number would become part of the graph
                 group["lr"] = torch.tensor(hyperparameters.lr, device=device)
 
     def run(self, order: Tensor, moves: Tensor, epoch: int) -> float:

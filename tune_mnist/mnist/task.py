@@ -5,6 +5,7 @@ The baseline is the hand-set configuration of the blog post that this project be
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from tune_mnist.mnist import data
 from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE, TABLES
 from tune_mnist.mnist.hyperparameters import Hyperparameters
+from tune_mnist.mnist.model import Network
 from tune_mnist.mnist.precision import PRECISIONS
 from tune_mnist.mnist.spaces import SPACES, baseline, to_config
-from tune_mnist.mnist.train import train
-from tune_mnist.task import Task, TestSet, option
+from tune_mnist.mnist.training import evaluate, load_network, train
+from tune_mnist.task import Task, TestSet, option, require
 
 GROUP = "mnist, as in --dataset fashion-mnist --train-size 10000"
 """The heading of its flags in ``--help``."""
@@ -60,22 +62,18 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check each value against its rule."""
-        for name, choices in {
-            "dataset": data.DATASETS,
-            "precision": PRECISIONS,
-            "cuda_graph": ("on", "off"),
-        }.items():
-            if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"{name} is {value or 'empty'}, but must be one of {', '.join(choices)}")
+        rules = {"dataset": data.DATASETS, "precision": PRECISIONS, "cuda_graph": ("on", "off")}
+        for name, choices in rules.items():
+            value = getattr(self, name)
+            require(value in choices, name, value or "empty", f"one of {', '.join(choices)}")
         for name in ("train_size", "val_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
 
 
 def load(options: Options, seed: int) -> dict[str, Any]:
     """Load the training and the validation part. Raises the errors of `data.load_train_val`."""
-    train, validation = splits(options, seed)
-    return _shared(train, validation, options)
+    return _shared(*splits(options, seed), options)
 
 
 def load_all(options: Options, seed: int) -> dict[str, Any]:
@@ -101,43 +99,37 @@ def _shared(train: data.Split, validation: data.Split, options: Options) -> dict
 def splits(options: Options, seed: int) -> tuple[data.Split, data.Split]:
     """Give the training and the validation part."""
     return data.load_train_val(
-        options.dataset,
-        options.data_dir,
-        val_size=options.val_size,
-        train_size=options.train_size,
-        seed=seed,
+        options.dataset, options.data_dir, val_size=options.val_size, train_size=options.train_size, seed=seed
     )
 
 
 def test(config: dict[str, Any], checkpoint: Path, options: Options) -> TestSet:
     """Score a checkpoint on the test set, in fp32 on the CPU."""
-    # Here, as torch.utils takes its time, and this is for the end of a search.
-    from tune_mnist.mnist.training import score_checkpoint
-
     images = data.load_test(options.dataset, options.data_dir)
-    weights, accuracy, loss = score_checkpoint(checkpoint, Hyperparameters(**config), images)
-    return TestSet(metrics={"accuracy": accuracy, "loss": loss}, n=len(images), files={"model.pt": weights})
+    network = load_network(checkpoint, Hyperparameters(**config))
+    accuracy, loss = evaluate(network, images)
+    metrics = {"accuracy": accuracy, "loss": loss}
+    return TestSet(metrics=metrics, n=len(images), files={"model.pt": _weights(network)})
 
 
 def export(config: dict[str, Any], checkpoint: Path, options: Options) -> dict[str, bytes]:
     """Give the weights of a checkpoint, and what torch alone can run."""
-    from tune_mnist.mnist.export import export_model
-    from tune_mnist.mnist.training import read_weights
+    from tune_mnist.mnist.export import export_network  # torch.export takes its time
 
-    hyperparameters = Hyperparameters(**config)
-    weights = read_weights(checkpoint, hyperparameters)
-    return {"model.pt": weights, "model.pt2": export_model(hyperparameters, weights)}
+    network = load_network(checkpoint, Hyperparameters(**config))
+    return {"model.pt": _weights(network), "model.pt2": export_network(network)}
+
+
+def _weights(network: Network) -> bytes:
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    return file.getvalue()
 
 
 def describe(options: Options) -> str:
     """Say in words what is trained on."""
     size = f"{options.train_size:,} training images" if options.train_size else "all training images"
     return f"{options.dataset}, {size}"
-
-
-def validation_images(options: Options) -> int:
-    """Count the images of the validation part."""
-    return options.val_size
 
 
 TASK = Task(
@@ -154,8 +146,8 @@ TASK = Task(
     export=export,
     usage=USAGE,
     describe=describe,
-    validation_examples=validation_images,
+    validation_examples=lambda options: options.val_size,
     tables=TABLES,
     defaults=DEFAULTS,
-    preload=("tune_mnist.mnist.train",),
+    preload=("tune_mnist.mnist.training",),
 )

@@ -1,11 +1,14 @@
-"""The training loop, free of Ray: ``fit`` yields each epoch's outcome; its caller decides to go on."""
+"""The training loop, free of Ray: ``fit`` yields each epoch's outcome; its caller decides to go on.
+
+``train`` is the same as a task has it, which a trial imports.
+"""
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +24,7 @@ from tune_mnist.mnist.precision import allow_tf32, autocast, resolve_precision
 from tune_mnist.mnist.steps import GraphCaptureError as GraphCaptureError
 from tune_mnist.mnist.steps import Steps, capture_graph, make_optimizer
 from tune_mnist.run.words import first_line
-from tune_mnist.task import CheckpointError as CheckpointError
+from tune_mnist.task import CheckpointError, Save, Trial
 from tune_mnist.task import DivergedError as DivergedError
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}
@@ -72,14 +75,12 @@ class Training:
             )
         if device == "cuda":
             allow_tf32()
-        self.hyperparameters = hyperparameters
-        self.seed = seed
+        self.hyperparameters, self.seed, self.epoch = hyperparameters, seed, 0
         self.device = torch.device(device)
         self.precision = resolve_precision(precision, device)
         torch.manual_seed(seed)
         self.model = Network(hyperparameters).to(self.device)
         self.optimizer = make_optimizer(self.model, hyperparameters)
-        self.epoch = 0
 
     def save(self, path: Path) -> None:
         """Write everything that going on from here needs: model, optimizer, epoch and random states."""
@@ -136,17 +137,10 @@ def fit(
         GraphCaptureError: if the GPU cannot record a step as a CUDA graph.
     """
     train, validation = train.to(training.device), validation.to(training.device)
-    steps = Steps(
-        training.model,
-        training.optimizer,
-        train,
-        training.hyperparameters,
-        precision=training.precision,
-        capture=capture_graph if cuda_graph and training.device.type == "cuda" else None,
-    )
-    while training.epoch < training.hyperparameters.epochs:
+    on_gpu = training.device.type == "cuda"
+    steps = Steps(training, train, capture=capture_graph if cuda_graph and on_gpu else None)
+    for epoch in range(training.epoch + 1, training.hyperparameters.epochs + 1):
         started = time.perf_counter()
-        epoch = training.epoch + 1
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
         order = torch.randperm(len(train), generator=generator).to(training.device)
         moves = torch.randint(2 * training.hyperparameters.shift + 1, (2, len(train)), generator=generator)
@@ -170,52 +164,50 @@ def fit(
 def evaluate(model: Network, split: Split, *, precision: str = "fp32") -> tuple[float, float]:
     """Classify a split without dropout; return accuracy (0..1) and mean negative log-likelihood (nats)."""
     device = next(model.parameters()).device
+    split = split.to(device)
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     batch = EVALUATION_BATCH[device.type]
     model.eval()
     with torch.inference_mode(), autocast(device, precision):
-        for images, labels in zip(
-            torch.split(split.images, batch),
-            torch.split(split.labels, batch),
-            strict=True,
-        ):
-            labels = labels.to(device)
-            log_probabilities = model(images.to(device))
+        batches = (torch.split(part, batch) for part in (split.images, split.labels))
+        for images, labels in zip(*batches, strict=True):
+            log_probabilities = model(images)
             right += (log_probabilities.argmax(dim=1) == labels).sum()
             loss += F.nll_loss(log_probabilities, labels, reduction="sum")
     return right.item() / len(split), loss.item() / len(split)
 
 
-def read_weights(path: Path, hyperparameters: Hyperparameters) -> bytes:
-    """Give the weights of a checkpoint as the bytes of a plain state dict.
+def load_network(path: Path, hyperparameters: Hyperparameters) -> Network:
+    """Give the network of a checkpoint, on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: if it can't be read.
-    """
-    model = Network(hyperparameters)
-    _load(path, model)
-    return _state_dict(model)
-
-
-def _state_dict(model: Network) -> bytes:
-    weights = io.BytesIO()
-    torch.save(model.state_dict(), weights)
-    return weights.getvalue()
-
-
-def score_checkpoint(
-    path: Path, hyperparameters: Hyperparameters, split: Split
-) -> tuple[bytes, float, float]:
-    """Evaluate a checkpoint in fp32 on the CPU.
-
-    Raises:
-        CheckpointError: if it can't be read.
-
-    Returns:
-        The weights as the bytes of a plain state dict, the accuracy (0..1) and the mean negative
-        log-likelihood (nats) on ``split``.
     """
     model = Network(hyperparameters)  # no Training: its optimizer would import torch._dynamo, for 1 s
     _load(path, model)
-    return _state_dict(model), *evaluate(model, split)
+    return model.eval()
+
+
+def train(
+    config: dict[str, Any], data: Mapping[str, Any], trial: Trial
+) -> Iterator[tuple[dict[str, Any], Save]]:
+    """Train one configuration, giving the fields of an `EpochResult` after each epoch.
+
+    Args:
+        config: the keywords of `Hyperparameters`.
+        data: from `tune_mnist.mnist.task.load`.
+        trial: where to train, with which seed, and from which checkpoint on.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        DivergedError, GraphCaptureError: as `fit`.
+    """
+    training = Training(
+        Hyperparameters(**config), seed=trial.seed, device=trial.device, precision=data["precision"]
+    )
+    if trial.checkpoint:
+        training.restore(trial.checkpoint)
+    splits = (Split.from_arrays(**data[name]) for name in ("train", "validation"))
+    for result in fit(training, *splits, cuda_graph=data["cuda_graph"] == "on"):
+        yield dataclasses.asdict(result), training.save
