@@ -8,10 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tune_mnist.results.grid import ResultGrid, ledger_of, records
-from tune_mnist.results.grid import load_grid as load
 from tune_mnist.run.records import EPOCH, TRIAL_COLUMNS, TrialRecord
-
-__all__ = ["EPOCHS_TABLE", "TRIALS_TABLE", "epochs_frame", "load", "trials_frame", "write_tables"]
 
 TRIALS_TABLE, EPOCHS_TABLE = "trials.parquet", "epochs.parquet"
 """Names of the tables in the run folder."""
@@ -86,7 +83,7 @@ def write_tables(grid: ResultGrid, put: Callable[[str, bytes], None], *, csv: bo
     """Write ``trials.parquet`` and ``epochs.parquet``; where asked for, the same as CSV.
 
     Args:
-        grid: from `load`.
+        grid: from `load_grid`.
         put: takes each file's name and content.
         csv: whether to write ``trials.csv`` and ``epochs.csv`` too.
 

@@ -72,11 +72,6 @@ class LedgerGrid(ResultGrid):
         return self.folder.fs
 
     @property
-    def errors(self) -> list[Exception]:
-        """What the trials have failed of."""
-        return [TrialError(record.error or "") for record in self.records if record.state == "FAIL"]
-
-    @property
     def num_errors(self) -> int:
         """Number of trials that failed."""
         return sum(record.state == "FAIL" for record in self.records)
@@ -107,27 +102,26 @@ class LedgerGrid(ResultGrid):
             raise ValueError(f"mode is {mode}, but must be max or min")
         if scope not in ("all", "last", "avg", "last-5-avg", "last-10-avg"):
             raise ValueError(f"scope is {scope}, but must be all, last, avg, last-5-avg or last-10-avg")
-        best: tuple[float, TrialRecord] | None = None
+        scores = []
         for record in self.records:
             values = [float(epoch[metric]) for epoch in record.epochs if metric in epoch]
             if filter_nan_and_inf:
-                values = [value for value in values if math.isfinite(value)]
+                values = list(filter(math.isfinite, values))
             if values:
-                value = _in_scope(values, scope, mode) * (1 if mode == "max" else -1)
-                if best is None or value > best[0]:
-                    best = value, record
-        if best is None:
+                scores.append((_in_scope(values, scope, mode), record))
+        if not scores:
             raise RuntimeError(f"no trial has reported {metric}")
-        return self._result(best[1])
+        choose = max if mode == "max" else min
+        return self._result(choose(scores, key=lambda score: score[0])[1])
 
     def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> pd.DataFrame:
         """Give a row a trial: its last report, or the best one by a metric, and its config."""
+        choose = min if filter_mode == "min" else max
         rows = []
         for record in self.records:
             if record.epochs:
-                epoch = record.epochs[-1]
+                epoch = record.last
                 if filter_metric:
-                    choose = min if filter_mode == "min" else max
                     epoch = choose(record.epochs, key=lambda one: float(one[filter_metric]))
                 rows.append(self._report(record, epoch))
         return pd.json_normalize(rows, sep="/")

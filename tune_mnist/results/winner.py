@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, TaskFacts, TrialRecord
 from tune_mnist.run.saved import CHECKPOINT, SavedCheckpoint, is_intact
 from tune_mnist.run.words import first_line
-from tune_mnist.task import CheckpointError, Task
+from tune_mnist.task import CheckpointError, Task, TestSet
 
 LOGGER = logging.getLogger("ray.tune.winner")
 BEST = "best"
@@ -37,7 +37,7 @@ class Winner:
     "Its metric in the search."
     n: int | None
     "Examples that the metric was measured on."
-    test: dict[str, float] = dataclasses.field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
     "Its metrics on the test set; {} where the task has none."
     test_n: int | None = None
     "Examples in the test set."
@@ -65,60 +65,46 @@ def score_winner(task: Task, options: Any, grid: ResultGrid, folder: RunFolder) 
         if before and (before.trial_id, before.epoch) == (trial.trial_id, report[EPOCH]):
             return before
         try:
-            return _score(task, options, folder, trial, saved, report, facts)
+            tested = _test(task, options, folder, trial, saved)
         except CheckpointError as error:
             LOGGER.error("%s/%s: %s", trial.directory, saved.name, error)
+            continue
+        winner = Winner(
+            trial_id=trial.trial_id,
+            number=trial.number,
+            config={**facts.defaults, **trial.config},
+            epoch=report[EPOCH],
+            value=report[facts.objective.metric],
+            n=facts.validation_examples,
+            test=dict(tested.metrics),
+            test_n=tested.n,
+        )
+        _write(folder, winner, facts, tested.files)
+        return winner
     return None
 
 
-def _score(
-    task: Task,
-    options: Any,
-    folder: RunFolder,
-    trial: TrialRecord,
-    saved: SavedCheckpoint,
-    report: dict[str, Any],
-    facts: TaskFacts,
-) -> Winner:
+def _test(task: Task, options: Any, folder: RunFolder, trial: TrialRecord, saved: SavedCheckpoint) -> TestSet:
+    """Score a checkpoint; of a task without a test set there is the checkpoint itself to keep."""
     if not is_intact(folder, saved):
         raise CheckpointError("it is not what was written")
-    best_dir = folder.local / BEST
     folder.remove_folder(BEST)  # of an earlier winner, or of its finalization
-    best_dir.mkdir()
     with Checkpoint(saved.path, folder.fs).as_directory() as directory:
         checkpoint = Path(directory) / CHECKPOINT
-        if task.test:
-            try:
-                scores = task.test(trial.config, checkpoint, options)
-            except CheckpointError:
-                raise
-            except Exception as error:  # the code is the user's, and may raise anything
-                cause = f"{type(error).__name__}: {first_line(error)}"
-                raise ScoringError(
-                    f"task {task.name}: its test of trial {trial.number} raised {cause}"
-                ) from error
-            test, test_n, files = dict(scores.metrics), scores.n, scores.files
-        else:
-            test, test_n, files = {}, None, {CHECKPOINT: checkpoint.read_bytes()}
-    winner = Winner(
-        trial_id=trial.trial_id,
-        number=trial.number,
-        config={**facts.defaults, **trial.config},
-        epoch=report[EPOCH],
-        value=report[facts.objective.metric],
-        n=facts.validation_examples,
-        test=test,
-        test_n=test_n,
-    )
-    for name, content in files.items():
-        (best_dir / name).write_bytes(content)
-    (best_dir / HYPERPARAMETERS).write_text(json.dumps(winner.config, indent=2) + "\n")
-    (best_dir / METRICS).write_text(json.dumps(_to_json(winner, facts), indent=2) + "\n")
-    return winner
+        if task.test is None:
+            return TestSet(metrics={}, files={CHECKPOINT: checkpoint.read_bytes()})
+        try:
+            return task.test(trial.config, checkpoint, options)
+        except CheckpointError:
+            raise
+        except Exception as error:  # the code is the user's, and may raise anything
+            cause = f"{type(error).__name__}: {first_line(error)}"
+            text = f"task {task.name}: its test of trial {trial.number} raised {cause}"
+            raise ScoringError(text) from error
 
 
-def _to_json(winner: Winner, facts: TaskFacts) -> dict[str, Any]:
-    return {
+def _write(folder: RunFolder, winner: Winner, facts: TaskFacts, files: Mapping[str, bytes]) -> None:
+    metrics = {
         "trial_id": winner.trial_id,
         "number": winner.number,
         "hyperparameters": winner.config,
@@ -128,6 +114,12 @@ def _to_json(winner: Winner, facts: TaskFacts) -> dict[str, Any]:
         **{f"test_{name}": value for name, value in winner.test.items()},
         "test_size": winner.test_n,
     }
+    best = folder.local / BEST
+    best.mkdir()
+    for name, content in files.items():
+        (best / name).write_bytes(content)
+    for name, values in ((HYPERPARAMETERS, winner.config), (METRICS, metrics)):
+        (best / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_winner(folder: RunFolder, facts: TaskFacts) -> Winner | None:
@@ -140,16 +132,16 @@ def read_winner(folder: RunFolder, facts: TaskFacts) -> Winner | None:
         # A finalization may have put another configuration next to it. (Before there were any, metrics.json
         # had none.)
         config = metrics.pop("hyperparameters", None) or json.loads(drawn)
-        names = ("number", "epoch", facts.objective.metric)
-        if not all(isinstance(metrics[name], int | float) for name in names):
+        number, epoch, value = (metrics[name] for name in ("number", "epoch", facts.objective.metric))
+        if not all(isinstance(one, int | float) for one in (number, epoch, value)):
             return None
         test_n = metrics.pop("test_size", None)
         return Winner(
             trial_id=metrics["trial_id"],
-            number=metrics["number"],
+            number=number,
             config=config,
-            epoch=metrics["epoch"],
-            value=metrics[facts.objective.metric],
+            epoch=epoch,
+            value=value,
             n=metrics.get("val_size"),
             test={name[5:]: float(value) for name, value in metrics.items() if name.startswith("test_")},
             test_n=test_n,
