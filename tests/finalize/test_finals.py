@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -30,20 +29,11 @@ from tune_mnist import search
 from tune_mnist.cli import finals_console
 from tune_mnist.finalize import finalizer, protocol
 from tune_mnist.finalize.card import write_card
-from tune_mnist.finalize.protocol import (
-    Candidate,
-    FinalsSettings,
-    Job,
-    Scores,
-    Verdict,
-    canonical,
-    difference,
-    scores_of,
-)
+from tune_mnist.finalize.protocol import FinalsSettings, Job, Scores, Verdict, canonical
 from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult
 from tune_mnist.mnist.data import Split, load_test
 from tune_mnist.mnist.export import quiet_load
-from tune_mnist.mnist.facts import DEFAULTS, OBJECTIVE
+from tune_mnist.mnist.facts import FACTS, OBJECTIVE
 from tune_mnist.mnist.task import TASK, load_all
 from tune_mnist.results.grid import load_grid
 from tune_mnist.results.winner import Winner, read_winner, score_winner
@@ -66,7 +56,6 @@ class Finalized:
     first: tuple[int, str, str]
     second: tuple[int, str, str]
     kept: list[str]
-    killed: bool
     searched: Winner | None
     "The search's winner, before."
 
@@ -79,7 +68,7 @@ def finalized(joining: Runner) -> Finalized:
     with joining.joined():
         search(task, name="final", storage_path=str(run_dir.parent), **sizes)
     searched = read_winner(RunFolder(run_dir), RunFolder(run_dir).ledger().task)
-    process = start(joining, "runs/final", *FLAGS)
+    process = joining.start("runs/final", *FLAGS, script="finalize.py")
     assert process.stdout is not None
     line = process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
@@ -88,27 +77,15 @@ def finalized(joining: Runner) -> Finalized:
     kept = (run_dir / FINALS).read_text().splitlines()
     with (run_dir / FINALS).open("a") as file:
         file.write('{"job": {"hyperpar')  # torn, as a power cut may leave it on some file systems
-    process = start(joining, "runs/final", *FLAGS)
+    process = joining.start("runs/final", *FLAGS, script="finalize.py")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # two notes and the first training
-    killed = kill_a_worker(joining)
+    kill_a_worker(joining)
     out, err = process.communicate(timeout=200)
-    return Finalized(run_dir, first, (process.returncode, "".join(lines) + out, err), kept, killed, searched)
+    return Finalized(run_dir, first, (process.returncode, "".join(lines) + out, err), kept, searched)
 
 
-def start(runner: Runner, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPTS / "finalize.py"), *flags],
-        cwd=runner.folder,
-        env={**runner.environment, "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def kill_a_worker(runner: Runner) -> bool:
+def kill_a_worker(runner: Runner) -> None:
     """Kill a process that trains, once there is one: between two trainings a worker has another name."""
     ends = time.monotonic() + 60
     while time.monotonic() < ends:
@@ -117,9 +94,9 @@ def kill_a_worker(runner: Runner) -> bool:
                 for child in psutil.Process(pid).children():
                     if child.name().startswith("ray::retrain"):
                         child.kill()
-                        return True
+                        return
         time.sleep(0.01)
-    return False
+    raise TimeoutError
 
 
 def finals_of(run_dir: Path) -> dict[Job, JobResult]:
@@ -148,7 +125,6 @@ def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finali
 def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was_killed(
     finalized: Finalized,
 ) -> None:
-    assert finalized.killed
     for job, result in finals_of(finalized.run_dir).items():
         trial = Trial(seed=job.seed, max_epochs=3)
         *_, (last, _) = FINAL.train(json.loads(job.config), 0.0, trial)
@@ -231,31 +207,35 @@ def test_the_searchs_winner_stays_known_and_a_new_one_drops_the_card(
     assert winner and drawn == winner.config
 
 
+def scores_of(*values: float | None) -> Scores:
+    return Scores(by_seed=dict(enumerate(values, 21)))
+
+
 @pytest.mark.parametrize(
     ("values", "mean", "sd", "low", "high"),
     [
         ((0.1, 0.2, 0.3, 0.4, 0.5), 0.3, 0.158114, 0.103676, 0.496324),  # t = 2.776445, from a table
-        ((0.5, 0.7), 0.6, 0.141421, math.nan, math.nan),
+        ((0.5, None, 0.7), 0.6, 0.141421, math.nan, math.nan),
         ((0.25,), 0.25, math.nan, math.nan, math.nan),
-        ((), math.nan, math.nan, math.nan, math.nan),
+        ((None,), math.nan, math.nan, math.nan, math.nan),
     ],
 )
-def test_scores(values: tuple[float, ...], mean: float, sd: float, low: float, high: float) -> None:
-    scores = Scores(values=values)
+def test_scores(values: tuple[float | None, ...], mean: float, sd: float, low: float, high: float) -> None:
+    scores = scores_of(*values)
+    assert (scores.n, scores.failed) == (len(values) - values.count(None), values.count(None))
     given = scores.mean, scores.sd, *scores.interval
     assert given == pytest.approx((mean, sd, low, high), abs=1e-5, nan_ok=True)
 
 
 def test_the_interval_holds_the_true_mean_19_times_in_20() -> None:
     draws = np.random.default_rng(0).normal(0.98, 0.003, size=(1000, 5))
-    ends = [Scores(values=tuple(row)).interval for row in draws]
+    ends = [scores_of(*row).interval for row in draws]
     assert 0.93 <= np.mean([low <= 0.98 <= high for low, high in ends]) <= 0.97
 
 
 def test_differences_are_taken_by_seed_where_both_ended() -> None:
-    one, other = {1: 0.9, 2: None, 3: 0.8}, {3: 0.5, 2: 0.1, 1: 0.8}
-    assert difference(one, other).values == pytest.approx((0.1, 0.3))
-    assert scores_of(one) == Scores(values=(0.9, 0.8), failed=1)
+    one, other = Scores(by_seed={1: 0.9, 2: None, 3: 0.8}), Scores(by_seed={3: 0.5, 2: 0.1, 1: 0.8})
+    assert one.less(other).by_seed == pytest.approx({1: 0.1, 3: 0.3})
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, *range(1000, 1020)])
@@ -292,19 +272,15 @@ def test_candidates_are_the_best_complete_trials_each_configuration_once() -> No
     assert [one.number for one in protocol.candidates(trials, 2, smallest)] == [5, 0]
 
 
-def candidate(number: int) -> Candidate:
-    return Candidate(number=number, config={"lr": 0.001 * (number + 1)}, epochs=3, value=0.9)
-
-
 def test_a_configuration_that_diverged_with_a_seed_is_chosen_last() -> None:
-    one, two, three = candidate(0), candidate(1), candidate(2)
-    scores = {one: Scores(values=(0.99,), failed=1), two: Scores(values=(0.8, 0.9))}
-    assert protocol.choose(scores, OBJECTIVE) == two
-    assert protocol.choose({**scores, three: Scores(values=(0.9, 0.9))}, OBJECTIVE) == three
-    assert protocol.choose({one: scores[one], two: Scores(values=(), failed=2)}, OBJECTIVE) == one
-    assert protocol.choose({one: Scores(values=(), failed=2)}, OBJECTIVE) is None
+    one, two, three = (record(number, 0.9, lr=0.1) for number in range(3))
+    found = [(one, scores_of(0.99, None)), (two, scores_of(0.8, 0.9))]
+    assert protocol.choose(found, OBJECTIVE) == two
+    assert protocol.choose([*found, (three, scores_of(0.9, 0.9))], OBJECTIVE) == three
+    assert protocol.choose([found[0], (two, scores_of(None, None))], OBJECTIVE) == one
+    assert protocol.choose([(one, scores_of(None, None))], OBJECTIVE) is None
     smallest = dataclasses.replace(OBJECTIVE, mode="min")
-    assert protocol.choose({two: Scores(values=(0.8,)), three: Scores(values=(0.9,))}, smallest) == two
+    assert protocol.choose([(two, scores_of(0.8)), (three, scores_of(0.9))], smallest) == two
 
 
 def test_training_and_validation_together_are_the_training_set(mnist_dir: Path) -> None:
@@ -434,25 +410,17 @@ def test_a_mistake_on_the_command_line_gets_one_line(
 
 @pytest.fixture
 def verdict(tmp_path: Path) -> Verdict:
-    one, two = candidate(12), candidate(3)
+    one, two = record(12, 0.9, lr=0.013), record(3, 0.9, lr=0.004)
     return Verdict(
-        objective=OBJECTIVE,
-        data="mnist, all training images",
+        facts=FACTS,
         usage="",
         seed=0,
         protocol=FinalsSettings(top_k=2, seeds=3),
-        validation={one: Scores(values=(0.98, 0.99), failed=1), two: Scores(values=(0.981, 0.982, 0.98))},
+        validation=[(one, scores_of(0.98, 0.99, None)), (two, scores_of(0.981, 0.982, 0.98))],
         winner=two,
-        winner_test=Scores(values=(0.99, 0.991, 0.992), failed=1),
+        winner_test=scores_of(None, 0.99, 0.991, 0.992),
         baseline={},
-        baseline_test=Scores(values=(0.97, 0.971, 0.969)),
-        difference=Scores(values=(0.02, 0.021, 0.022)),
-        model_seed=22,
-        model_test=0.99,
-        choosing_seeds=[11, 12, 13],
-        final_seeds=[21, 22, 23, 24],
-        defaults=DEFAULTS,
-        validation_n=5_000,
+        baseline_test=scores_of(0.9, 0.97, 0.97, 0.97),
         test_n=10_000,
         files=("model.pt", "model.pt2"),
     )
@@ -472,7 +440,7 @@ def test_the_tables_fit_into_60_columns_and_tell_what_diverged(verdict: Verdict,
     card = write_card(verdict, name="run", command="tune-mnist finalize run")
     assert "seed 22, the first one that did not diverge" in card.replace("\n  ", " ")
     assert "| trial 12 | 90.00% | 98.50% | 0.71 | 2 | 1 |" in card
-    same = dataclasses.replace(verdict, baseline_test=None, difference=None)
+    same = dataclasses.replace(verdict, baseline_test=None)
     assert "| baseline |" not in write_card(same, name="run", command="").split("## Hyper")[0]
 
 

@@ -90,7 +90,7 @@ class FinalsConsole:
 
 def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds: float) -> None:
     """Print how it was chosen, what it scored on the test set, and where the model is."""
-    winner, objective = verdict.winner, verdict.objective
+    winner, objective = verdict.winner, verdict.facts.objective
     console.print()
     console.print(_validation_table(verdict))
     baseline = {} if verdict.baseline is None else verdict.full(verdict.baseline)
@@ -101,7 +101,7 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
     console.print(_test_table(verdict))
     if verdict.baseline is not None and verdict.baseline_test is None:
         console.print("The chosen configuration is the baseline.")
-    tried = [*verdict.validation.values(), verdict.winner_test, verdict.baseline_test]
+    tried = [*(scores for _, scores in verdict.validation), verdict.winner_test, verdict.baseline_test]
     if diverged := sum(scores.failed for scores in tried if scores is not None):
         console.print(f"{diverged} trainings diverged; the means are without them.")
     in_points = ", in points, as the difference is" if objective.unit else ""
@@ -121,19 +121,21 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
 
 
 def _validation_table(verdict: Verdict) -> Table:
-    objective = verdict.objective
-    table = _table(f"{objective.metric} on validation{examples(verdict.validation_n)}")
+    objective = verdict.facts.objective
+    n = examples(verdict.facts.validation_examples)
+    table = _table(f"{objective.metric} on validation{n}")
     for heading in ("", "search", "mean", "sd", "seeds"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
-    for one, scores in verdict.validation.items():
+    for one, scores in verdict.validation:
         mark = "→ " if one == verdict.winner else "  "
         mean, sd = objective.write(scores.mean), objective.write_difference(scores.sd)
-        table.add_row(f"{mark}trial {one.number}", objective.write(one.value), mean, sd, _count(scores))
+        searched = objective.write(one.last[objective.metric])
+        table.add_row(f"{mark}trial {one.number}", searched, mean, sd, _count(scores))
     return table
 
 
 def _test_table(verdict: Verdict) -> Table:
-    objective = verdict.objective
+    objective = verdict.facts.objective
     table = _table(f"{objective.metric} on the test set{examples(verdict.test_n)}")
     for heading in ("", "mean ± sd", "seeds", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)

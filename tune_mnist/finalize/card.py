@@ -6,10 +6,38 @@ import platform
 from datetime import datetime, timezone
 from importlib import metadata
 
-from tune_mnist.finalize.protocol import MIN_SEEDS, SEARCH_SEEDS, Candidate, Scores, Verdict
+from tune_mnist.finalize.protocol import MIN_SEEDS, SEARCH_SEEDS, Scores, Verdict
 from tune_mnist.task import Objective
 
-TEMPLATE = """\
+
+def write_card(verdict: Verdict, *, name: str, command: str) -> str:
+    """Write the card in Markdown.
+
+    Args:
+        verdict: the outcome of the finalization.
+        name: of the run.
+        command: that it was started with.
+    """
+    facts, winner, scores = verdict.facts, verdict.winner, verdict.winner_test
+    objective, metric = facts.objective, facts.objective.metric
+    n, seed = scores.n, verdict.seed
+    mean, model_test = objective.write(scores.mean), objective.write(verdict.model_test)
+    if n >= MIN_SEEDS:
+        mean += f" (95 % interval {interval(scores, objective)})"
+    data, date = facts.data or facts.name, f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    unit = f" ({objective.unit.strip()})" if objective.unit else ""
+    test_n, validation_n = examples(verdict.test_n), examples(facts.validation_examples)
+    tried = f"{len(verdict.validation)} of the {verdict.protocol.top_k} asked for"
+    chosen = f"trial {winner.number}"
+    best = "highest" if objective.mode == "max" else "lowest"
+    trained = "It and the baseline were" if verdict.baseline_test else "It was"
+    choosing_seeds, final_seeds = (
+        ", ".join(map(str, one.by_seed)) for one in (verdict.validation[0][1], scores)
+    )
+    model = f"that of seed {verdict.model_seed}, {which_seed(verdict)}"
+    files = "\n".join(f"- `{file}`" for file in verdict.files)
+    usage = f"\n{verdict.usage}\n" if verdict.usage else ""
+    return f"""\
 # {name}: the final model
 
 Trained on {data}; chosen and measured by `{command}` on {date}.
@@ -24,7 +52,7 @@ is Student's, for the mean over seeds; that another test set would give another 
 
 | configuration | mean | sd{unit} | n | diverged | 95 % interval |
 |---|---|---|---|---|---|
-{test_rows}
+{_test_rows(verdict)}
 
 ## Validation {metric}, by which it was chosen
 
@@ -33,25 +61,23 @@ the search, where the best of many noisy scores is optimistically biased.
 
 | configuration | search | mean | sd{unit} | n | diverged |
 |---|---|---|---|---|---|
-{validation_rows}
+{_validation_rows(verdict)}
 
 ## Hyper-parameters
 
-| | {headings} |
-|---|{dashes}
-{hyperparameter_rows}
+{_hyperparameters(verdict)}
 
 ## Protocol
 
-- The best finished configurations of the search, {k} of the {top_k} asked for, were trained again for all
+- The best finished configurations of the search, {tried}, were trained again for all
   their epochs, with the seeds {choosing_seeds}.
-- The {best} mean validation {metric} chose trial {number}. A configuration of which a training diverged
+- The {best} mean validation {metric} chose {chosen}. A configuration of which a training diverged
   would have come after those of which none did.
 - {trained} trained on training + validation, with the seeds {final_seeds}.
   Each of these trainings was scored on the test set once. Nothing else here saw the test set.
 - Seeds: 31-bit halves of the words of `numpy.random.SeedSequence({seed})`, dealt out to both kinds in
-  turn, without {seed} to {last_search_seed}, which are the search's.
-- The model is that of seed {model_seed}, {which}. So it was not chosen on the test set, and its own
+  turn, without {seed} to {seed + SEARCH_SEEDS - 1}, which are the search's.
+- The model is {model}. So it was not chosen on the test set, and its own
   {model_test} is one draw of those in the first table.
 
 ## Files
@@ -60,60 +86,8 @@ the search, where the best of many noisy scores is optimistically biased.
 {usage}
 ## Versions
 
-{versions}
+{_versions()}
 """
-
-
-def write_card(verdict: Verdict, *, name: str, command: str) -> str:
-    """Write the card in Markdown.
-
-    Args:
-        verdict: the outcome of the finalization.
-        name: of the run.
-        command: that it was started with.
-    """
-    objective, winner, scores = verdict.objective, verdict.winner, verdict.winner_test
-    configurations = {f"trial {one.number}": one.config for one in verdict.validation}
-    if verdict.baseline is not None:
-        configurations["baseline"] = verdict.baseline
-    columns = {heading: verdict.full(config) for heading, config in configurations.items()}
-    parameters = dict.fromkeys(name for values in columns.values() for name in values)
-    return TEMPLATE.format(
-        name=name,
-        data=verdict.data,
-        command=command,
-        date=f"{datetime.now(timezone.utc):%Y-%m-%d}",
-        metric=objective.metric,
-        model_test=objective.write(verdict.model_test),
-        test_n=examples(verdict.test_n),
-        validation_n=examples(verdict.validation_n),
-        n=scores.n,
-        mean=objective.write(scores.mean)
-        + (f" (95 % interval {interval(scores, objective)})" if scores.n >= MIN_SEEDS else ""),
-        unit=f" ({objective.unit.strip()})" if objective.unit else "",
-        test_rows="\n".join(_test_rows(verdict)),
-        validation_rows="\n".join(_validation_row(one, verdict) for one in verdict.validation),
-        headings=" | ".join(columns),
-        dashes="---|" * len(columns),
-        hyperparameter_rows="\n".join(
-            f"| {key} | " + " | ".join(str(values.get(key, "")) for values in columns.values()) + " |"
-            for key in parameters
-        ),
-        seed=verdict.seed,
-        last_search_seed=verdict.seed + SEARCH_SEEDS - 1,
-        k=len(verdict.validation),
-        top_k=verdict.protocol.top_k,
-        choosing_seeds=", ".join(map(str, verdict.choosing_seeds)),
-        final_seeds=", ".join(map(str, verdict.final_seeds)),
-        best="highest" if objective.mode == "max" else "lowest",
-        trained="It was" if verdict.baseline_test is None else "It and the baseline were",
-        number=winner.number,
-        model_seed=verdict.model_seed,
-        which=which_seed(verdict),
-        files="\n".join(f"- `{file}`" for file in verdict.files),
-        usage=f"\n{verdict.usage}\n" if verdict.usage else "",
-        versions="\n".join(f"- {package} {version}" for package, version in versions().items()),
-    )
 
 
 def examples(n: int | None) -> str:
@@ -126,7 +100,7 @@ def interval(scores: Scores, objective: Objective) -> str:
     low, high = scores.interval
     if objective.standard_error == "binomial":
         low, high = max(low, 0.0), min(high, 1.0)
-    return f"{objective.write(low)} to {objective.write(high)}" if low == low else "--"
+    return f"{objective.write(low)} to {objective.write(high)}" if scores.n >= MIN_SEEDS else "--"
 
 
 def interval_of_difference(scores: Scores, objective: Objective, *, sign: str = "") -> str:
@@ -137,44 +111,58 @@ def interval_of_difference(scores: Scores, objective: Objective, *, sign: str = 
 
 def which_seed(verdict: Verdict) -> str:
     """Say which of the final trainings the model is."""
-    first = verdict.model_seed == verdict.final_seeds[0]
+    first = verdict.model_seed == next(iter(verdict.winner_test.by_seed))
     return "the first one, fixed beforehand" if first else "the first one that did not diverge"
 
 
-def versions() -> dict[str, str]:
-    """Give the versions of what decides the model."""
-    found = {"python": platform.python_version()}
+def _versions() -> str:
+    """List the versions of what decides the model."""
+    lines = [f"- python {platform.python_version()}"]
     for package in ("torch", "ray", "optuna", "tune-mnist"):
         try:
-            found[package] = metadata.version(package)
+            version = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed, run from its sources"
-    return found
+            version = "not installed, run from its sources"
+        lines.append(f"- {package} {version}")
+    return "\n".join(lines)
 
 
-def _validation_row(candidate: Candidate, verdict: Verdict) -> str:
-    scores, objective = verdict.validation[candidate], verdict.objective
-    heading = f"trial {candidate.number}" + (" (chosen)" if candidate == verdict.winner else "")
-    cells = [heading, objective.write(candidate.value), *_mean_and_sd(scores, objective)]
-    return "| " + " | ".join(cells) + " |"
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def _mean_and_sd(scores: Scores, objective: Objective) -> list[str]:
+def _mean_and_sd(scores: Scores, objective: Objective) -> list[object]:
     sd = objective.write_difference(scores.sd)
-    return [objective.write(scores.mean), sd, str(scores.n), str(scores.failed)]
+    return [objective.write(scores.mean), sd, scores.n, scores.failed]
 
 
-def _test_rows(verdict: Verdict) -> list[str]:
-    rows, objective = [], verdict.objective
-    for heading, scores in (
-        (f"trial {verdict.winner.number}", verdict.winner_test),
-        ("baseline", verdict.baseline_test),
-    ):
+def _validation_rows(verdict: Verdict) -> str:
+    objective, rows = verdict.facts.objective, []
+    for trial, scores in verdict.validation:
+        heading = f"trial {trial.number}" + (" (chosen)" if trial == verdict.winner else "")
+        searched = objective.write(trial.last[objective.metric])
+        rows.append(_row(heading, searched, *_mean_and_sd(scores, objective)))
+    return "\n".join(rows)
+
+
+def _test_rows(verdict: Verdict) -> str:
+    objective, rows = verdict.facts.objective, []
+    tested = {f"trial {verdict.winner.number}": verdict.winner_test, "baseline": verdict.baseline_test}
+    for heading, scores in tested.items():
         if scores is not None:
-            cells = [heading, *_mean_and_sd(scores, objective), interval(scores, objective)]
-            rows.append("| " + " | ".join(cells) + " |")
+            rows.append(_row(heading, *_mean_and_sd(scores, objective), interval(scores, objective)))
     if gain := verdict.difference:
         mean = objective.write_difference(gain.mean) + objective.unit
         sd, ends = objective.write_difference(gain.sd), interval_of_difference(gain, objective)
         rows.append(f"| difference, by seed | {mean} | {sd} | {gain.n} | | {ends}{objective.unit} |")
-    return rows
+    return "\n".join(rows)
+
+
+def _hyperparameters(verdict: Verdict) -> str:
+    columns = {f"trial {trial.number}": verdict.full(trial.config) for trial, _ in verdict.validation}
+    if verdict.baseline is not None:
+        columns["baseline"] = verdict.full(verdict.baseline)
+    rows = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
+        rows.append(_row(name, *(values.get(name, "") for values in columns.values())))
+    return "\n".join(rows)

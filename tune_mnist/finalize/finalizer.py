@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,29 +18,29 @@ from tune_mnist.finalize.card import write_card
 from tune_mnist.finalize.protocol import (
     TRAINING,
     UNION,
-    Candidate,
     FinalsSettings,
     Job,
+    Scores,
     Verdict,
     candidates,
     canonical,
     choose,
-    difference,
     fresh_seeds,
-    scores_of,
 )
-from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, quiet_ray, run_jobs
+from tune_mnist.finalize.trainings import FINALS, FinalsFile, JobResult, run_jobs
 from tune_mnist.results.winner import BEST, CARD, HYPERPARAMETERS
 from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.records import TaskFacts, TrialRecord
 from tune_mnist.run.saved import CHECKPOINT
 from tune_mnist.run.settings import Settings
 from tune_mnist.run.space import baseline_point, planned_epochs, to_config
 from tune_mnist.task import Task
 from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.retrain import Step
+from tune_mnist.tuning.rounds import ray_log
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.tasks import find_task, make_options, resumable_options
-from tune_mnist.tuning.tuner import input_errors
+from tune_mnist.tuning.tuner import describe_task, input_errors
 
 
 class AllDivergedError(RuntimeError):
@@ -66,22 +67,23 @@ class _Session:
     settings: Settings
     task: Task
     options: Any
+    facts: TaskFacts
     protocol: FinalsSettings
     resources: Resources
     file: FinalsFile
     listener: Listener
 
-    @property
-    def data(self) -> str:
-        """Give all but the configuration that decides the result of a training, as a `Job` has it."""
-        options = dataclasses.asdict(self.options) if self.options else {}
-        decisive = {name: options[name] for name in options if name not in resumable_options(self.task)}
-        return canonical({"task": self.task.name, "seed": self.settings.seed, **decisive})
-
     def jobs(self, config: Mapping[str, Any], epochs: int, part: str, seeds: Iterable[int]) -> list[Job]:
         """List the trainings of a configuration."""
+        options = dataclasses.asdict(self.options) if self.options else {}
+        decisive = {name: options[name] for name in options if name not in resumable_options(self.task)}
+        data = canonical({"task": self.task.name, "seed": self.settings.seed, **decisive})
         text = canonical(config)
-        return [Job(config=text, seed=seed, part=part, epochs=epochs, data=self.data) for seed in seeds]
+        return [Job(config=text, seed=seed, part=part, epochs=epochs, data=data) for seed in seeds]
+
+    def scores(self, jobs: Iterable[Job]) -> Scores:
+        """Give the results of trainings that have ended."""
+        return Scores(by_seed={job.seed: self.file.results[job].value for job in jobs})
 
 
 def finalize(
@@ -108,14 +110,16 @@ def finalize(
         TrainingError: if a training can't be done.
     """
     with ExitStack() as stack:
-        stack.enter_context(quiet_ray())
+        stack.enter_context(ray_log(Path(os.devnull)))  # lost workers, whose tasks are started again
         with input_errors():
             folder = RunFolder(run)
             folder.ledger()  # or there is no run to lock
             stack.enter_context(folder.locked())
             ledger, settings = folder.ledger(), read_settings(folder)
             task = find_task(settings)
-            check_abilities(task)
+            if missing := [name for name in ("load_all", "test") if getattr(task, name) is None]:
+                must = f"must have {' and '.join(missing)} to be finalized"
+                raise ValueError(f"task is {task.name}, but {must}")
             found = candidates(ledger.trials.values(), protocol.top_k, task.objective)
             if not found:
                 raise ValueError(f"{folder.uri} has no COMPLETE trial, but must have one to make final")
@@ -130,7 +134,8 @@ def finalize(
             resources = fit_resources(
                 settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials
             )
-            session = _Session(settings, task, options, protocol, resources, file, listener)
+            facts = describe_task(task, options, {}, settings.max_epochs)
+            session = _Session(settings, task, options, facts, protocol, resources, file, listener)
         if file.lost_lines:
             listener.on_message(f"{FINALS} has {file.lost_lines} lines that can't be read: done again")
         if len(found) < protocol.top_k:
@@ -141,81 +146,57 @@ def finalize(
         return _write(folder, session, verdict, model, command)
 
 
-def check_abilities(task: Task) -> None:
-    """Raise ValueError if a task lacks what a finalization needs."""
-    missing = [name for name in ("load_all", "test") if getattr(task, name) is None]
-    if missing:
-        raise ValueError(f"task is {task.name}, but must have {' and '.join(missing)} to be finalized")
-
-
-def _decide(session: _Session, found: list[Candidate], data: Any) -> tuple[Verdict, bytes]:
+def _decide(session: _Session, found: list[TrialRecord], data: Any) -> tuple[Verdict, bytes]:
     """Choose on validation, then test what was chosen next to the baseline; give its checkpoint too."""
     settings, task, file = session.settings, session.task, session.file
     choosing_seeds, final_seeds = fresh_seeds(settings.seed, session.protocol.seeds)
 
-    trials = {one: session.jobs(one.config, one.epochs, TRAINING, choosing_seeds) for one in found}
-    names = {job: f"trial {one.number}" for one, jobs in trials.items() for job in jobs}
+    trials = [(one, session.jobs(one.config, one.epochs_planned, TRAINING, choosing_seeds)) for one in found]
+    names = {job: f"trial {one.number}" for one, jobs in trials for job in jobs}
     _train(session, "choosing", names, data)
-    scores = {one: scores_of(_by_seed(file, trials[one])) for one in found}
-    winner = choose(scores, task.objective)
+    validation = [(one, session.scores(jobs)) for one, jobs in trials]
+    winner = choose(validation, task.objective)
     if winner is None:
         raise AllDivergedError(f"all {len(found)} configurations diverged with every seed")
 
-    finals = session.jobs(winner.config, winner.epochs, UNION, final_seeds)
+    finals = session.jobs(winner.config, winner.epochs_planned, UNION, final_seeds)
     names = dict.fromkeys(finals, f"trial {winner.number}")
-    baseline = _baseline(task, settings.max_epochs)
-    other: list[Job] = []
+    point = baseline_point(task, next(iter(task.spaces.values())), settings.max_epochs)
+    baseline = None if point is None else to_config(task, point, settings.max_epochs)
+    others: list[Job] = []
     if baseline is not None and {**task.defaults, **baseline} != {**task.defaults, **winner.config}:
-        epochs = planned_epochs(baseline, settings.max_epochs)
-        other = session.jobs(baseline, epochs, UNION, final_seeds)
-        names |= dict.fromkeys(other, "baseline")
+        others = session.jobs(baseline, planned_epochs(baseline, settings.max_epochs), UNION, final_seeds)
+        names |= dict.fromkeys(others, "baseline")
     everything = task.load_all(session.options, settings.seed) if task.load_all else None
     _train(session, "testing", names, everything, keep_model=finals[0])
-    ended = [job for job in finals if file.results[job].error is None]
-    if not ended:
+    model = next((job for job in finals if file.results[job].error is None), None)
+    if model is None:
         raise AllDivergedError(f"trial {winner.number} diverged with every seed on training + validation")
-    if ended[0] != finals[0]:  # the first seed diverged
-        _train(session, "model", {ended[0]: names[ended[0]]}, everything, keep_model=ended[0])
-    model, result = file.checkpoint(ended[0]), file.results[ended[0]]
-    assert model is not None and result.value is not None
-    by_seed, other_by_seed = _by_seed(file, finals), _by_seed(file, other)
+    if model != finals[0]:  # the first seed diverged
+        _train(session, "model", {model: names[model]}, everything, keep_model=model)
+    checkpoint = file.checkpoint(model)
+    assert checkpoint is not None
     return Verdict(
-        objective=task.objective,
-        data=task.describe(session.options) if task.describe else task.name,
+        facts=session.facts,
         usage=task.usage,
         seed=settings.seed,
         protocol=session.protocol,
-        validation=scores,
+        validation=validation,
         winner=winner,
-        winner_test=scores_of(by_seed),
+        winner_test=session.scores(finals),
         baseline=baseline,
-        baseline_test=scores_of(other_by_seed) if other else None,
-        difference=difference(by_seed, other_by_seed) if other else None,
-        model_seed=ended[0].seed,
-        model_test=result.value,
-        choosing_seeds=choosing_seeds,
-        final_seeds=final_seeds,
-        defaults=task.defaults,
-        validation_n=_validation_n(session),
-        test_n=result.n,
-    ), model
-
-
-def _baseline(task: Task, max_epochs: int) -> dict[str, Any] | None:
-    """Give the configuration of a task's baseline, in the terms of its default space."""
-    point = baseline_point(task, next(iter(task.spaces.values())), max_epochs)
-    return None if point is None else to_config(task, point, max_epochs)
-
-
-def _validation_n(session: _Session) -> int | None:
-    count = session.task.validation_examples
-    return count(session.options) if count else None
+        baseline_test=session.scores(others) if others else None,
+        test_n=file.results[model].n,
+    ), checkpoint
 
 
 def _train(
-    session: _Session, title: str, jobs: dict[Job, str], data: Any, keep_model: Job | None = None
+    session: _Session, title: str, names: dict[Job, str], data: Any, keep_model: Job | None = None
 ) -> None:
-    """Do those of the trainings that the file lacks, and add them to it."""
+    """Do those of the trainings that the file lacks, and add them to it.
+
+    With ``keep_model`` each is scored on the test set, and the checkpoint of that one is kept.
+    """
     file, task = session.file, session.task
 
     def is_done(job: Job) -> bool:
@@ -223,8 +204,8 @@ def _train(
         needs_model = job == keep_model and file.checkpoint(job) is None
         return result is not None and (result.error is not None or not needs_model)
 
-    to_do = [job for job in jobs if not is_done(job)]
-    session.listener.on_phase(title, jobs, to_do)
+    to_do = [job for job in names if not is_done(job)]
+    session.listener.on_phase(title, names, to_do)
     for job, step in run_jobs(
         to_do,
         task.train,
@@ -237,7 +218,7 @@ def _train(
     ):
         outcome = ""
         if step.ended:
-            value, n = step.value, _validation_n(session)
+            value, n = step.value, session.facts.validation_examples
             if step.checkpoint is not None and task.test:
                 # Here on the driver, as the search tests its winner: nodes need no test set.
                 with _as_file(step.checkpoint) as path:
@@ -258,20 +239,15 @@ def _as_file(checkpoint: bytes) -> Iterator[Path]:
         yield path
 
 
-def _by_seed(file: FinalsFile, jobs: Iterable[Job]) -> dict[int, float | None]:
-    return {job.seed: file.results[job].value for job in jobs}
-
-
 def _write(folder: RunFolder, session: _Session, verdict: Verdict, model: bytes, command: str) -> Verdict:
     """Write the model into best/, the card last: it speaks of what lies next to it."""
     config, export = dict(verdict.winner.config), session.task.export
     with _as_file(model) as path:
         files = export(config, path, session.options) if export else {CHECKPOINT: model}
     verdict = dataclasses.replace(verdict, files=tuple(files))
+    values = json.dumps(verdict.full(config), indent=2) + "\n"
+    card = write_card(verdict, name=folder.name, command=command)
     folder.remove(f"{BEST}/{CARD}")
-    for name, content in files.items():
+    for name, content in {**files, HYPERPARAMETERS: values.encode(), CARD: card.encode()}.items():
         folder.put(f"{BEST}/{name}", content)
-    values = json.dumps(verdict.full(config), indent=2)
-    folder.put(f"{BEST}/{HYPERPARAMETERS}", f"{values}\n".encode())
-    folder.put(f"{BEST}/{CARD}", write_card(verdict, name=folder.name, command=command).encode())
     return verdict

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from tune_mnist.run.records import TrialRecord
+from tune_mnist.run.records import TaskFacts, TrialRecord
 from tune_mnist.run.settings import setting
-from tune_mnist.task import Objective
+from tune_mnist.task import Objective, require
 
 TRAINING = "training"
 """Part of the data: trained on the training part, scored on the validation part."""
@@ -43,23 +43,30 @@ class FinalsSettings:
         """Check each value against its rule."""
         for name in ("top_k", "seeds"):
             value = getattr(self, name)
-            if not 1 <= value <= 1000:
-                raise ValueError(f"{name} is {value}, but must be 1 to 1000")
+            require(1 <= value <= 1000, name, value, "1 to 1000")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The metric of one configuration, or differences of two, one value a seed."""
+    """The metric of one configuration, or differences of two, by seed."""
 
-    values: tuple[float, ...]
-    "Of the seeds whose training did not diverge."
-    failed: int = 0
-    "Seeds whose training diverged."
+    by_seed: Mapping[int, float | None]
+    "None for a seed whose training diverged."
+
+    @property
+    def values(self) -> list[float]:
+        """The values of the seeds that ended."""
+        return [value for value in self.by_seed.values() if value is not None]
 
     @property
     def n(self) -> int:
         """Count the seeds that ended."""
         return len(self.values)
+
+    @property
+    def failed(self) -> int:
+        """Count the seeds whose training diverged."""
+        return len(self.by_seed) - self.n
 
     @property
     def mean(self) -> float:
@@ -79,31 +86,10 @@ class Scores:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
-
-def scores_of(by_seed: Mapping[int, float | None]) -> Scores:
-    """Gather the results of the seeds; None is one that diverged."""
-    values = tuple(value for value in by_seed.values() if value is not None)
-    return Scores(values=values, failed=len(by_seed) - len(values))
-
-
-def difference(one: Mapping[int, float | None], other: Mapping[int, float | None]) -> Scores:
-    """Subtract ``other`` from ``one`` seed by seed, where both ended."""
-    pairs = ((one[seed], other.get(seed)) for seed in one)
-    return Scores(values=tuple(a - b for a, b in pairs if a is not None and b is not None))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A configuration among which is chosen."""
-
-    number: int
-    "Of the best trial that had it."
-    config: Mapping[str, Any] = field(hash=False)
-    "As it is trained."
-    epochs: int
-    "Epochs that it is to train."
-    value: float
-    "The metric of that trial's last epoch."
+    def less(self, other: Scores) -> Scores:
+        """Subtract other scores seed by seed, where both ended."""
+        pairs = ((seed, value, other.by_seed.get(seed)) for seed, value in self.by_seed.items())
+        return Scores(by_seed={seed: a - b for seed, a, b in pairs if a is not None and b is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,61 +116,54 @@ def canonical(values: Mapping[str, Any]) -> str:
 class Verdict:
     """The outcome of a finalization."""
 
-    objective: Objective
-    data: str
-    "What was trained on, in words."
+    facts: TaskFacts
     usage: str
     "Of the task."
     seed: int
     "Of the search."
     protocol: FinalsSettings
-    validation: dict[Candidate, Scores]
-    "The validation metric of each candidate, the best trial of the search first."
-    winner: Candidate
+    validation: Sequence[tuple[TrialRecord, Scores]]
+    "The candidates with their validation metric, the best trial of the search first."
+    winner: TrialRecord
     winner_test: Scores
+    "Of the final trainings, in their order."
     baseline: Mapping[str, Any] | None
-    "Its configuration, with what the task leaves to its defaults; None for a task without."
+    "Its configuration, without what the task leaves to its defaults; None for a task without."
     baseline_test: Scores | None
     "None without a baseline, or where the winner is the baseline."
-    difference: Scores | None
-    "Winner less baseline, seed by seed."
-    model_seed: int
-    "Of the training whose weights are the model."
-    model_test: float
-    "The metric of that one on the test set."
-    choosing_seeds: list[int]
-    final_seeds: list[int]
-    defaults: Mapping[str, Any]
-    "What a configuration has where it says nothing."
-    validation_n: int | None
-    "Examples of the validation part, where the task counts them."
     test_n: int | None
     files: tuple[str, ...] = ()
     "Names of the model's files in best/."
 
+    @property
+    def difference(self) -> Scores | None:
+        """Winner less baseline, seed by seed."""
+        return self.winner_test.less(self.baseline_test) if self.baseline_test else None
+
+    @property
+    def model_seed(self) -> int:
+        """The seed of the training whose weights are the model: the first that did not diverge."""
+        return next(seed for seed, value in self.winner_test.by_seed.items() if value is not None)
+
+    @property
+    def model_test(self) -> float:
+        """The model's metric on the test set."""
+        return self.winner_test.values[0]
+
     def full(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Give a configuration with its defaults."""
-        return {**self.defaults, **config}
+        return {**self.facts.defaults, **config}
 
 
-def candidates(trials: Iterable[TrialRecord], top_k: int, objective: Objective) -> list[Candidate]:
+def candidates(trials: Iterable[TrialRecord], top_k: int, objective: Objective) -> list[TrialRecord]:
     """List the best COMPLETE trials, at most ``top_k``, the best first, each configuration once.
 
     Of equals the first trial.
     """
-    complete = sorted(
-        (trial for trial in trials if trial.shown_state == "COMPLETE"),
-        key=lambda trial: (-objective.score(trial.last), trial.number),
-    )
-    best: dict[str, Candidate] = {}
-    for trial in complete:
-        candidate = Candidate(
-            number=trial.number,
-            config=trial.config,
-            epochs=trial.epochs_planned,
-            value=trial.last[objective.metric],
-        )
-        best.setdefault(canonical(trial.config), candidate)
+    complete = [trial for trial in trials if trial.shown_state == "COMPLETE"]
+    best: dict[str, TrialRecord] = {}
+    for trial in sorted(complete, key=lambda trial: (-objective.score(trial.last), trial.number)):
+        best.setdefault(canonical(trial.config), trial)
     return list(best.values())[:top_k]
 
 
@@ -201,11 +180,13 @@ def fresh_seeds(seed: int, count: int) -> tuple[list[int], list[int]]:
     return fresh[0 : 2 * count : 2], fresh[1 : 2 * count : 2]
 
 
-def choose(scores: Mapping[Candidate, Scores], objective: Objective) -> Candidate | None:
+def choose(validation: Iterable[tuple[TrialRecord, Scores]], objective: Objective) -> TrialRecord | None:
     """Take the candidate with the best mean; one with diverged seeds comes after those with fewer.
 
     Returns:
         The candidate; None if all seeds of all of them diverged.
     """
-    ended = [candidate for candidate in scores if scores[candidate].n]
-    return min(ended, key=lambda one: (scores[one].failed, -objective.sign * scores[one].mean), default=None)
+    ranks = [
+        (scores.failed, -objective.sign * scores.mean, trial) for trial, scores in validation if scores.n
+    ]
+    return min(ranks, key=lambda rank: rank[:2])[2] if ranks else None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,11 +84,11 @@ def run_jobs(
         num_returns="streaming",
         max_retries=max_failures,
     )
-    waiting = list(reversed(jobs))
+    waiting = list(jobs)
     running: dict[Any, Job] = {}
     while waiting or running:
         while waiting and len(running) < resources.slots:
-            job = waiting.pop()
+            job = waiting.pop(0)
             trial = Trial(
                 seed=job.seed,
                 max_epochs=max_epochs,
@@ -101,8 +99,7 @@ def run_jobs(
             config = json.loads(job.config)
             stream = task.remote(*shared, config, trial, objective=objective, epochs=job.epochs, keep=keep)
             running[stream] = job
-        ready: list[Any]
-        ready, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
+        ready: list[Any] = ray.wait(list(running), timeout=LOOK_SECONDS)[0]
         for stream in ready:
             try:
                 yield running[stream], ray.get(next(stream))
@@ -111,20 +108,6 @@ def run_jobs(
             except RayError as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
                 raise TrainingError(f"a training could not be done: {first_line(cause)}") from error
-
-
-@contextmanager
-def quiet_ray() -> Iterator[None]:
-    """Keep what Ray logs of lost workers off the console, for a block: their tasks are started again."""
-    logger = logging.getLogger("ray.tune")
-    handler = logging.NullHandler()
-    logger.addHandler(handler)
-    before, logger.propagate = logger.propagate, False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
 
 
 class FinalsFile:
