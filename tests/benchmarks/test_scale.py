@@ -27,7 +27,6 @@ from tests.tuning.test_search import complete, read_study, result, searcher, sug
 from tune_mnist import results
 from tune_mnist.report.page import make_report
 from tune_mnist.report.view import View
-from tune_mnist.results.grid import records
 from tune_mnist.run.journal import JOURNAL, Journal
 from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.tuning import tuner
@@ -130,11 +129,11 @@ def test_a_run_is_read_without_a_table_for_each_trial(
     assert len(results.trials_frame(grid)) == len(grid) == 30 and not made
     table = grid[7].metrics_dataframe
     assert made["tables"] == 1 and table is not None
-    record = records(grid)[7]
+    record = grid.records[7]
     assert table["accuracy"].tolist() == [epoch["accuracy"] for epoch in record.epochs]
     assert (table["trial_id"] == record.trial_id).all()
     metrics = [grid[place].metrics for place in range(len(grid))]
-    assert [one["trial_id"] for one in metrics if one] == [one.trial_id for one in records(grid)]
+    assert [one["trial_id"] for one in metrics if one] == [one.trial_id for one in grid.records]
 
 
 def test_rays_grid_knows_its_best_result(tmp_path: Path) -> None:

@@ -139,26 +139,16 @@ def test_train_and_val_together_are_what_torchvision_reads(
 
 @pytest.mark.parametrize("folder", [".", "MNIST/raw"])
 @pytest.mark.parametrize("form", ["plain", "gzipped"])
-def test_either_form_in_either_folder_is_read_as_torchvision_does(
-    form: str,
-    folder: str,
-    theirs: tuple[MNIST, MNIST],
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
+def test_either_form_in_either_folder_is_read_as_torchvision_does_and_nothing_is_written(
+    form: str, folder: str, theirs: tuple[MNIST, MNIST], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     write(tmp_path / folder, request.getfixturevalue(form))
+    before = tree(tmp_path)
     assert prepare("mnist", tmp_path) == tmp_path / folder
     ours = load_test("mnist", tmp_path)
     assert torch.equal(ours.images, theirs[1].data)
     assert torch.equal(ours.labels, theirs[1].targets)
-
-
-def test_complete_data_dir_is_not_written_to(plain: dict[str, bytes], tmp_path: Path) -> None:
-    write(tmp_path / "data", plain)
-    before = tree(tmp_path / "data")
-    prepare("mnist", tmp_path / "data")
-    load_train_val("mnist", tmp_path / "data")
-    assert tree(tmp_path / "data") == before
+    assert tree(tmp_path) == before
 
 
 # --- how it is split ---
@@ -287,23 +277,14 @@ def test_files_of_different_sets_are_told(tiny_kmnist: Path) -> None:
 # --- files that are missing ---
 
 
-@pytest.fixture
-def requests() -> Counter[str]:
-    """How often the mirror was asked for each path."""
-    return Counter()
+Mirror = tuple[dict[str, bytes], Counter[str]]
+"""What it has, and how often it was asked for each path."""
 
 
 @pytest.fixture
-def served(gzipped: dict[str, bytes]) -> dict[str, bytes]:
-    """What the mirror has."""
-    return dict(gzipped)
-
-
-@pytest.fixture
-def mirror(
-    served: dict[str, bytes], requests: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def mirror(gzipped: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     """A web server on this machine, as mnist's one mirror."""
+    served, requests = dict(gzipped), Counter[str]()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -321,33 +302,24 @@ def mirror(
     monkeypatch.setattr(MNIST, "resources", resources)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(MNIST, "mirrors", [url])
-        yield url
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        yield served, requests
         server.shutdown()
 
 
-def test_missing_files_are_fetched_without_a_word(
-    mirror: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_missing_files_are_fetched_without_a_word_and_those_that_are_there_stay(
+    mirror: Mirror, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = prepare("mnist", tmp_path / "new" / "data")
-    assert folder == tmp_path / "new" / "data" / "MNIST" / "raw"
+    data_dir = tmp_path / "new" / "data"
+    folder = write(data_dir / "MNIST" / "raw", {TRAIN_LABELS: b"mine"})
+    assert prepare("mnist", data_dir) == folder
     assert names_in(tmp_path / "new") == set(NAMES)
-    assert load_test("mnist", tmp_path / "new" / "data").labels.bincount().tolist() == TEST_COUNTS
+    assert (folder / TRAIN_LABELS).read_bytes() == b"mine"
+    assert load_test("mnist", data_dir).labels.bincount().tolist() == TEST_COUNTS
     assert capfd.readouterr() == ("", "")
 
 
-def test_files_that_are_there_stay(mirror: str, plain: dict[str, bytes], tmp_path: Path) -> None:
-    folder = write(tmp_path / "MNIST" / "raw", {TRAIN_LABELS: b"mine"})
-    assert prepare("mnist", tmp_path) == folder
-    assert names_in(folder) == set(NAMES)
-    assert (folder / TRAIN_LABELS).read_bytes() == b"mine"
-    assert (folder / TEST_LABELS).read_bytes() == plain[TEST_LABELS]
-
-
-def test_two_processes_at_once_fetch_each_file_once(
-    mirror: str, requests: Counter[str], tmp_path: Path
-) -> None:
+def test_two_processes_at_once_fetch_each_file_once(mirror: Mirror, tmp_path: Path) -> None:
     """Forked, because a new process takes 4 s to import torchvision."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2, timeout=30)
@@ -363,15 +335,13 @@ def test_two_processes_at_once_fetch_each_file_once(
         process.join(30)
     assert [process.exitcode for process in both] == [0, 0]
     # Torchvision asks for a file twice: the first time it looks for a redirect.
-    assert requests == {f"/{name}.gz": 2 for name in NAMES}
+    assert mirror[1] == {f"/{name}.gz": 2 for name in NAMES}
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"MNIST", ".mnist.lock"}
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>Please log in</html>"])
-def test_wrong_download_is_not_kept(
-    content: bytes, mirror: str, served: dict[str, bytes], tmp_path: Path
-) -> None:
-    served[f"{TEST_LABELS}.gz"] = content
+def test_wrong_download_is_not_kept(content: bytes, mirror: Mirror, tmp_path: Path) -> None:
+    mirror[0][f"{TEST_LABELS}.gz"] = content
     with pytest.raises(DataError, match=f"torchvision: Error downloading {TEST_LABELS}.gz"):
         prepare("mnist", tmp_path / "data")
     assert {path.name for path in (tmp_path / "data").rglob("*")} == {".mnist.lock"}

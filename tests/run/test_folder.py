@@ -10,7 +10,7 @@ import torch
 from ray.tune import ResultGrid
 
 from tune_mnist.mnist.facts import FACTS
-from tune_mnist.results.grid import load_grid, saved_epochs
+from tune_mnist.results.grid import load_grid
 from tune_mnist.run import checkpoints
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.ledger import LEDGER, Ledger
@@ -187,7 +187,7 @@ def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Pa
         ledger.reported("a", report(index + 2, f"checkpoint_{index:06d}"))
     grid = load_grid(folder.uri)
     assert len(list(trial.glob("checkpoint_*"))) == 4
-    assert [one[1].index for one in saved_epochs(grid)] == [0, 1, 2, 3]
+    assert [one[1].index for one in grid.saved_epochs()] == [0, 1, 2, 3]
     assert grid[0].checkpoint is not None and grid[0].checkpoint.path.endswith("checkpoint_000003")
     assert grid[0].metrics is not None and grid[0].metrics["epoch"] == 5
     assert isinstance(grid, ResultGrid) and (len(grid), grid.num_errors, grid.num_terminated) == (1, 0, 0)

@@ -19,7 +19,7 @@ from tune_mnist.report.rungs import Level
 from tune_mnist.report.survival import survival_frame
 from tune_mnist.report.view import View
 from tune_mnist.results.frames import epochs_frame, trials_frame
-from tune_mnist.results.grid import ResultGrid
+from tune_mnist.results.grid import LedgerGrid
 from tune_mnist.results.winner import Winner
 from tune_mnist.run.resuming import ResumeRequest
 from tune_mnist.run.settings import Settings
@@ -40,7 +40,7 @@ class Run:
         return self._outcome.folder.uri
 
     @property
-    def grid(self) -> ResultGrid:
+    def grid(self) -> LedgerGrid:
         """Ray's ResultGrid."""
         return self._outcome.grid
 

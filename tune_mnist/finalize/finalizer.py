@@ -206,16 +206,8 @@ def _train(
 
     to_do = [job for job in names if not is_done(job)]
     session.listener.on_phase(title, names, to_do)
-    for job, step in run_jobs(
-        to_do,
-        task.train,
-        data,
-        objective=task.objective,
-        max_epochs=session.settings.max_epochs,
-        resources=session.resources,
-        max_failures=session.settings.max_failures,
-        keep=keep_model is not None,
-    ):
+    steps = run_jobs(to_do, task, data, session.settings, session.resources, keep=keep_model is not None)
+    for job, step in steps:
         outcome = ""
         if step.ended:
             value, n = step.value, session.facts.validation_examples

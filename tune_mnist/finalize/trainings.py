@@ -15,8 +15,9 @@ from ray.exceptions import RayError, RayTaskError
 from tune_mnist.cluster.resources import Resources
 from tune_mnist.finalize.protocol import Job, canonical
 from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.settings import Settings
 from tune_mnist.run.words import first_line
-from tune_mnist.task import Objective, Train, Trial
+from tune_mnist.task import Task, Trial
 from tune_mnist.tuning.retrain import Step, retrain
 from tune_mnist.tuning.tasks import send_by_value
 
@@ -47,42 +48,32 @@ class JobResult:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    train: Train,
-    data: Any,
-    *,
-    objective: Objective,
-    max_epochs: int,
-    resources: Resources,
-    max_failures: int,
-    keep: bool,
+    jobs: Sequence[Job], task: Task, data: Any, settings: Settings, resources: Resources, *, keep: bool
 ) -> Iterator[tuple[Job, Step]]:
     """Train each job; give every step of each as it comes.
 
-    A task whose process or node is lost is started again by Ray, up to ``max_failures`` times, and what it
-    had given is not given again.
+    A training whose process or node is lost is started again by Ray, up to ``max_failures`` times, and what
+    it had given is not given again.
 
     Args:
         jobs: what to train.
-        train: of the task.
+        task: how.
         data: what the task has loaded.
-        objective: whose last value is a training's result.
-        max_epochs: of the search.
+        settings: of the search.
         resources: a training's share, and how many run concurrently.
-        max_failures: how often a lost one is tried again.
         keep: whether the last steps bring checkpoints.
 
     Raises:
         TrainingError: if one raised, or was lost too often.
     """
-    send_by_value(train)
-    shared = ray.put(train), ray.put(data)
+    send_by_value(task.train)
+    shared = ray.put(task.train), ray.put(data)
     remote: Any = ray.remote  # its types know no streams
-    task = remote(retrain).options(
+    training = remote(retrain).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         num_returns="streaming",
-        max_retries=max_failures,
+        max_retries=settings.max_failures,
     )
     waiting = list(jobs)
     running: dict[Any, Job] = {}
@@ -91,13 +82,13 @@ def run_jobs(
             job = waiting.pop(0)
             trial = Trial(
                 seed=job.seed,
-                max_epochs=max_epochs,
+                max_epochs=settings.max_epochs,
                 device="cuda" if resources.gpus else "cpu",
                 cpus=resources.cpus,
                 gpus=resources.gpus,
             )
-            config = json.loads(job.config)
-            stream = task.remote(*shared, config, trial, objective=objective, epochs=job.epochs, keep=keep)
+            given = *shared, json.loads(job.config), trial
+            stream = training.remote(*given, objective=task.objective, epochs=job.epochs, keep=keep)
             running[stream] = job
         ready: list[Any] = ray.wait(list(running), timeout=LOOK_SECONDS)[0]
         for stream in ready:

@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_mnist.report.importance import FEWER, MANY, ROUNDS, Importance, measure_importance, quiet_optuna
 from tune_mnist.report.rungs import Choice, Level, choose_level, find_levels
 from tune_mnist.report.scale import Scale
-from tune_mnist.results.grid import ledger_of, records
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import UNENDED, TrialRecord
 from tune_mnist.run.space import LENGTH
@@ -36,12 +35,12 @@ class View:
         self.outcome = outcome
         self.name = outcome.folder.name
         self.settings = outcome.settings
-        self.ledger: Ledger = ledger_of(outcome.grid)
+        self.ledger: Ledger = outcome.grid.ledger
         self.task = self.ledger.task
         self.objective = self.task.objective
         self.metric = self.objective.metric
         self.scale = Scale(self.objective)
-        self.trials: list[TrialRecord] = records(outcome.grid)
+        self.trials: list[TrialRecord] = outcome.grid.records
         "In the order of the study."
         self.failures: list[str] = []
         "What could not be computed or drawn, a line each."

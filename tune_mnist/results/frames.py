@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from tune_mnist.results.grid import ResultGrid, ledger_of, records
-from tune_mnist.run.records import EPOCH, TRIAL_COLUMNS, TrialRecord
+from tune_mnist.results.grid import LedgerGrid
+from tune_mnist.run.records import EPOCH, TRIAL_COLUMNS
 
 TRIALS_TABLE, EPOCHS_TABLE = "trials.parquet", "epochs.parquet"
 """Names of the tables in the run folder."""
@@ -21,7 +21,7 @@ BOOKKEEPING = {
 """Keys of a report that are Ray's or the search's, not the training's."""
 
 
-def trials_frame(grid: ResultGrid) -> pd.DataFrame:
+def trials_frame(grid: LedgerGrid) -> pd.DataFrame:
     """One row a trial, in the order of the study.
 
     ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the
@@ -29,28 +29,41 @@ def trials_frame(grid: ResultGrid) -> pd.DataFrame:
     training time; ``node`` the host name. Each hyper-parameter has a column of its own, with its default
     where the search did not draw it.
     """
-    task = ledger_of(grid).task
+    task = grid.ledger.task
     values = (task.objective.metric, *task.tables)
-    rows = [_trial_row(record, values, task.defaults) for record in records(grid)]
+    rows: list[dict[str, object]] = [
+        {
+            "trial_id": record.trial_id,
+            "number": record.number,
+            "state": record.shown_state,
+            **{name: record.last.get(name) for name in values},
+            "epochs_trained": record.epoch,
+            "epochs_planned": record.epochs_planned,
+            "seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in record.epochs),
+            "node": record.last.get("hostname"),
+            **task.defaults,
+            **record.config,
+        }
+        for record in grid.records
+    ]
     names = list(TRIAL_COLUMNS)
     names[3:3] = values
-    return _frame(
-        rows, {name: TRIAL_COLUMNS.get(name, "float64") for name in names}, hyperparameter_names(grid)
-    )
+    fixed = {name: TRIAL_COLUMNS.get(name, "float64") for name in names}
+    return _frame(rows, fixed, hyperparameter_names(grid))
 
 
-def hyperparameter_names(grid: ResultGrid) -> list[str]:
+def hyperparameter_names(grid: LedgerGrid) -> list[str]:
     """List the columns of `trials_frame` that are hyper-parameters."""
-    drawn = (name for record in records(grid) for name in record.config)
-    return list(dict.fromkeys([*ledger_of(grid).task.defaults, *drawn]))
+    drawn = (name for record in grid.records for name in record.config)
+    return list(dict.fromkeys([*grid.ledger.task.defaults, *drawn]))
 
 
-def epochs_frame(grid: ResultGrid) -> pd.DataFrame:
+def epochs_frame(grid: LedgerGrid) -> pd.DataFrame:
     """One row a trial and epoch: what the training has reported, and when (``timestamp``, UTC)."""
-    metric = ledger_of(grid).objective.metric
+    metric = grid.ledger.objective.metric
     rows: list[dict[str, object]] = []
     reported: dict[str, None] = {EPOCH: None, metric: None}
-    for record in records(grid):
+    for record in grid.records:
         for epoch in record.epochs:
             values = {name: value for name, value in epoch.items() if name not in BOOKKEEPING}
             stamp = pd.Timestamp(epoch["timestamp"], unit="s")
@@ -79,11 +92,11 @@ def _dtype(values: pd.Series[Any]) -> str:
     return "float64" if kinds <= {int, float} else "string"
 
 
-def write_tables(grid: ResultGrid, put: Callable[[str, bytes], None], *, csv: bool = False) -> list[str]:
+def write_tables(grid: LedgerGrid, put: Callable[[str, bytes], None], *, csv: bool = False) -> list[str]:
     """Write ``trials.parquet`` and ``epochs.parquet``; where asked for, the same as CSV.
 
     Args:
-        grid: from `load_grid`.
+        grid: of the run.
         put: takes each file's name and content.
         csv: whether to write ``trials.csv`` and ``epochs.csv`` too.
 
@@ -99,21 +112,3 @@ def write_tables(grid: ResultGrid, put: Callable[[str, bytes], None], *, csv: bo
             names.append(f"{name.partition('.')[0]}.csv")
             put(names[-1], frame.to_csv(index=False).encode())
     return names
-
-
-def _trial_row(
-    record: TrialRecord, values: Iterable[str], defaults: Mapping[str, object]
-) -> dict[str, object]:
-    last = record.last
-    return {
-        "trial_id": record.trial_id,
-        "number": record.number,
-        "state": record.shown_state,
-        **{name: last.get(name) for name in values},
-        "epochs_trained": record.epoch,
-        "epochs_planned": record.epochs_planned,
-        "seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in record.epochs),
-        "node": last.get("hostname"),
-        **defaults,
-        **record.config,
-    }

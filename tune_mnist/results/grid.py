@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 from pyarrow.fs import FileSystem
-from ray.tune import Checkpoint, Result
-from ray.tune import ResultGrid as ResultGrid
+from ray.tune import Checkpoint, Result, ResultGrid
 
 from tune_mnist.run.checkpoints import kept_checkpoints
 from tune_mnist.run.folder import RunFolder
@@ -39,6 +38,11 @@ class LedgerGrid(ResultGrid):
 
     All that a `ResultGrid` gives is given here by other means, so its own constructor is not called: it takes
     an `ExperimentAnalysis`, which reads Ray's files.
+
+    Attributes:
+        ledger: of the run.
+        records: what it says of each trial.
+        checkpoints: all there are, by the trial's folder.
     """
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
@@ -60,6 +64,13 @@ class LedgerGrid(ResultGrid):
 
     def __repr__(self) -> str:
         return f"LedgerGrid({self.folder.uri}: {len(self)} trials)"
+
+    def saved_epochs(self) -> list[tuple[TrialRecord, SavedCheckpoint, dict[str, Any]]]:
+        """List the checkpoints that the ledger knows, each with its trial and its report."""
+        return [(record, *kept) for record in self.records for kept in self._kept(record)]
+
+    def _kept(self, record: TrialRecord) -> list[tuple[SavedCheckpoint, dict[str, Any]]]:
+        return kept_checkpoints(record, self.checkpoints.get(record.directory, []))
 
     @property
     def experiment_path(self) -> str:
@@ -132,7 +143,7 @@ class LedgerGrid(ResultGrid):
     def _result(self, record: TrialRecord) -> Result:
         kept = [
             (Checkpoint(path=checkpoint.path, filesystem=self.folder.fs), self._report(record, report))
-            for checkpoint, report in kept_checkpoints(record, self.checkpoints.get(record.directory, []))
+            for checkpoint, report in self._kept(record)
         ]
         result = StoredResult(
             metrics=self._report(record, record.last),
@@ -157,7 +168,7 @@ def _in_scope(values: list[float], scope: str, mode: str) -> float:
     return sum(last) / len(last)
 
 
-def load_grid(path: str | Path | RunFolder) -> ResultGrid:
+def load_grid(path: str | Path | RunFolder) -> LedgerGrid:
     """Read the trials of a run: finished, stopped, killed or still running; a folder or a URI.
 
     Raises:
@@ -165,28 +176,3 @@ def load_grid(path: str | Path | RunFolder) -> ResultGrid:
     """
     folder = path if isinstance(path, RunFolder) else RunFolder(path)
     return LedgerGrid(folder, folder.ledger())
-
-
-def records(grid: ResultGrid) -> list[TrialRecord]:
-    """Give what the ledger says of each trial of a grid from `load_grid`, in the order of the study."""
-    return _stored(grid).records
-
-
-def saved_epochs(grid: ResultGrid) -> list[tuple[TrialRecord, SavedCheckpoint, dict[str, Any]]]:
-    """List the checkpoints of such a grid, each with its trial and its report, in the order of the study."""
-    found = _stored(grid).checkpoints
-    return [
-        (record, *kept)
-        for record in records(grid)
-        for kept in kept_checkpoints(record, found.get(record.directory, []))
-    ]
-
-
-def ledger_of(grid: ResultGrid) -> Ledger:
-    """Give the ledger that such a grid was made from."""
-    return _stored(grid).ledger
-
-
-def _stored(grid: ResultGrid) -> LedgerGrid:
-    assert isinstance(grid, LedgerGrid), "this grid was not read by load_grid"
-    return grid

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune import Checkpoint
 
-from tune_mnist.results.grid import ResultGrid, ledger_of, saved_epochs
+from tune_mnist.results.grid import LedgerGrid
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, TaskFacts, TrialRecord
 from tune_mnist.run.saved import CHECKPOINT, SavedCheckpoint, is_intact
@@ -47,7 +47,7 @@ class ScoringError(RuntimeError):
     """A task's own test of the winner has raised something; the text is one line."""
 
 
-def score_winner(task: Task, options: Any, grid: ResultGrid, folder: RunFolder) -> Winner | None:
+def score_winner(task: Task, options: Any, grid: LedgerGrid, folder: RunFolder) -> Winner | None:
     """Take the best checkpoint, test it, write best/.
 
     Where the winner of an earlier session is still the winner, the test set is left alone. A checkpoint that
@@ -57,8 +57,8 @@ def score_winner(task: Task, options: Any, grid: ResultGrid, folder: RunFolder) 
         OSError: if the storage cannot be read or written.
         ScoringError: if the task's own test raises something.
     """
-    facts = ledger_of(grid).task
-    kept = [one for one in saved_epochs(grid) if one[0].shown_state != "FAIL"]
+    facts = grid.ledger.task
+    kept = [one for one in grid.saved_epochs() if one[0].shown_state != "FAIL"]
     before = read_winner(folder, facts)
     # Of equals the first trial: the sort is stable.
     for trial, saved, report in sorted(kept, key=lambda one: -facts.objective.score(one[2])):

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 
 from tune_mnist.cluster.address import ClusterError
 from tune_mnist.results.frames import TRIALS_TABLE, write_tables
-from tune_mnist.results.grid import ResultGrid, ledger_of, load_grid, saved_epochs
+from tune_mnist.results.grid import LedgerGrid, load_grid
 from tune_mnist.results.winner import ScoringError, Winner, read_winner, score_winner
 from tune_mnist.run.checkpoints import take_in_checkpoints
 from tune_mnist.run.folder import FolderError, RunFolder
@@ -66,7 +66,7 @@ class Outcome:
 
     settings: Settings
     folder: RunFolder
-    grid: ResultGrid
+    grid: LedgerGrid
     ended_by: str | None
     "FINISHED, or what stopped it; None while it runs, or where it was killed."
     seconds: float
@@ -184,7 +184,7 @@ def load_run(run: str) -> Outcome:
     """
     folder = RunFolder(run)
     grid = load_grid(folder)
-    settings, ledger = read_settings(folder), ledger_of(grid)
+    settings, ledger = read_settings(folder), grid.ledger
     if ledger.facts is None:  # of an older version
         with suppress(ValueError):
             task = find_task(settings)
@@ -290,5 +290,5 @@ def _is_finished(folder: RunFolder, ledger: Ledger, before: Settings, settings: 
     # scripts/analyse.py writes the tables of unfinished runs too: that a run was closed, the ledger says, and
     # that the kill did not come after that, the winner.
     closed = ledger.closed_by is not None and folder.read(TRIALS_TABLE) is not None
-    scored = closed and (read_winner(folder, ledger.task) is not None or not saved_epochs(load_grid(folder)))
+    scored = closed and (read_winner(folder, ledger.task) is not None or not load_grid(folder).saved_epochs())
     return (all_ended or ledger.closed_by in REACHED) and scored
