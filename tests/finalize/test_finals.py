@@ -401,7 +401,7 @@ def verdict(tmp_path: Path) -> Verdict:
         baseline={},
         baseline_test=scores_of(0.9, 0.97, 0.97, 0.97),
         test_n=10_000,
-        files=("model.pt", "model.pt2"),
+        files={"model.pt": b"", "model.pt2": b""},
     )
 
 

@@ -4,9 +4,10 @@ Here a replay runs the captured function again, as a CUDA graph does with its ke
 `tests/mnist/test_cuda.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -50,18 +51,13 @@ def test_every_full_batch_after_the_warm_up_is_replayed(
     monkeypatch.setattr(steps, "STEPS_PER_GRAPH", steps_per_graph)
     hyperparameters = Hyperparameters(epochs=2, batch_size=96)  # six full batches and a ragged one
     one = Training(hyperparameters, seed=0, precision="fp32")
-    captured: list[Callable[[], None]] = []
-
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
-        captured.append(function)
-        return function
-
+    capture = mock.Mock(side_effect=lambda steps: steps)
     ours = Steps(one, TRAIN, capture=capture)
     order, moves = torch.arange(640), torch.zeros(2, 640, dtype=torch.int64)
     ours.run(order, moves, 1)
-    assert (ours.replayed, len(captured)) == (6 - Steps.WARM_UP, len({1, steps_per_graph}))
+    assert (ours.replayed, capture.call_count) == (6 - Steps.WARM_UP, len({1, steps_per_graph}))
     ours.run(order, moves, 2)
-    assert (ours.replayed, len(captured)) == (6, len({1, steps_per_graph}))
+    assert (ours.replayed, capture.call_count) == (6, len({1, steps_per_graph}))
 
 
 @pytest.mark.parametrize("diverged", [1, 4, 7])

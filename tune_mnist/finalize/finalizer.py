@@ -142,12 +142,18 @@ def finalize(
             listener.on_message(
                 f"finished configurations to choose among: {len(found)}, of {protocol.top_k} asked for"
             )
-        verdict, model = _decide(session, found, data)
-        return _write(folder, session, verdict, model, command)
+        verdict = _decide(session, found, data)
+        values = json.dumps(verdict.full(verdict.winner.config), indent=2) + "\n"
+        card = write_card(verdict, name=folder.name, command=command)
+        folder.remove(f"{BEST}/{CARD}")  # it speaks of what lies next to it, so it is written last
+        files = {**verdict.files, HYPERPARAMETERS: values.encode(), CARD: card.encode()}
+        for name, content in files.items():
+            folder.put(f"{BEST}/{name}", content)
+        return verdict
 
 
-def _decide(session: _Session, found: list[TrialRecord], data: Any) -> tuple[Verdict, bytes]:
-    """Choose on validation, then test what was chosen next to the baseline; give its checkpoint too."""
+def _decide(session: _Session, found: list[TrialRecord], data: Any) -> Verdict:
+    """Choose on validation, then test what was chosen next to the baseline."""
     settings, task, file = session.settings, session.task, session.file
     choosing_seeds, final_seeds = fresh_seeds(settings.seed, session.protocol.seeds)
 
@@ -176,6 +182,10 @@ def _decide(session: _Session, found: list[TrialRecord], data: Any) -> tuple[Ver
         _train(session, "model", {model: names[model]}, everything, keep_model=model)
     checkpoint = file.checkpoint(model)
     assert checkpoint is not None
+    files: Mapping[str, bytes] = {CHECKPOINT: checkpoint}
+    if task.export:
+        with _as_file(checkpoint) as path:
+            files = task.export(dict(winner.config), path, session.options)
     return Verdict(
         facts=session.facts,
         usage=task.usage,
@@ -187,7 +197,8 @@ def _decide(session: _Session, found: list[TrialRecord], data: Any) -> tuple[Ver
         baseline=baseline,
         baseline_test=session.scores(others) if others else None,
         test_n=file.results[model].n,
-    ), checkpoint
+        files=files,
+    )
 
 
 def _train(
@@ -229,17 +240,3 @@ def _as_file(checkpoint: bytes) -> Iterator[Path]:
         path = Path(folder) / CHECKPOINT
         path.write_bytes(checkpoint)
         yield path
-
-
-def _write(folder: RunFolder, session: _Session, verdict: Verdict, model: bytes, command: str) -> Verdict:
-    """Write the model into best/, the card last: it speaks of what lies next to it."""
-    config, export = dict(verdict.winner.config), session.task.export
-    with _as_file(model) as path:
-        files = export(config, path, session.options) if export else {CHECKPOINT: model}
-    verdict = dataclasses.replace(verdict, files=tuple(files))
-    values = json.dumps(verdict.full(config), indent=2) + "\n"
-    card = write_card(verdict, name=folder.name, command=command)
-    folder.remove(f"{BEST}/{CARD}")
-    for name, content in {**files, HYPERPARAMETERS: values.encode(), CARD: card.encode()}.items():
-        folder.put(f"{BEST}/{name}", content)
-    return verdict

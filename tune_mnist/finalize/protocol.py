@@ -132,8 +132,8 @@ class Verdict:
     baseline_test: Scores | None
     "None without a baseline, or where the winner is the baseline."
     test_n: int | None
-    files: tuple[str, ...] = ()
-    "Names of the model's files in best/."
+    files: Mapping[str, bytes]
+    "The model's, by their names in best/."
 
     @property
     def difference(self) -> Scores | None:

@@ -123,13 +123,8 @@ def fit(
 ) -> Iterator[EpochResult]:
     """Train epoch by epoch up to ``hyperparameters.epochs``, from wherever ``training`` stands.
 
-    The order of the images and their shifts depend on (seed, epoch) alone. The splits are only read.
-
-    Args:
-        training: where it stands; it is trained in place.
-        train: the training split.
-        validation: the validation split.
-        cuda_graph: whether a GPU replays the steps from CUDA graphs.
+    The order of the images and their shifts depend on (seed, epoch) alone. The splits are only read. With
+    ``cuda_graph`` a GPU replays the steps from CUDA graphs.
 
     Raises:
         DivergedError: at the step (on a GPU: at the end of the epoch) whose loss is not finite. ASHA can't
