@@ -55,7 +55,6 @@ class Objective:
     "Name of the value in a report that counts the progress of a trial, from 1; `max_epochs` is its budget."
 
     def __post_init__(self) -> None:
-        """Check each value against its rule."""
         require(self.mode in ("max", "min"), "mode", self.mode, "max or min")
         require(self.axis in AXES, "axis", self.axis, f"one of {', '.join(AXES)}")
         known = self.standard_error in (None, "binomial")
@@ -213,7 +212,6 @@ class Task:
     "Other reported values that the table of trials and the page show."
 
     def __post_init__(self) -> None:
-        """Check what can be checked without running anything."""
         plain = self.name.replace("-", "").replace("_", "")
         rule = "letters, digits, '_' and '-'"
         require(plain.isascii() and plain.isalnum(), "a task's name", self.name or "empty", rule)

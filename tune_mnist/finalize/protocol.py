@@ -40,7 +40,6 @@ class FinalsSettings:
     seeds: int = setting(5, "protocol", "trainings of each, with seeds that the search has not used")
 
     def __post_init__(self) -> None:
-        """Check each value against its rule."""
         for name in ("top_k", "seeds"):
             value = getattr(self, name)
             require(1 <= value <= 1000, name, value, "1 to 1000")

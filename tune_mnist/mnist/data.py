@@ -62,7 +62,6 @@ class Split:
                 )
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.labels)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

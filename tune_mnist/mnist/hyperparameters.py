@@ -46,7 +46,6 @@ class Hyperparameters:
     "Most pixels by which a training image is moved at random, on each axis; 0 to MAX_SHIFT."
 
     def __post_init__(self) -> None:
-        """Check each value against its rule."""
         require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         for name, choices in (("optimizer", OPTIMIZERS), ("activation", ACTIVATIONS)):
             value = getattr(self, name)

@@ -61,7 +61,6 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        """Check each value against its rule."""
         rules = {"dataset": data.DATASETS, "precision": PRECISIONS, "cuda_graph": ("on", "off")}
         for name, choices in rules.items():
             value = getattr(self, name)

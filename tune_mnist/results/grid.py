@@ -46,7 +46,6 @@ class LedgerGrid(ResultGrid):
     """
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
-        """Read which checkpoints there are."""
         self.folder, self.ledger, self.checkpoints = folder, ledger, list_checkpoints(folder)
         self.records = sorted(ledger.trials.values(), key=lambda record: record.number)
 
