@@ -152,9 +152,10 @@ def test_rays_grid_knows_its_best_result(tmp_path: Path) -> None:
 
 def test_a_study_that_is_looked_at_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     view = View(tuner.load_run(str(make_run(tmp_path / "run", 30))))
-    first = view.study(view.level).trials[0]
+    study = view.study(view.level)
+    first = study.trials[0]
     monkeypatch.setattr(FrozenTrial, "__deepcopy__", None, raising=False)  # copying raises
-    assert view.study(view.level).trials[0] is first
+    assert study.trials[0] is first
     assert "<!DOCTYPE html>" in make_report(view)
 
 

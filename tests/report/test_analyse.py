@@ -1,11 +1,8 @@
 """scripts/analyse.py: what it prints and writes of runs made by hand, and what it refuses."""
 
 import importlib
-import importlib.util
 import json
 import re
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,34 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.conftest import SCRIPTS
 from tests.made_runs import make_run
+from tests.report.conftest import Analyse
 from tests.report.test_report import find_chromium
 from tune_mnist import load_run, results
-
-Analyse = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def analyse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Analyse:
-    """Run the script in this process: it imports for seconds."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*flags: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["analyse.py", *flags])
-        before = signal.getsignal(signal.SIGINT)
-        spec = importlib.util.spec_from_file_location("analyse", SCRIPTS / "analyse.py")
-        assert spec and spec.loader
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        signal.signal(signal.SIGINT, before)
-        try:
-            code = script.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.made_runs import EPOCH_SECONDS, make_run
+from tests.report.conftest import rewrite, view_of
 from tune_mnist.cli.summary import print_summary
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.comparison import comparison_sentences, run_labels
@@ -25,20 +26,6 @@ from tune_mnist.results.winner import Winner
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import InheritedTrial
 from tune_mnist.task import Objective
-from tune_mnist.tuning import tuner
-
-
-def view_of(folder: Path) -> View:
-    return View(tuner.load_run(str(folder)))
-
-
-def rewrite(folder: Path, change: Any) -> None:
-    """Put each event of a run's ledger through a function."""
-    path = folder / "ledger.jsonl"
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    for event in events:
-        change(event)
-    path.write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
 @pytest.mark.parametrize(("accuracy", "count"), [(0.0, 0), (0.9, 1), (0.99, 2), (0.999, 3), (1.0, 6)])
@@ -158,30 +145,13 @@ def test_a_run_in_a_few_lines(tmp_path: Path) -> None:
 
 def test_a_run_of_an_older_version_is_told_by_its_settings(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 2)
-    rewrite(run, lambda event: event.pop("task", None))
     values = json.loads((run / "settings.json").read_text())
     del values["options"]
     (run / "settings.json").write_text(json.dumps({**values, "val_size": 500, "train_size": 512}))
-    lines = {fact.label: fact.note for fact in facts(view_of(run))}
+    view = rewrite(run, lambda event: event.pop("task", None))
+    lines = {fact.label: fact.note for fact in facts(view)}
     assert "; mnist, 512 training images; " in lines["Search"]
     assert lines["Best, validation"].endswith("; n = 500, ± standard error")
-
-
-def test_the_baseline_is_compared_at_the_epoch_at_which_it_was_cut(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 20)
-    view = view_of(run)
-    cut = next(trial for trial in view.trials if trial.shown_state == "PRUNED")
-    assert view.best is not None and view.best is not cut
-
-    def hand_set(event: dict[str, Any]) -> None:
-        if event["event"] == "trial":
-            event["hand_set"] = event["number"] == cut.number
-
-    rewrite(run, hand_set)
-    (fact,) = (fact for fact in facts(view_of(run)) if fact.label == "Baseline")
-    then = view.best.find(cut.epoch)
-    assert then is not None and fact.value == f"{cut.last['accuracy']:.2%}"
-    assert fact.note == f"stopped at epoch {cut.epoch}, where the best trial had {then['accuracy']:.2%}"
 
 
 def with_winner(view: View, test: float) -> View:
@@ -225,20 +195,22 @@ def test_the_commands_that_end_the_summary_work_where_they_are_printed(
 
 def test_the_summary_says_what_the_facts_say(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 20)
-    cut = next(trial for trial in view_of(run).trials if trial.shown_state == "PRUNED")
-
-    def hand_set(event: dict[str, Any]) -> None:
-        if event["event"] == "trial":
-            event["hand_set"] = event["number"] == cut.number
-
-    rewrite(run, hand_set)
     view = view_of(run)
+    pruned = view.of_state("PRUNED")[0]
+    assert view.best is not None and view.best is not pruned
+
+    def set_by_hand(event: dict[str, Any]) -> None:
+        event["hand_set"] = event.get("number") == pruned.number
+
+    view = rewrite(run, set_by_hand)
     told = {fact.label: fact for fact in facts(view)}
     lines = printed_summary(view)
     assert lines[1] == f"{told['Trials'].value} trials ({told['Trials'].note}) in {told['Wall time'].value}"
     assert f"Epochs trained: {told['Epochs'].value} {told['Epochs'].note}" in lines
-    baseline = told["Baseline"]
-    assert baseline.note.startswith(f"stopped at epoch {cut.epoch}, where the best trial had ")
+    baseline, then = told["Baseline"], view.best and view.best.find(pruned.epoch)
+    assert then and baseline.value == f"{pruned.last['accuracy']:.2%}"
+    best_then = f"where the best trial had {then['accuracy']:.2%}"
+    assert baseline.note == f"stopped at epoch {pruned.epoch}, {best_then}"
     assert f"Baseline: {baseline.value}, {baseline.note}" in lines
     (line,) = (line for line in lines if line.startswith("Winner, "))
     assert f": validation {told['Best, validation'].value} (n = 5000), test 98.00% ± 0.14% (n = 10000" in line
@@ -280,67 +252,39 @@ def test_the_best_is_put_beside_what_was_known_before(
     assert f"Known before: {fact.value} {fact.note}" in printed_summary(view)
 
 
-def test_what_decides_is_what_matters(tmp_path: Path) -> None:
-    view = view_of(make_run(tmp_path / "run", 64, grace_period=5))  # all finish
-    assert len(view.finished) == 64
-    shares = view.importance(view.level).shares
-    assert shares[0].name == "lr"  # of which the made accuracies are a function
-    assert sum(share.value for share in shares) == pytest.approx(1)
-    assert all(0 <= share.low <= share.value <= share.high <= 1 for share in shares)
-    few = view_of(make_run(tmp_path / "few", 3, grace_period=5))
-    assert few.importance(few.level).shares == []
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "advice"),
+    ("space", "state", "params", "advice"),
     [
-        ("lr", 0.0098, "widen lr: 0.0098 of 0.001..0.01"),
-        ("lr", 0.00102, "widen lr: 0.00102 of 0.001..0.01"),
-        ("lr", 0.005, None),
-        ("momentum", 0.985, "widen momentum: 0.985 of 0.4..0.99"),
-        ("epochs", 5, "widen epochs: 5 of 3..5"),
-        ("epochs", 4, None),
-        ("optimizer", "sgd", None),
+        ("blog", "", {"lr": 0.0098}, ["widen lr: 0.0098 of 0.001..0.01"]),
+        ("blog", "", {"lr": 0.00102}, ["widen lr: 0.00102 of 0.001..0.01"]),
+        ("blog", "", {"momentum": 0.985}, ["widen momentum: 0.985 of 0.4..0.99"]),
+        ("blog", "", {"epochs": 5}, ["widen epochs: 5 of 3..5"]),
+        ("blog", "PRUNED", {"epochs": 3}, []),  # it was not trained to its end
+        ("blog", "", {}, []),
+        ("blog", "", {"optimizer": "sgd"}, []),
+        # The others cannot be wider.
+        (
+            "wide",
+            "",
+            {"dropout_conv": 0.0, "dropout_dense": 0.7, "shift": 0, "lr_end_factor": 1.0},
+            ["widen dropout_dense: 0.7 of 0..0.7"],
+        ),
     ],
 )
 def test_a_best_value_at_the_edge_of_its_range_is_told(
-    name: str, value: Any, advice: str | None, tmp_path: Path
+    space: str, state: str, params: dict[str, Any], advice: list[str], tmp_path: Path
 ) -> None:
-    middle = {"lr": 0.003, "momentum": 0.7, "epochs": 4}
-    run = make_run(tmp_path / "run", 6)
+    middle: dict[str, Any] = {"lr": 0.003, "momentum": 0.7, "epochs": 4}
+    if space == "wide":
+        middle = {"lr_scale": 0.2, "momentum": 0.7, "batch_size": 128, "weight_decay": 3e-5}
 
     def place(event: dict[str, Any]) -> None:
         if event["event"] == "trial":
-            event["params"] |= {**middle, name: value}
+            event["params"] |= {**middle, **params}
+        if event["event"] == "end" and state:
+            event["state"] = state
 
-    rewrite(run, place)
-    assert [str(edge) for edge in edges(view_of(run))] == ([advice] if advice else [])
-
-
-def test_a_length_that_was_not_trained_is_no_advice(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 6)
-
-    def prune(event: dict[str, Any]) -> None:
-        if event["event"] == "trial":
-            event["params"] |= {"lr": 0.003, "momentum": 0.7, "epochs": 3}
-        if event["event"] == "end":
-            event["state"] = "PRUNED"
-
-    rewrite(run, prune)
-    assert edges(view_of(run)) == []
-
-
-def test_a_range_that_cannot_be_wider_is_no_advice(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 6, space="wide")
-
-    def place(event: dict[str, Any]) -> None:
-        if event["event"] == "trial":
-            middle = {"lr_scale": 0.2, "momentum": 0.7, "batch_size": 128, "weight_decay": 3e-5}
-            event["params"] |= {**middle, "dropout_conv": 0.0, "dropout_dense": 0.7, "shift": 0}
-            event["params"]["lr_end_factor"] = 1.0
-
-    rewrite(run, place)
-    assert [str(edge) for edge in edges(view_of(run))] == ["widen dropout_dense: 0.7 of 0..0.7"]
+    assert list(edges(rewrite(make_run(tmp_path / "run", 6, space=space), place)).values()) == advice
 
 
 @pytest.mark.parametrize("minimised", [False, True])
@@ -356,20 +300,17 @@ def test_a_run_that_leads_is_told_with_the_noise(minimised: bool, tmp_path: Path
     }
     first, other = sorted(best, key=lambda name: -best[name])
     (sentence,) = comparison_sentences(views)
+    lead = best[first] - best[other]
     if minimised:
-        lead = f"{best[first] - best[other]:.4f}"
-        assert (
-            sentence.startswith(f"{first} ({-best[first]:.4f}, the best of ")
-            and f" by {lead} on " in sentence
-        )
-        assert sentence.endswith("; the noise is not known.")
+        assert sentence.startswith(f"{first} ({-best[first]:.4f}, the best of ")
+        assert f" by {lead:.4f} on " in sentence and sentence.endswith("; the noise is not known.")
     else:
-        noise = 200 * math.sqrt(sum(p * (1 - p) / 5000 for p in best.values()))
-        lead = 100 * (best[first] - best[other])
+        noise = 2 * math.sqrt(sum(p * (1 - p) / 5000 for p in best.values()))
         verdict = "more than" if lead > noise else "within"
-        assert f" leads {other} ({best[other]:.2%} ± " in sentence and sentence.endswith(
-            f" by {lead:.2f} points on validation: {verdict} the noise (2 standard errors of a difference, "
-            f"{noise:.2f} points)."
+        assert f" leads {other} ({best[other]:.2%} ± " in sentence
+        assert sentence.endswith(
+            f" by {100 * lead:.2f} points on validation: {verdict} the noise (2 standard errors of a "
+            f"difference, {100 * noise:.2f} points)."
         )
 
 

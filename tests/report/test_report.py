@@ -1,6 +1,5 @@
 """The report, opened in headless Chromium: every plot with its points; the table sorted, filtered, opened."""
 
-import json
 import os
 import re
 import shutil
@@ -13,9 +12,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.lab.lab import install_packages
 from tests.made_runs import make_run
+from tests.report.conftest import events, view_of
 from tune_mnist.report.page import make_comparison, make_report
-from tune_mnist.report.view import View
-from tune_mnist.tuning import tuner
 
 CHROMIUM_FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -57,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, shape in RUNS.items():
         run = make_run(folder / name, **shape)
-        (run / "report.html").write_text(make_report(View(tuner.load_run(str(run)))))
+        (run / "report.html").write_text(make_report(view_of(run)))
     return folder
 
 
@@ -116,16 +114,11 @@ def wide(browser: Browser, runs: Path) -> Opened:
     return Opened(browser, runs / "wide" / "report.html", viewport={"width": 1280, "height": 900})
 
 
-def ledger_lines(run: Path, event: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == event]
-
-
 def test_every_plot_has_its_points(wide: Opened, runs: Path) -> None:
     run, opened = runs / "wide", wide
-    states = [line["state"] for line in ledger_lines(run, "end")]
+    states = [line["state"] for line in events(run, "end")]
     finished, cut = states.count("COMPLETE"), states.count("PRUNED")
-    epochs = ledger_lines(run, "epoch")
+    epochs = events(run, "epoch")
     assert finished >= 5 and cut >= 30 and finished + cut == 64
     assert opened.drawn() == {
         *("history", "curves", "importance", "parallel", "slices", "contour", "timeline", "epochs"),
@@ -139,9 +132,9 @@ def test_every_plot_has_its_points(wide: Opened, runs: Path) -> None:
     by_trial: dict[str, int] = {}
     for epoch in epochs:
         by_trial[epoch["trial_id"]] = by_trial.get(epoch["trial_id"], 0) + 1
-    of_cut = [line["trial_id"] for line in ledger_lines(run, "end") if line["state"] == "PRUNED"]
+    of_cut = [line["trial_id"] for line in events(run, "end") if line["state"] == "PRUNED"]
     assert curves["pruned"] == sum(by_trial[trial_id] for trial_id in of_cut)
-    space = ledger_lines(run, "session")[0]["distributions"]
+    space = events(run, "session")[0]["distributions"]
     assert list(opened.points("importance").values()) == [len(space)] == [10]
     for name in space:
         assert opened.points("slices", name) == of_trials
@@ -165,9 +158,9 @@ def test_every_plot_has_its_points(wide: Opened, runs: Path) -> None:
 def test_the_plots_follow_the_level(wide: Opened, runs: Path) -> None:
     """At each level there are the trials that reported that epoch, with what they reported then."""
     run, opened = runs / "wide", wide
-    page, epochs = opened.page, ledger_lines(run, "epoch")
-    finished = {line["trial_id"] for line in ledger_lines(run, "end") if line["state"] == "COMPLETE"}
-    numbers = {line["trial_id"]: line["number"] for line in ledger_lines(run, "trial")}
+    page, epochs = opened.page, events(run, "epoch")
+    finished = {line["trial_id"] for line in events(run, "end") if line["state"] == "COMPLETE"}
+    numbers = {line["trial_id"]: line["number"] for line in events(run, "trial")}
     expected = {
         f"epoch {rung}": {numbers[e["trial_id"]]: e["accuracy"] for e in epochs if e["epoch"] == rung}
         for rung in (1, 2, 4, 8)
@@ -215,7 +208,7 @@ def test_the_table_sorts_filters_and_opens(wide: Opened, runs: Path) -> None:
     assert len(shares) == 64 and shares == sorted(shares, reverse=True)
     page.click("#trials th:has-text('last accuracy') button")
     assert [float(text.rstrip("%")) for text in opened.column("last")] == sorted(shares)
-    states = [line["state"] for line in ledger_lines(run, "end")]
+    states = [line["state"] for line in events(run, "end")]
     page.fill("input[aria-label='Filter state']", "compl")
     assert opened.column("state") == ["COMPLETE"] * states.count("COMPLETE")
     page.fill("input[aria-label='Filter last accuracy']", ">98.5%")
@@ -231,8 +224,8 @@ def test_the_table_sorts_filters_and_opens(wide: Opened, runs: Path) -> None:
     row.click()
     plot = page.locator("tr.detail .js-plotly-plot")
     plot.wait_for()
-    (trial,) = (line for line in ledger_lines(run, "trial") if line["number"] == 1)
-    accuracies = [e["accuracy"] for e in ledger_lines(run, "epoch") if e["trial_id"] == trial["trial_id"]]
+    (trial,) = (line for line in events(run, "trial") if line["number"] == 1)
+    accuracies = [e["accuracy"] for e in events(run, "epoch") if e["trial_id"] == trial["trial_id"]]
     assert plot.evaluate("place => Array.from(place.data[0].y)") == accuracies
     assert f"optimizer={trial['config']['optimizer']}" in page.locator("tr.detail p").inner_text()
     assert re.search(r"(ASHA stopped it at epoch|It finished: )", page.locator("tr.detail p").inner_text())
@@ -313,9 +306,9 @@ def test_a_comparison_draws_each_run_by_trials_epochs_and_seconds(
 ) -> None:
     names = ("wide", "running", "failed")
     file = tmp_path / "comparison.html"
-    file.write_text(make_comparison([View(tuner.load_run(str(runs / name))) for name in names]))
+    file.write_text(make_comparison([view_of(runs / name) for name in names]))
     opened = Opened(browser, file)
     assert opened.drawn() == {"by-trials", "by-epochs", "by-seconds"}
     for axis in ("by-trials", "by-epochs", "by-seconds"):
-        assert opened.points(axis) == {name: len(ledger_lines(runs / name, "epoch")) for name in names}
+        assert opened.points(axis) == {name: len(events(runs / name, "epoch")) for name in names}
     assert opened.complaints == []

@@ -1,7 +1,6 @@
 """Trials compared at equal epochs: levels, importance, survival, what was learned, why a trial stopped."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from scipy.stats import spearmanr
 
 from benchmarks.learned import judge, make
 from tests.made_runs import make_run
-from tests.report.test_analyse import Analyse, analyse  # noqa: F401 (a fixture)
-from tests.report.test_insights import view_of
+from tests.report.conftest import Analyse, events, view_of
 from tune_mnist.cli.notebook import load_run
 from tune_mnist.cli.summary import next_command
 from tune_mnist.mnist.facts import OBJECTIVE
-from tune_mnist.report.importance import describe_lone, measure_importance
+from tune_mnist.report.importance import measure_importance
 from tune_mnist.report.learned import dead_choices, leading, learned, more_trials, stuck_sentence
 from tune_mnist.report.page import make_report
 from tune_mnist.report.panels import parameter_places
@@ -34,19 +32,14 @@ from tune_mnist.tuning.asha import ASHA
 DEAD = {"optimizer": "rmsprop"}
 
 
-def lines(run: Path, event: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
-    return [line for line in found if line["event"] == event]
-
-
 def test_a_level_has_each_trial_that_reported_its_epoch_with_that_value(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 64, space="wide", max_epochs=15)
     view = view_of(run)
     assert [level.name for level in view.levels] == ["epoch 1", "epoch 2", "epoch 4", "epoch 8", "final"]
     for level in view.levels[:-1]:
-        reports = {e["trial_id"]: e["accuracy"] for e in lines(run, "epoch") if e["epoch"] == level.epoch}
+        reports = {e["trial_id"]: e["accuracy"] for e in events(run, "epoch") if e["epoch"] == level.epoch}
         assert {trial.trial_id: value for trial, value in level.pairs} == reports
-    final = {t.number: t.last["accuracy"] for t in view.finished}
+    final = {t.number: t.last["accuracy"] for t in view.of_state("COMPLETE")}
     assert {trial.number: value for trial, value in view.levels[-1].pairs} == final
 
 
@@ -101,20 +94,22 @@ def test_a_level_whose_trials_are_alike_is_not_the_first(tmp_path: Path) -> None
     view = view_of(make_run(tmp_path / "run", 40, scheduler="none"))
     whole = view.levels[-1]
     best = [trial for trial, _ in sorted(whole.pairs, key=lambda pair: pair[0].params["lr"])][6:34]
-    alike = Level(name="alike", epoch=None, trials=best, values=[1.0] * len(best))
-    assert choose_level([whole, alike], view.space, ["lr"]).level is whole
-    assert choose_level([whole, alike], view.space, ["momentum"]).level is alike
+    alike = Level(name="alike", epoch=None, pairs=[(trial, 1.0) for trial in best])
+    assert choose_level([whole, alike], view.space, ["lr"])[0] is whole
+    assert choose_level([whole, alike], view.space, ["momentum"])[0] is alike
 
 
 def test_rank_correlations_are_scipys(tmp_path: Path) -> None:
     view = make(tmp_path / "run", 64, 0)
     found = rank_correlations(view.levels)
     assert len(found) >= 2
-    for one in found:
-        low, high = ({t.number: v for t, v in level.pairs} for level in (one.low, one.high))
+    low, *others = ({t.number: v for t, v in level.pairs} for level in view.levels)
+    for level, high in zip(view.levels[1:], others, strict=True):
         both = sorted(low.keys() & high.keys())
-        assert one.n == len(both)
-        assert one.value == pytest.approx(spearmanr([low[n] for n in both], [high[n] for n in both])[0])
+        if level.name in found:
+            n, value = found[level.name]
+            expected = spearmanr([low[number] for number in both], [high[number] for number in both])[0]
+            assert n == len(both) and value == pytest.approx(expected)
 
 
 def test_importance_is_told_with_its_spread_and_not_of_what_is_alone(tmp_path: Path) -> None:
@@ -127,11 +122,10 @@ def test_importance_is_told_with_its_spread_and_not_of_what_is_alone(tmp_path: P
     assert again == importance  # seeded
     final = view.levels[-1]
     kept = [(trial, value) for trial, value in final.pairs if trial.params["optimizer"] == "sgd"]
-    trials, values = zip(*kept, strict=True)
-    of_sgd = dataclasses.replace(final, trials=trials, values=values)
+    of_sgd = dataclasses.replace(final, pairs=kept)
     few = measure_importance(of_sgd, view.variable, lambda: view.study(of_sgd))
     assert few.lone == {"optimizer": "sgd"} and "optimizer" not in {share.name for share in few.shares}
-    assert describe_lone(few) == "No other value than optimizer sgd is left at the end."
+    assert few.lone_words == "No other value than optimizer sgd is left at the end."
 
 
 def test_survival_counts_each_trial_once_a_parameter(tmp_path: Path) -> None:
@@ -139,7 +133,7 @@ def test_survival_counts_each_trial_once_a_parameter(tmp_path: Path) -> None:
     view = view_of(run)
     frame = survival_frame(view)
     reports: dict[str, int] = {}
-    for epoch in lines(run, "epoch"):
+    for epoch in events(run, "epoch"):
         reports[epoch["trial_id"]] = epoch["epoch"]
     for key, some in frame.groupby(["parameter", "rung"]):
         rung = int(some["rung"].iloc[0])
@@ -186,7 +180,7 @@ def test_more_trials_pay_where_the_later_half_was_better(tmp_path: Path) -> None
     assert "unlikely" in more_trials(view)[1] and not more_trials(view)[0]
     view.trials[-1].epochs[-1]["accuracy"] = 0.9999
     again = View(view.outcome)
-    assert again.finished and more_trials(again)[0]
+    assert more_trials(again)[0]
     assert learned(again).next == "more"
     assert next_command(again).endswith(f"--resume {again.outcome.folder.local} --num-samples 40")
 
@@ -204,7 +198,7 @@ def test_a_judgement_is_what_the_trial_met_with(mode: str) -> None:
     assert [one.stopped for one in found.values()] == [False, True, False, True, False]
 
 
-def test_why_a_trial_stopped_is_printed(analyse: Analyse, tmp_path: Path) -> None:  # noqa: F811
+def test_why_a_trial_stopped_is_printed(analyse: Analyse, tmp_path: Path) -> None:
     view = view_of(make_run(tmp_path / "run", 20))
     pruned = next(trial for trial in view.of_state("PRUNED") if trial.epoch == 2)
     code, out, err = analyse("run", "--trial", str(pruned.number))

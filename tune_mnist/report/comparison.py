@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
 
 from tune_mnist.report.insights import best_score
-from tune_mnist.report.noise import error_noise, lead_level, noise_at
+from tune_mnist.report.noise import error_noise, lead_level, noise_at, write_amount
 from tune_mnist.report.panels import RUN_COLORS, Plot, dress, metric_axis
 from tune_mnist.report.timeline import best_so_far
 from tune_mnist.report.view import View
@@ -22,13 +23,10 @@ def comparison(views: Sequence[View]) -> list[Plot]:
     scale, metric, objective = views[0].scale, views[0].metric, views[0].objective
     low, high = scale.room([value for frame in frames for value in frame[metric]])
     plots = []
-    for axis, words in (
-        ("trials", "trials that had ended"),
-        ("epochs", "epochs trained"),
-        ("seconds", "seconds"),
-    ):
+    titles = {"trials": "trials that had ended", "epochs": "epochs trained", "seconds": "seconds"}
+    for axis, title in titles.items():
         figure = go.Figure()
-        for index, (label, frame) in enumerate(zip(labels, frames, strict=True)):
+        for label, frame, color in zip(labels, frames, cycle(RUN_COLORS), strict=False):
             figure.add_scatter(
                 x=[round(float(value), 1) for value in frame[axis]],
                 y=[float(f"{scale.place(value):.5g}") for value in frame[metric]],
@@ -36,9 +34,9 @@ def comparison(views: Sequence[View]) -> list[Plot]:
                 hovertemplate=f"%{{text}} at %{{x}} {axis}<extra>{label}</extra>",
                 mode="lines",
                 name=label,
-                line={"shape": "hv", "width": 2, "color": RUN_COLORS[index % len(RUN_COLORS)]},
+                line={"shape": "hv", "width": 2, "color": color},
             )
-        dress(figure, xaxis={"title": words, "rangemode": "tozero"}, yaxis=metric_axis(scale, low, high))
+        dress(figure, xaxis={"title": title, "rangemode": "tozero"}, yaxis=metric_axis(scale, low, high))
         plots.append(
             Plot(
                 name=f"by-{axis}",
@@ -56,7 +54,7 @@ def comparison_sentences(views: Sequence[View]) -> list[str]:
     labels = dict(zip(views, names, strict=True))
     best = {view: best_score(view, view.best)[0] for view in views if view.best}
     ranked = sorted(best, key=lambda view: -view.objective.sign * best[view])
-    found = [_lead(labels, ranked[0], other, best) for other in ranked[1:]]
+    found = [_lead(labels, best, ranked[0], other) for other in ranked[1:]]
     unequal: dict[str, list[Any]] = {
         "task": [view.task.name for view in views],
         "data": [view.task.data for view in views],
@@ -69,40 +67,35 @@ def comparison_sentences(views: Sequence[View]) -> list[str]:
     return found
 
 
-def _lead(labels: Mapping[View, str], first: View, other: View, best: Mapping[View, float]) -> str:
-    objective, runs = first.objective, (first, other)
-    counts = [view.task.validation_examples for view in runs]
-    noise = error_noise(objective, *((best[view], n) for view, n in zip(runs, counts, strict=True)))
-    if noise is None:
-        noise = max((noise_at(view, lead_level(view)) for view in runs), key=lambda one: one.amount)
-    shown = []
-    for view, n in zip(runs, counts, strict=True):
-        value = objective.write_with_error(best[view], n)
-        of_examples = f", n = {n:,}" if n else ""
-        shown.append(f"{labels[view]} ({value}, the best of {count(len(view.trials), 'trial')}{of_examples})")
-    lead = abs(best[first] - best[other])
-    amount = f"{objective.write_difference(lead)}{objective.unit}"
+def _lead(labels: Mapping[View, str], best: Mapping[View, float], *runs: View) -> str:
+    objective, shown = runs[0].objective, []
+    results = [(best[view], view.task.validation_examples) for view in runs]
+    noise = error_noise(objective, *results) or max(
+        (noise_at(view, lead_level(view)) for view in runs), key=lambda one: one.amount
+    )
+    for view, (value, n) in zip(runs, results, strict=True):
+        of_trials = f"the best of {count(len(view.trials), 'trial')}" + (f", n = {n:,}" if n else "")
+        shown.append(f"{labels[view]} ({objective.write_with_error(value, n)}, {of_trials})")
+    lead = abs(best[runs[0]] - best[runs[1]])
     return (
-        f"{shown[0]} leads {shown[1]} by {amount} on validation{noise.judge(lead)}.{_on_the_test_set(*runs)}"
+        f"{shown[0]} leads {shown[1]} by {write_amount(objective, lead)} on validation{noise.judge(lead)}."
+        f"{_on_the_test_set(*runs)}"
     )
 
 
-def _on_the_test_set(first: View, other: View) -> str:
-    winners = [view.outcome.winner for view in (first, other)]
-    objective = first.objective
+def _on_the_test_set(*runs: View) -> str:
+    objective = runs[0].objective
+    winners = [view.outcome.winner for view in runs]
     results = [
-        (winner.test[objective.metric], winner.test_n)
-        for winner in winners
-        if winner and objective.metric in winner.test
+        (one.test[objective.metric], one.test_n) for one in winners if one and objective.metric in one.test
     ]
     if len(results) < 2:
         return ""
-    (value, n), (other_value, _) = results
+    (value, n), (other, _) = results
     noise = error_noise(objective, *results)
-    judged = noise.judge(abs(value - other_value)) if noise else "; the noise is not known"
-    of_examples = f" (n = {n:,})" if n else ""
-    both = f"{objective.write(value)} and {objective.write(other_value)}"
-    return f" On the test set they have {both}{of_examples}{judged}."
+    judged = noise.judge(abs(value - other)) if noise else "; the noise is not known"
+    both = f"{objective.write(value)} and {objective.write(other)}" + (f" (n = {n:,})" if n else "")
+    return f" On the test set they have {both}{judged}."
 
 
 def run_labels(views: Sequence[View]) -> list[str]:

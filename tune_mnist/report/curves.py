@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
-from tune_mnist.report.panels import (
-    BEST,
-    BEST_COLOR,
-    COLORS,
-    DRAWN_FIRST,
-    STATE_WORDS,
-    Plot,
-    dress,
-    mark,
-    metric_axis,
-    whole_step,
-)
-from tune_mnist.report.timeline import stretches
+from tune_mnist.report.panels import BEST, LOOKS, Look, Plot, by_look, dress, metric_axis, whole_step
+from tune_mnist.report.timeline import Stretch, stretches
 from tune_mnist.report.view import STATES, View
 from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import capital
@@ -28,39 +18,26 @@ from tune_mnist.tuning.asha import rungs
 def learning_curves(view: View) -> Plot:
     """Draw the metric of each trial by epoch, ASHA's rungs, and what became of the trial."""
     trials = [trial for trial in view.trials if trial.epochs]
-    best = view.best
-    figure = go.Figure()
-    for state in DRAWN_FIRST:
-        some = [trial for trial in view.of_state(state) if trial.epochs and trial is not best]
-        if some:
-            figure.add_trace(_curves(view, some, STATE_WORDS[state], state, color=COLORS[state], width=1.2))
-    if best:
-        name = f"trial {best.number}, the best"
-        figure.add_trace(_curves(view, [best], name, BEST, color=BEST_COLOR, width=3))
+    figure = go.Figure([_curves(view, some, look) for look, some in by_look(view, trials)])
     low, high = view.scale.room([epoch[view.metric] for trial in trials for epoch in trial.epochs])
     judged = rungs(view.settings)
     for rung in judged:
         figure.add_vline(x=rung, line={"color": "#8a93a0", "width": 1, "dash": "dot"})
     planned = max((trial.epochs_planned for trial in trials), default=1)
-    dress(
-        figure,
-        xaxis={
-            "title": "epoch",
-            "range": [0.8, planned + 0.2],
-            "tickformat": "d",
-            "dtick": whole_step(planned),
-        },
-        yaxis=metric_axis(view.scale, low, high),
-    )
+    epochs = {
+        "title": "epoch",
+        "range": [0.8, planned + 0.2],
+        "tickformat": "d",
+        "dtick": whole_step(planned),
+    }
+    dress(figure, xaxis=epochs, yaxis=metric_axis(view.scale, low, high))
+    words = "No trial was stopped early."
+    if judged:
+        words = f"Dotted: ASHA's rungs, epochs {', '.join(map(str, judged))}, where worse trials end (grey)."
     return Plot(
         name="curves",
         title="Learning curves",
-        caption=f"{capital(view.objective.name)} by epoch. "
-        + (
-            f"Dotted: ASHA's rungs, epochs {', '.join(map(str, judged))}, where worse trials end (grey)."
-            if judged
-            else "No trial was stopped early."
-        ),
+        caption=f"{capital(view.objective.name)} by epoch. {words}",
         figures={"": figure} if trials else {},
     )
 
@@ -69,7 +46,7 @@ def timeline(view: View) -> Plot:
     """Draw which worker trained which trial when."""
     found = stretches(view.ledger)
     unit, seconds = _time_unit(max((one.end for one in found), default=0.0))
-    workers = sorted({one.worker for one in found}, key=lambda name: (name.rpartition(" ")[0], _place(name)))
+    workers = sorted({one.worker for one in found}, key=_host_and_place)
     figure = go.Figure()
     for state in STATES:
         some = [one for one in found if one.state == state]
@@ -83,16 +60,14 @@ def timeline(view: View) -> Plot:
                 textangle=0,
                 insidetextanchor="middle",
                 orientation="h",
-                name=STATE_WORDS[state],
-                marker={"color": COLORS[state], "line": {"color": "rgba(255,255,255,.65)", "width": 1}},
-                customdata=[
-                    [one.number, _epochs(one.first_epoch, one.last_epoch), one.process] for one in some
-                ],
+                name=LOOKS[state].word,
+                marker={"color": LOOKS[state].color, "line": {"color": "rgba(255,255,255,.65)", "width": 1}},
+                customdata=[[one.number, _epochs(one), one.process] for one in some],
                 hovertemplate="trial %{customdata[0]}, %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             )
     dress(
         figure,
-        height=110 + 34 * max(len(workers), 1) if len(workers) < 20 else 110 + 18 * len(workers),
+        height=110 + (34 if len(workers) < 20 else 18) * max(len(workers), 1),
         barmode="overlay",
         uniformtext={"minsize": 9, "mode": "hide"},
         bargap=0.25,
@@ -118,8 +93,8 @@ def epochs_per_trial(view: View) -> Plot:
             figure.add_bar(
                 x=[trial.number for trial in some],
                 y=[trial.epoch for trial in some],
-                name=STATE_WORDS[state],
-                marker_color=COLORS[state],
+                name=LOOKS[state].word,
+                marker_color=LOOKS[state].color,
                 customdata=[trial.epochs_planned for trial in some],
                 hovertemplate="trial %{x}: %{y} of %{customdata} epochs",
             )
@@ -146,24 +121,18 @@ def epochs_per_trial(view: View) -> Plot:
     )
 
 
-def _curves(
-    view: View, trials: Sequence[TrialRecord], name: str, state: str, *, color: str, width: float
-) -> go.Scatter:
+def _curves(view: View, trials: Sequence[TrialRecord], look: Look) -> go.Scatter:
     """Draw the curves of several trials as one trace, with gaps between them: a thousand traces are slow."""
-    x: list[int | None] = []
-    y: list[float | None] = []
-    text: list[str | None] = []
-    numbers: list[int | None] = []
+    rows: list[tuple[Any, ...]] = []
     for trial in trials:
-        for epoch in trial.epochs:
-            x.append(epoch[EPOCH])
-            y.append(float(f"{view.scale.place(epoch[view.metric]):.5g}"))
-            text.append(view.objective.write(epoch[view.metric]))
-            numbers.append(trial.number)
-        x.append(None)
-        y.append(None)
-        text.append(None)
-        numbers.append(None)
+        values = [(epoch[EPOCH], epoch[view.metric]) for epoch in trial.epochs]
+        rows += [
+            (epoch, float(f"{view.scale.place(value):.5g}"), view.objective.write(value), trial.number)
+            for epoch, value in values
+        ]
+        rows.append((None,) * 4)
+    x, y, text, numbers = zip(*rows, strict=True)
+    best = look is LOOKS[BEST]
     return go.Scatter(
         x=x,
         y=y,
@@ -171,14 +140,15 @@ def _curves(
         customdata=numbers,
         hovertemplate="trial %{customdata}, epoch %{x}: %{text}<extra></extra>",
         mode="lines+markers",
-        name=name,
-        marker=mark(state, size=5, count=len(view.trials)),
-        line={"color": color, "width": width},
-        opacity=0.75 if width < 2 else 1.0,
+        name=f"trial {trials[0].number}, the best" if best else look.word,
+        marker=look.mark(size=5, count=len(view.trials)),
+        line={"color": look.color, "width": 3 if best else 1.2},
+        opacity=1.0 if best else 0.75,
     )
 
 
-def _epochs(first: int, last: int) -> str:
+def _epochs(one: Stretch) -> str:
+    first, last = one.first_epoch, one.last_epoch
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
@@ -188,5 +158,6 @@ def _time_unit(seconds: float) -> tuple[str, float]:
     return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
 
 
-def _place(worker: str) -> int:
-    return int(worker.rpartition(" ")[2])
+def _host_and_place(worker: str) -> tuple[str, int]:
+    host, _, place = worker.rpartition(" ")
+    return host, int(place)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
+import pandas as pd
 from optuna.exceptions import ExperimentalWarning
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tune_mnist.report.rungs import Level
@@ -41,6 +40,14 @@ class Share:
     high: float
     first: float
     "Fraction of the resamples in which it is the largest."
+
+    @property
+    def interval(self) -> str:
+        """Write its interval: 40..90%."""
+        return f"{100 * self.low:.0f}..{self.high:.0%}"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.0%} ({self.interval})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +82,18 @@ class Importance:
         )
 
     def __str__(self) -> str:
-        """Write the shares: lr 71% (40..90%), width 29% (10..60%)."""
-        return ", ".join(
-            f"{one.name} {one.value:.0%} ({100 * one.low:.0f}..{one.high:.0%})" for one in self.shares
-        )
+        """lr 71% (40..90%), width 29% (10..60%)."""
+        return ", ".join(map(str, self.shares))
+
+    @property
+    def lone_words(self) -> str:
+        """Say of which hyper-parameters one value alone is left, so that they have no importance; else ""."""
+        left = [f"{name} {short_value(value)}" for name, value in self.lone.items()]
+        return f"No other value than {', '.join(left)} is left {self.level.where}." if left else ""
 
 
 def measure_importance(
-    level: Level,
-    variable: Sequence[str],
-    make_study: Callable[[], Study],
-    *,
-    rounds: int = ROUNDS,
-    seed: int = 0,
+    level: Level, variable: Sequence[str], make_study: Callable[[], Study], *, rounds: int = ROUNDS
 ) -> Importance:
     """Measure the importance at a level by PED-ANOVA (Watanabe et al., 2023), with bootstrap intervals.
 
@@ -96,7 +102,6 @@ def measure_importance(
         variable: the hyper-parameters that can vary; those of which the level has one value are left out.
         make_study: makes a study of the level's trials.
         rounds: resamples.
-        seed: of the resamples.
     """
     values = {
         name: {trial.params[name] for trial in level.trials if name in trial.params} for name in variable
@@ -105,34 +110,27 @@ def measure_importance(
     names = [name for name in variable if len(values[name]) > 1]
     if len(level.trials) < MIN_IMPORTANCE or len(set(level.values)) == 1 or not names:
         return Importance(level=level, shares=[], lone=lone, rounds=0)
-    study = make_study()
-    dice = random.Random(seed)
+    study, dice = make_study(), random.Random(0)
     trials = study.get_trials(deepcopy=False)
-    resample, found = _Resampled.like(study), []
+    resample, resampled = GivenStudy(study.direction), []
     for _ in range(rounds):
-        resample.drawn = dice.choices(trials, k=len(trials))
-        found.append(_shares(resample, names))
-    resampled = {name: [one[name] for one in found] for name in names}
-    winners = [max(one, key=lambda name: one[name]) for one in found]
+        resample.given = dice.choices(trials, k=len(trials))
+        resampled.append(_shares(resample, names))
+    frame = pd.DataFrame(resampled, columns=names)
+    low, high = frame.quantile(LOW), frame.quantile(HIGH)
+    first = frame.idxmax(axis="columns").value_counts(normalize=True)
     shares = [
         Share(
             name=name,
             value=value,
-            low=min(value, float(np.quantile(resampled[name], LOW))),
-            high=max(value, float(np.quantile(resampled[name], HIGH))),
-            first=winners.count(name) / rounds,
+            low=min(value, float(low[name])),
+            high=max(value, float(high[name])),
+            first=float(first.get(name, 0.0)),
         )
         for name, value in _shares(study, names).items()
     ]
-    return Importance(
-        level=level, shares=sorted(shares, key=lambda one: -one.value), lone=lone, rounds=rounds
-    )
-
-
-def describe_lone(importance: Importance) -> str:
-    """Say of which hyper-parameters one value alone is left, so that they have no importance; "" of none."""
-    left = [f"{name} {short_value(value)}" for name, value in importance.lone.items()]
-    return f"No other value than {', '.join(left)} is left {importance.level.where}." if left else ""
+    shares.sort(key=lambda one: -one.value)
+    return Importance(level=level, shares=shares, lone=lone, rounds=rounds)
 
 
 def _shares(study: Study, names: list[str]) -> dict[str, float]:
@@ -150,31 +148,24 @@ def _shares(study: Study, names: list[str]) -> dict[str, float]:
         return dict.fromkeys(names, 0.0) | get_param_importances(study, evaluator=evaluator, params=names)
 
 
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna from telling of each study that is made to be looked at."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+class GivenStudy(optuna.Study):
+    """A study that hands out its own trials: of 10,000 Optuna's plots would make 36 copies, 2 s each."""
 
+    given: Sequence[FrozenTrial] | None = None
+    "Trials to hand out instead."
 
-class _Resampled(optuna.Study):
-    """A study whose trials are those that were drawn last."""
-
-    drawn: Sequence[FrozenTrial] = ()
-
-    @classmethod
-    def like(cls, study: Study) -> _Resampled:
-        """Make one with the direction of another study."""
+    def __init__(self, direction: StudyDirection) -> None:
         storage = optuna.storages.InMemoryStorage()
-        with quiet_optuna():
-            name = optuna.create_study(storage=storage, direction=study.direction).study_name
-        return cls(name, storage)
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of the study
+        try:
+            name = optuna.create_study(storage=storage, direction=direction).study_name
+        finally:
+            optuna.logging.set_verbosity(before)
+        super().__init__(name, storage)
 
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return list(self.drawn)
+        """Give the trials, without a copy."""
+        return super().get_trials(deepcopy=False, states=states) if self.given is None else list(self.given)

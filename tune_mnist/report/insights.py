@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from tune_mnist.report.timeline import stretches
 from tune_mnist.report.view import STATES, View
+from tune_mnist.run.ledger import LEDGER
 from tune_mnist.run.records import EPOCH, UNENDED, TrialRecord
 from tune_mnist.run.space import LENGTH
 from tune_mnist.run.words import count, duration, short_value
@@ -20,28 +21,12 @@ EDGE = 0.05
 """Share of a range, at either end, in which a best value says that the range may be too narrow."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fact:
+class Fact(NamedTuple):
     """One line about a run."""
 
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edge:
-    """A value of the best trial that lies at the edge of its range."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Write it as advice: widen lr: 0.0098 of 0.001..0.01."""
-        low, high = short_value(self.low), short_value(self.high)
-        return f"widen {self.name}: {short_value(self.value)} of {low}..{high}"
 
 
 def count_states(view: View) -> str:
@@ -64,34 +49,30 @@ def count_epochs(view: View) -> tuple[int, str]:
     return sum(trial.epoch for trial in view.trials), f"of {planned:,} planned; ASHA saved {saved:,}"
 
 
+def losses(view: View) -> str:
+    """Say what of a ledger can't be read; "" where it is whole."""
+    lost = view.ledger.lost_lines
+    return f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost" if lost else ""
+
+
 def facts(view: View) -> list[Fact]:
     """Tell a run in some ten lines."""
-    outcome, settings, ledger, trials = view.outcome, view.settings, view.ledger, view.trials
+    outcome, settings = view.outcome, view.settings
     trained, of_planned = count_epochs(view)
     data = view.task.data or str(settings.options.get("dataset", view.task.name))
-    side_by_side = len({stretch.worker for stretch in stretches(ledger)})
+    sessions = count(len(view.ledger.sessions), "session")
+    side_by_side = len({stretch.worker for stretch in stretches(view.ledger)})
+    most = f"; at most {count(side_by_side, 'trial')} in parallel" if side_by_side else ""
     hours = max(outcome.seconds, 1e-9) / 3600
-    over = len(trials) - len(view.of_state(UNENDED))
+    over = len(view.trials) - len(view.of_state(UNENDED))
+    how = f"seed {settings.seed}; {data}; {say_how_it_ended(outcome)}"
     return [
-        Fact(
-            label="Search",
-            value=f"{settings.sampler} in space {settings.space}",
-            note=f"seed {settings.seed}; {data}; {say_how_it_ended(outcome)}",
-        ),
-        Fact(label="Trials", value=f"{len(trials)} of {settings.num_samples}", note=count_states(view)),
-        Fact(label="Epochs", value=f"{trained:,}", note=of_planned),
-        Fact(
-            label="Wall time",
-            value=duration(outcome.seconds),
-            note=f"{count(len(ledger.sessions), 'session')}"
-            + (f"; at most {count(side_by_side, 'trial')} in parallel" if side_by_side else ""),
-        ),
-        Fact(
-            label="Pace",
-            value=f"{over / hours:.0f} trials an hour",
-            note=f"{trained / hours:.0f} epochs an hour",
-        ),
-        *([known] if (known := known_before(view)) else []),
+        Fact("Search", f"{settings.sampler} in space {settings.space}", how),
+        Fact("Trials", f"{len(view.trials)} of {settings.num_samples}", count_states(view)),
+        Fact("Epochs", f"{trained:,}", of_planned),
+        Fact("Wall time", duration(outcome.seconds), sessions + most),
+        Fact("Pace", f"{over / hours:.0f} trials an hour", f"{trained / hours:.0f} epochs an hour"),
+        *filter(None, [known_before(view)]),
         *_best_facts(view),
     ]
 
@@ -108,7 +89,7 @@ def known_before(view: View) -> Fact | None:
     best, theirs = objective.best(ended), objective.best(trial.value for trial in inherited)
     if best is not None and theirs is not None:
         note += f"; the best of this run's own, {objective.write(best)}, is {objective.compare(best, theirs)}"
-    return Fact(label="Known before", value=count(len(inherited), "trial"), note=note)
+    return Fact("Known before", count(len(inherited), "trial"), note)
 
 
 def compare_with_baseline(view: View) -> Fact | None:
@@ -126,7 +107,7 @@ def compare_with_baseline(view: View) -> Fact | None:
     else:
         best_then = objective.write(then[view.metric])
         note = f"stopped at epoch {baseline.epoch}, where the best trial had {best_then}"
-    return Fact(label="Baseline", value=objective.write(value), note=note)
+    return Fact("Baseline", objective.write(value), note)
 
 
 def best_score(view: View, best: TrialRecord) -> tuple[float, int]:
@@ -140,40 +121,39 @@ def best_score(view: View, best: TrialRecord) -> tuple[float, int]:
 def _best_facts(view: View) -> list[Fact]:
     best, winner, objective = view.best, view.outcome.winner, view.objective
     if best is None:
-        return [Fact(label="Best", value="none yet", note="no trial has reported an epoch")]
+        return [Fact("Best", "none yet", "no trial has reported an epoch")]
     value, epoch = best_score(view, best)
-    n = view.task.validation_examples
     where = f"trial {best.number} at epoch {epoch} of {best.epochs_planned}"
-    note = where + note_of_error(objective, value, n, before="; ")
-    found = [Fact(label="Best, validation", value=objective.write_with_error(value, n), note=note)]
-    found += [baseline] if (baseline := compare_with_baseline(view)) else []
+    found = [_score(objective, "Best, validation", value, view.task.validation_examples, where)]
+    found += filter(None, [compare_with_baseline(view)])
     if winner and objective.metric in winner.test:
-        test, n = winner.test[objective.metric], winner.test_n
-        shown = objective.write_with_error(test, n)
-        found.append(Fact(label="Winner, test", value=shown, note=note_of_error(objective, test, n)))
+        found.append(_score(objective, "Winner, test", winner.test[objective.metric], winner.test_n))
     return found
 
 
-def note_of_error(objective: Objective, value: float, n: int | None, *, before: str = "") -> str:
-    """Say of how many examples a value is, and what stands behind its ±; "" where nothing is known."""
+def _score(objective: Objective, label: str, value: float, n: int | None, where: str = "") -> Fact:
+    """Tell a value, where it was reached, of how many examples it is, and what stands behind its ±."""
     words = ([f"n = {n:,}"] if n else []) + (["± standard error"] if objective.error_of(value, n) else [])
-    return before + ", ".join(words) if words else ""
+    note = "; ".join(filter(None, [where, ", ".join(words)]))
+    return Fact(label, objective.write_with_error(value, n), note)
 
 
-def edges(view: View) -> list[Edge]:
-    """List the values of the best trial that lie at the edge of a range which could be wider."""
-    best, found = view.best, []
-    if best is None:
-        return []
-    for name, value in best.params.items():
+def edges(view: View) -> dict[str, str]:
+    """List the parameters whose best value lies at the edge of a range that could be wider, with advice.
+
+    The advice: widen lr: 0.0098 of 0.001..0.01.
+    """
+    best, found = view.best, {}
+    for name, value in best.params.items() if best else ():
         one = view.space.get(name)
         if not isinstance(one, FloatDistribution | IntDistribution) or one.low == one.high:
             continue
-        if name == LENGTH and best.state != "COMPLETE":
+        if name == LENGTH and best and best.state != "COMPLETE":
             continue  # its length has made no difference yet
         scale = math.log if one.log else float
         position = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
         could_be_wider = view.task.wider.get(name, (True, True))[position > 0.5]
         if not EDGE < position < 1 - EDGE and could_be_wider:
-            found.append(Edge(name=name, value=value, low=one.low, high=one.high))
+            low, high = short_value(one.low), short_value(one.high)
+            found[name] = f"widen {name}: {short_value(value)} of {low}..{high}"
     return found

@@ -12,12 +12,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from tune_mnist.report.importance import Importance, Share
 from tune_mnist.report.insights import edges
-from tune_mnist.report.noise import lead_level, lead_sentence, noise_at
-from tune_mnist.report.rungs import Level
-from tune_mnist.report.survival import Group, groups, has_passed, judged_rungs
+from tune_mnist.report.noise import lead_level, lead_sentence, noise_at, write_amount
+from tune_mnist.report.survival import Group, choices, has_passed, judged_rungs
 from tune_mnist.report.view import View
 from tune_mnist.run.records import TrialRecord
-from tune_mnist.run.words import count, short_value
+from tune_mnist.run.words import capital, count, short_value
 from tune_mnist.tuning.tuner import FINISHED
 
 MOST, MOST_DEAD = 6, 2
@@ -45,11 +44,7 @@ class Dead:
     """A choice of which no trial outlived a rung that others outlived."""
 
     group: Group
-    rung: int
-    chance: float
-    "That none of so many trials passes, if the choice made no difference."
-    flat: bool
-    "Whether all its trials stayed at one value, so that they did not train."
+    sentence: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,49 +58,59 @@ class Learned:
 
 def learned(view: View) -> Learned:
     """Say in three to six sentences what a run has learned, each with its number of trials."""
-    pays = more_trials(view)
+    return view.tried("what it learned", lambda: _learned(view), Learned(sentences=[], next="wait"))
+
+
+def _learned(view: View) -> Learned:
+    pays, why = more_trials(view)
     over = sum(trial.state is not None for trial in view.trials)
     unended = f"The search has not ended: this is of {over} of {view.settings.num_samples} trials that have."
     sentences = [
         unended if view.outcome.ended_by is None else "",
-        *dead_sentences(view)[:MOST_DEAD],
+        *[dead.sentence for dead in dead_choices(view)][:MOST_DEAD],
         stuck_sentence(view),
         matter_sentence(view),
         range_sentence(view),
         lead_sentence(view),
-        pays[1],
+        why,
     ]
-    if view.outcome.ended_by is None:
-        step = "wait"
-    elif view.outcome.ended_by != FINISHED:
-        step = "resume"
-    else:
-        step = "more" if pays[0] else "confirm"
+    step = {None: "wait", FINISHED: "more" if pays else "confirm"}.get(view.outcome.ended_by, "resume")
     return Learned(sentences=[sentence for sentence in sentences if sentence][:MOST], next=step)
 
 
 def dead_choices(view: View) -> list[Dead]:
     """Find the choices that never survived: rarer than CHANCE, or not training at all."""
-    parts = [group for group in groups(view) if group.is_choice]
-    found = []
+    parts, found = choices(view), []
     for group in parts:
         own = {trial.number for trial in group.trials}
         trained = [trial for trial in group.trials if trial.epochs]
         others = [trial for trial in view.trials if trial.number not in own and trial.epochs]
-        values = {view.objective.write(epoch[view.metric]) for trial in trained for epoch in trial.epochs}
-        if len(trained) > 1 and len(values) == 1 and _is_worst(view, trained[0], others):
-            last = max(trial.epoch for trial in trained)
-            found.append(Dead(group=group, rung=last, chance=0.0, flat=True))
+        if not trained:
             continue
-        for rung in judged_rungs(view):
-            passed = sum(has_passed(view, trial, rung) for trial in others)
-            if not passed or any(has_passed(view, trial, rung) for trial in trained):
-                continue
-            chance = _chance_of_none(len(trained), len(trained) + len(others), passed)
-            if trained and chance <= CHANCE / len(parts):
-                found.append(Dead(group=group, rung=rung, chance=chance, flat=False))
-            break
+        last = max(trial.epoch for trial in trained)
+        values = [view.best_epoch(trial)[view.metric] for trial in trained]
+        best = view.objective.write(view.objective.best(values))
+        start = f"{group.name} {group.values}: {count(len(trained), 'trial')}, none past epoch"
+        if len(trained) > 1 and len(_values(view, trained)) == 1 and _is_worst(view, trained[0], others):
+            found.append(Dead(group=group, sentence=f"{start} {last}, all at {best}: it did not train."))
+            continue
+        others_passed = (
+            (rung, sum(has_passed(view, trial, rung) for trial in others))
+            for rung in judged_rungs(view)
+            if not any(has_passed(view, trial, rung) for trial in trained)
+        )
+        rung, passed = next(((rung, n) for rung, n in others_passed if n), (0, 0))
+        # That none of the group is among those that passed, drawn from all trials.
+        chance = math.comb(len(others), passed) / math.comb(len(trained) + len(others), passed)
+        if chance <= CHANCE / len(parts):
+            end = f"at best {best}; by chance that happens in {chance:.2g} of cases."
+            found.append(Dead(group=group, sentence=f"{start} {min(rung, last)}, {end}"))
     return found
+
+
+def _values(view: View, trials: Sequence[TrialRecord]) -> set[str]:
+    """Collect the values of all epochs of some trials, as they are written."""
+    return {view.objective.write(epoch[view.metric]) for trial in trials for epoch in trial.epochs}
 
 
 def _is_worst(view: View, trial: TrialRecord, others: Sequence[TrialRecord]) -> bool:
@@ -114,43 +119,18 @@ def _is_worst(view: View, trial: TrialRecord, others: Sequence[TrialRecord]) -> 
     return bool(scores) and view.objective.score(trial.last) < statistics.median(scores)
 
 
-def _chance_of_none(group: int, trials: int, passed: int) -> float:
-    """Give the chance that none of a group is among those that passed, drawn from all trials."""
-    return math.comb(trials - group, passed) / math.comb(trials, passed)
-
-
-def dead_sentences(view: View) -> list[str]:
-    """Say which choices never survived."""
-    sentences = []
-    for dead in dead_choices(view):
-        trained = [trial for trial in dead.group.trials if trial.epochs]
-        last = min(dead.rung, max(trial.epoch for trial in trained))
-        n = count(len(trained), "trial")
-        start = f"{dead.group.name} {dead.group.values}: {n}, none past epoch {last}"
-        best = view.objective.best(view.best_epoch(trial)[view.metric] for trial in trained)
-        value = view.objective.write(best)
-        if dead.flat:
-            sentences.append(f"{start}, all at {value}: it did not train.")
-        else:
-            sentences.append(
-                f"{start}, at best {value}; by chance that happens in {dead.chance:.2g} of cases."
-            )
-    return sentences
-
-
 def stuck_sentence(view: View) -> str:
     """Say of a choice that all trials that stayed at one bad value have it, where some with it did train."""
     trained = [trial for trial in view.trials if trial.epochs]
     stayed: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in trained:
-        values = {view.objective.write(epoch[view.metric]) for epoch in trial.epochs}
+        values = _values(view, [trial])
         if len(values) == 1:
             stayed[values.pop()].append(trial)
     value, stuck = max(stayed.items(), key=lambda item: len(item[1]), default=("", []))
     if len(stuck) < MIN_STUCK or not _is_worst(view, stuck[0], trained):
         return ""
-    parts = [group for group in groups(view) if group.is_choice]
-    numbers, found = {trial.number for trial in stuck}, []
+    parts, numbers, found = choices(view), {trial.number for trial in stuck}, []
     for part in parts:
         own = {trial.number for trial in part.trials if trial.epochs}
         if numbers < own:
@@ -179,29 +159,29 @@ def matter_sentence(view: View) -> str:
     if not importance.shares:
         return f"Which hyper-parameter matters is not known: {importance.why_none(view.variable)}."
     first, n = importance.shares[0], f"n = {count(len(level.trials), 'trial')}"
-    share = f"{first.value:.0%} ({100 * first.low:.0f}..{first.high:.0%})"
-    if leading(importance):
-        good = good_values(view, first.name)
-        return f"{first.name} mattered most {level.where}: importance {share}, {n}. {good}"
     if len(importance.shares) == 1:
-        good = good_values(view, first.name)
-        return f"{first.name} is the only hyper-parameter that varies {level.where}, {n}. {good}"
-    first, second = sorted(importance.shares, key=lambda one: -one.first)[:2]
-    share = f"{first.value:.0%} ({100 * first.low:.0f}..{first.high:.0%})"
-    return (
-        f"Which hyper-parameter mattered most is open {level.where}, {n}: {first.name} {share} is the "
-        f"largest in {first.first:.0%} of the resamples, {second.name} in {second.first:.0%}."
-    )
+        found = f"{first.name} is the only hyper-parameter that varies {level.where}, {n}."
+    elif leading(importance):
+        share = str(first).removeprefix(f"{first.name} ")
+        found = f"{first.name} mattered most {level.where}: importance {share}, {n}."
+    else:
+        first, second = sorted(importance.shares, key=lambda one: -one.first)[:2]
+        return (
+            f"Which hyper-parameter mattered most is open {level.where}, {n}: {first} is the largest in "
+            f"{first.first:.0%} of the resamples, {second.name} in {second.first:.0%}."
+        )
+    return f"{found} {good_values(view, first.name)}"
 
 
-def good_trials(view: View, level: Level) -> list[TrialRecord]:
-    """List the best quarter of a level's trials, at least MIN_GOOD."""
-    return [trial for trial, _ in view.ranked(level)[: max(MIN_GOOD, round(GOOD * len(level.trials)))]]
+def good_trials(view: View) -> list[TrialRecord]:
+    """List the best quarter of the trials of the level that is shown first, at least MIN_GOOD."""
+    most = max(MIN_GOOD, round(GOOD * len(view.level.trials)))
+    return [trial for trial, _ in view.ranked(view.level)[:most]]
 
 
 def good_values(view: View, name: str) -> str:
     """Say where the best trials have a hyper-parameter."""
-    good = [trial.params[name] for trial in good_trials(view, view.level) if name in trial.params]
+    good = [trial.params[name] for trial in good_trials(view) if name in trial.params]
     one = view.space[name]
     if isinstance(one, CategoricalDistribution):
         counts = Counter(map(short_value, good)).most_common()
@@ -216,19 +196,17 @@ def good_values(view: View, name: str) -> str:
 
 def range_sentence(view: View) -> str:
     """Say which ranges to widen, by the best trial, and which to narrow, by the best quarter."""
-    wide = edges(view)
-    words = []
+    wide, words = edges(view), []
     if wide and view.best:
-        words.append(f"{', '.join(map(str, wide))} (trial {view.best.number}, the best, is at the edge)")
+        words.append(f"{', '.join(wide.values())} (trial {view.best.number}, the best, is at the edge)")
     first = leading(view.importance(view.level))
-    if first and first.name not in {edge.name for edge in wide} and (narrow := _narrow(view, first.name)):
+    if first and first.name not in wide and (narrow := _narrow(view, first.name)):
         words.append(narrow)
-    text = "; ".join(words)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    return f"{capital('; '.join(words))}." if words else ""
 
 
 def _narrow(view: View, name: str) -> str:
-    one, good = view.space[name], [trial.params[name] for trial in good_trials(view, view.level)]
+    one, good = view.space[name], [trial.params[name] for trial in good_trials(view)]
     if not isinstance(one, FloatDistribution | IntDistribution) or len(good) < MIN_GOOD:
         return ""
     scale = math.log if one.log else float
@@ -249,19 +227,16 @@ def more_trials(view: View) -> tuple[bool, str]:
         ]
         if min(map(len, halves)) < MIN_HALF:
             continue
-        sign = view.objective.sign
-        before, after = (max(sign * value for value in half) for half in halves)
+        before, after = (max(view.objective.sign * value for value in half) for half in halves)
         gain = max(0.0, after - before)
         noise = noise_at(view, level)
         pays = gain > noise.amount
         return pays, (
             f"More trials are {'likely' if pays else 'unlikely'} to pay: the later half of the trials (n = "
             f"{len(halves[1])} of {len(level.trials)} {level.where}) improved the best by "
-            f"{view.objective.write_difference(gain)}{view.objective.unit}; the rule is more than {noise}."
+            f"{write_amount(view.objective, gain)}; the rule is more than {noise}."
         )
-    n = len(view.trials)
-    return (
-        True,
-        f"Whether more trials pay can't be told from {count(n, 'trial')}: it takes {MIN_HALF} in "
-        "each half that got as far.",
+    return True, (
+        f"Whether more trials pay can't be told from {count(len(view.trials), 'trial')}: it takes {MIN_HALF} "
+        "in each half that got as far."
     )

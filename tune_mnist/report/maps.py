@@ -14,16 +14,7 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from plotly.colors import sample_colorscale
 
-from tune_mnist.report.panels import (
-    BEST,
-    DRAWN_FIRST,
-    STATE_WORDS,
-    Plot,
-    color_bar,
-    dress,
-    mark,
-    parameter_axis,
-)
+from tune_mnist.report.panels import Plot, by_look, color_bar, dress, parameter_axis
 from tune_mnist.report.rungs import Level
 from tune_mnist.report.view import View
 from tune_mnist.run.records import TrialRecord
@@ -44,64 +35,69 @@ CONTOUR_PARAMETERS = 4
 def parallel_coordinates(view: View, level: Level) -> Plot:
     """Draw each trial of a level as a line through its hyper-parameters (Optuna before 5 draws others)."""
     n = len(level.trials)
-    trials = view.study(level, MOST_LINES).get_trials(deepcopy=False)
-    trials = [trial for trial in trials if view.space.keys() <= trial.params.keys()]
-    trials.sort(key=lambda trial: view.objective.sign * float(trial.value or 0.0))  # the best on top
-    figures = {}
-    if trials and view.space:  # which a damaged ledger may have lost
-        values = [float(trial.value or 0.0) for trial in trials]
-        axes = {view.metric: FloatDistribution(min(values), max(values)), **view.space}
-        heights = [_height(value, axes[view.metric]) for value in values]
-        goods = [height if view.objective.mode == "max" else 1 - height for height in heights]
-        lines = [
-            go.Scatter(
-                x=list(range(len(axes))),
-                y=[round(_height(row[name], one), 4) for name, one in axes.items()],
-                customdata=[[name, _text(view, name, row[name])] for name in axes],
-                hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
-                mode="lines",
-                line={"color": color, "width": 1.2},
-                opacity=0.35 + 0.6 * good,
-            )
-            for row, good, color in zip(
-                ({view.metric: value, **trial.params} for trial, value in zip(trials, values, strict=True)),
-                goods,
-                sample_colorscale(LINE_SCALE, goods),
-                strict=True,
-            )
-        ]
-        scale = {"colorscale": LINE_SCALE, "reversescale": view.objective.mode == "min"}
-        scale |= {"showscale": len(set(values)) > 1, "colorbar": color_bar(view.scale, values)}
-        ends = {"color": [min(values), max(values)], **scale}
-        key = go.Scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
-        marks = [
-            {"text": _text(view, name, value), "x": place, "y": _height(value, one), **AXIS_MARK}
-            for place, (name, one) in enumerate(axes.items())
-            for value in _marks(one)
-        ]
-        rules = [
-            {"x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "y domain", "line": RULE, "layer": "below"}
-            for place in range(len(axes))
-        ]
-        names = {
-            "tickvals": list(range(len(axes))),
-            "ticktext": list(axes),
-            "range": [-0.75, len(axes) - 0.8],
-        }
-        figure = go.Figure([*lines, key])
-        # All at once: plotly checks those that there are again for each one that is added.
-        dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False, annotations=marks, shapes=rules)
-        figure.update_xaxes(**names, showgrid=False, zeroline=False)
-        figure.update_yaxes(range=[-0.08, 1.08], visible=False, fixedrange=True)
-        figures[""] = figure
+    rows = [
+        {view.metric: view.scale.place(value), **trial.params}
+        for trial, value in view.ranked(level)[:MOST_LINES]
+        if view.space.keys() <= trial.params.keys()
+    ]
+    rows.sort(key=lambda row: view.objective.sign * row[view.metric])  # the best on top
     shown = f"The best {MOST_LINES} of " if n > MOST_LINES else ""
     return Plot(
         name="parallel",
         title="Parallel coordinates",
         caption=f"{shown}{count(n, 'trial')} {level.where}, pink is best.",
-        figures=figures,
+        # A damaged ledger may have lost the space.
+        figures={"": _parallel_figure(view, rows)} if rows and view.space else {},
         min_width=105 * (1 + len(view.space)),
     )
+
+
+def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
+    values = [row[view.metric] for row in rows]
+    axes = {view.metric: FloatDistribution(min(values), max(values)), **view.space}
+    heights = [_height(value, axes[view.metric]) for value in values]
+    goods = [height if view.objective.mode == "max" else 1 - height for height in heights]
+    lines = [
+        go.Scatter(
+            x=list(range(len(axes))),
+            y=[round(_height(row[name], one), 4) for name, one in axes.items()],
+            customdata=[[name, _text(view, name, row[name])] for name in axes],
+            hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
+            mode="lines",
+            line={"color": color, "width": 1.2},
+            opacity=0.35 + 0.6 * good,
+        )
+        for row, good, color in zip(rows, goods, sample_colorscale(LINE_SCALE, goods), strict=True)
+    ]
+    ends = {
+        "color": [min(values), max(values)],
+        "colorscale": LINE_SCALE,
+        "reversescale": view.objective.mode == "min",
+        "showscale": len(set(values)) > 1,
+        "colorbar": color_bar(view.scale, values),
+    }
+    key = go.Scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
+    marks = [
+        {"text": _text(view, name, value), "x": place, "y": _height(value, one), **AXIS_MARK}
+        for place, (name, one) in enumerate(axes.items())
+        for value in _marks(one)
+    ]
+    rules = [
+        {"x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "y domain", "line": RULE, "layer": "below"}
+        for place in range(len(axes))
+    ]
+    figure = go.Figure([*lines, key])
+    # All at once: plotly checks those that there are again for each one that is added.
+    dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False, annotations=marks, shapes=rules)
+    figure.update_xaxes(
+        tickvals=list(range(len(axes))),
+        ticktext=list(axes),
+        range=[-0.75, len(axes) - 0.8],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_yaxes(range=[-0.08, 1.08], visible=False, fixedrange=True)
+    return figure
 
 
 def _height(value: Any, one: BaseDistribution) -> float:
@@ -129,62 +125,57 @@ def _text(view: View, name: str, value: Any) -> str:
 
 def contours(view: View, level: Level) -> Plot:
     """Draw the values at a level over each pair of the most important hyper-parameters (Optuna)."""
-    space, study = view.space, view.study(level, MOST_CELLS)
-    values = [trial.value for trial in study.get_trials(deepcopy=False)]
-    ranked = [trial for trial, _ in view.ranked(level)[:MOST_CELLS]]
+    pairs = view.ranked(level)[:MOST_CELLS]
+    study = view.study(level, MOST_CELLS)
     figures = {}
-    for x, y in combinations(varied_parameters(view, level)[:CONTOUR_PARAMETERS], 2):
-        figure = optuna_plots.plot_contour(study, params=[x, y], target_name=view.objective.name)
+    for names in combinations(_varied_parameters(view, level)[:CONTOUR_PARAMETERS], 2):
+        figure = optuna_plots.plot_contour(study, params=list(names), target_name=view.objective.name)
         x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text  # Optuna sorts them
         figure.data = [trace for trace in figure.data if trace.type == "contour" and len(trace.x)]
-        figure.update_traces(colorbar=color_bar(view.scale, values), hoverinfo="skip")
-        _add_trials(figure, view, [trial for trial in ranked if {x, y} <= set(trial.params)], x, y)
+        bar = color_bar(view.scale, [view.scale.place(value) for _, value in pairs])
+        figure.update_traces(colorbar=bar, hoverinfo="skip")
+        _add_trials(figure, view, [trial for trial, _ in pairs if {x, y} <= set(trial.params)], x, y)
         dress(
             figure,
             height=420,
             margin_l=80,
-            xaxis=_contour_axis(x, space[x]),
-            yaxis={**_contour_axis(y, space[y]), "automargin": True},
+            xaxis=_contour_axis(x, view.space[x]),
+            yaxis={**_contour_axis(y, view.space[y]), "automargin": True},
         )
         figures[f"{x} and {y}"] = figure
     n = len(level.trials)
     shown = f"the best {MOST_CELLS} of {n:,} trials" if n > MOST_CELLS else count(n, "trial")
-    return Plot(
-        name="contour",
-        title="Contour",
-        caption=f"{capital(view.objective.name)} {level.where}, interpolated between {shown}; larger marks "
-        "are several trials."
-        if figures
-        else f"Needs two trials {level.where} that differ in two hyper-parameters.",
-        figures=figures,
-        kind="choice",
-    )
+    caption = f"Needs two trials {level.where} that differ in two hyper-parameters."
+    if figures:
+        caption = (
+            f"{capital(view.objective.name)} {level.where}, interpolated between {shown}; larger marks are "
+            "several trials."
+        )
+    return Plot(name="contour", title="Contour", caption=caption, figures=figures, kind="choice")
+
+
+def _varied_parameters(view: View, level: Level) -> list[str]:
+    """List the hyper-parameters in which the best trials of a level differ, the most important first."""
+    trials = [trial for trial, _ in view.ranked(level)[:MOST_CELLS]]
+    drawn = [name for name in view.space if len({trial.params.get(name) for trial in trials}) > 1]
+    shares = {one.name: one.value for one in view.importance(level).shares}
+    return sorted(drawn, key=lambda name: -shares.get(name, 0.0))
 
 
 def _add_trials(figure: go.Figure, view: View, trials: Sequence[TrialRecord], x: str, y: str) -> None:
     """Mark trials by their state; several at the same place as one larger mark, with their number."""
-    for state in (*DRAWN_FIRST, BEST):
-        some = [
-            trial
-            for trial in trials
-            if (
-                trial is view.best if state == BEST else trial.shown_state == state and trial is not view.best
-            )
-        ]
-        if not some:
-            continue
-        word = STATE_WORDS.get(state, state)
+    for look, some in by_look(view, trials):
         places = Counter((_place(view, x, trial), _place(view, y, trial)) for trial in some)
-        marker = mark(state)
+        marker = look.mark()
         marker["size"] = [round(marker["size"] * math.sqrt(n), 1) for n in places.values()]
         figure.add_scatter(
             x=[place[0] for place in places],
             y=[place[1] for place in places],
             customdata=[count(n, "trial") for n in places.values()],
             mode="markers",
-            name=word,
+            name=look.word,
             marker=marker,
-            hovertemplate=f"{x} %{{x}}, {y} %{{y}}: %{{customdata}}<extra>{word}</extra>",
+            hovertemplate=f"{x} %{{x}}, {y} %{{y}}: %{{customdata}}<extra>{look.word}</extra>",
         )
 
 
@@ -200,11 +191,3 @@ def _contour_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
     if isinstance(one, CategoricalDistribution):
         return {"title": name, "type": "category", "range": None}
     return parameter_axis(name, one)
-
-
-def varied_parameters(view: View, level: Level) -> list[str]:
-    """List the hyper-parameters in which the best trials of a level differ, the most important first."""
-    trials = view.study(level, MOST_CELLS).get_trials(deepcopy=False)
-    drawn = [name for name in view.space if len({trial.params.get(name) for trial in trials}) > 1]
-    shares = {one.name: one.value for one in view.importance(level).shares}
-    return sorted(drawn, key=lambda name: -shares.get(name, 0.0))

@@ -16,6 +16,11 @@ CLEAR = 2.0
 """Standard errors of a difference beyond which it is more than noise."""
 
 
+def write_amount(objective: Objective, difference: float) -> str:
+    """Write a difference of two results with its unit."""
+    return f"{objective.write_difference(difference)}{objective.unit}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """A difference of two results below which it says nothing."""
@@ -28,8 +33,8 @@ class Noise:
     "Whether it is the noise, or only what is known in its place."
 
     def __str__(self) -> str:
-        """Write it: 2 standard errors of a difference, 0.76 points."""
-        return f"{self.what}, {self.objective.write_difference(self.amount)}{self.objective.unit}"
+        """2 standard errors of a difference, 0.76 points."""
+        return f"{self.what}, {write_amount(self.objective, self.amount)}"
 
     def judge(self, difference: float) -> str:
         """Say, at the end of a sentence about a difference, whether it is more."""
@@ -84,5 +89,5 @@ def lead_sentence(view: View) -> str:
     return (
         f"Of {count(len(level.trials), 'trial')} {level.where}, trial {best.number} "
         f"({objective.write(value)}) leads trial {second.number} by "
-        f"{objective.write_difference(lead)}{objective.unit}{noise_at(view, level).judge(lead)}."
+        f"{write_amount(objective, lead)}{noise_at(view, level).judge(lead)}."
     )

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from tune_mnist.report.comparison import comparison, comparison_sentences, run_labels
-from tune_mnist.report.insights import Fact, facts
+from tune_mnist.report.insights import Fact, facts, losses
 from tune_mnist.report.learned import learned
 from tune_mnist.report.panels import Plot
 from tune_mnist.report.plots import EVERYWHERE, all_plots
@@ -24,7 +24,6 @@ from tune_mnist.report.rungs import describe_correlations
 from tune_mnist.report.survival import survival_frame
 from tune_mnist.report.table import make_table
 from tune_mnist.report.view import View
-from tune_mnist.run.ledger import LEDGER
 from tune_mnist.run.words import count, duration
 
 SECTIONS = {
@@ -51,9 +50,10 @@ def make_report(
     return _render(
         title=view.name,
         facts=facts(view),
-        learned=view.tried("what it learned", lambda: learned(view).sentences, []),
+        heading="What it learned",
+        learned=learned(view).sentences,
         next_command=next_command,
-        advice=advice(view),
+        advice=f"{lost}." if (lost := losses(view)) else "",
         sections={heading: [plots[name] for name in names] for heading, names in SECTIONS.items()},
         levels=_levels(view),
         survival=_survival(view),
@@ -63,11 +63,12 @@ def make_report(
 
 def _levels(view: View) -> dict[str, Any]:
     """Give the page its levels, the one to begin with, the rule, and how their ranks agree."""
-    names, words = {}, [view.choice.rule]
+    first, rule = view.choice
+    names, words = {}, [rule]
     for level in view.levels:
         of_epochs = f" of {level.mixed}" if level.mixed else ""
         names[level.name] = f"{level.name} ({count(len(level.trials), 'trial')}{of_epochs})"
-    if view.level.epoch is not None:
+    if first.epoch is not None:
         words.append("A rung measures how fast trials learn, not where they end.")
     final = view.levels[-1]
     if final.mixed:
@@ -77,10 +78,9 @@ def _levels(view: View) -> dict[str, Any]:
             f"The search draws the number of epochs, so at {final.name} each value is that of the trial's "
             f"own last epoch: {full} of {len(final.trials)} trained {most}."
         )
-    if correlations := describe_correlations(view.levels):
-        words.append(correlations)
+    words.append(describe_correlations(view.levels))
     shared = f"Only at {final.name} do values" if final.mixed else "No values"
-    return {"names": names, "first": view.level.name, "words": " ".join(words), "shared": shared}
+    return {"names": names, "first": first.name, "words": " ".join(filter(None, words)), "shared": shared}
 
 
 def _survival(view: View) -> dict[str, Any] | None:
@@ -99,66 +99,41 @@ def _survival(view: View) -> dict[str, Any] | None:
 
 def make_comparison(views: Sequence[View]) -> str:
     """Write the page that compares runs by their best so far."""
-    named = zip(run_labels(views), views, strict=True)
+    found = []
+    for label, view in zip(run_labels(views), views, strict=True):
+        best = next(fact.value for fact in facts(view) if fact.label.startswith("Best"))
+        size = f"{count(len(view.trials), 'trial')}, {count(len(view.ledger.order), 'epoch')}"
+        how = f"{view.settings.sampler} in space {view.settings.space}"
+        found.append(Fact(label, best, f"{size}, {duration(view.outcome.seconds)}; {how}"))
     return _render(
         title="Comparison",
-        facts=[
-            Fact(
-                label=label,
-                value=next(fact.value for fact in facts(view) if fact.label.startswith("Best")),
-                note=f"{count(len(view.trials), 'trial')}, {count(len(view.ledger.order), 'epoch')}, "
-                f"{duration(view.outcome.seconds)}; {view.settings.sampler} in space {view.settings.space}",
-            )
-            for label, view in named
-        ],
+        facts=found,
         learned=comparison_sentences(views),
         heading="Is the difference more than noise?",
         sections={"Best so far": [{EVERYWHERE: plot} for plot in comparison(views)]},
     )
 
 
-def advice(view: View) -> list[str]:
-    """Say what the reader of a run should know before anything else: what of the ledger is lost."""
-    lost = view.ledger.lost_lines
-    return [f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost."] if lost else []
-
-
 def _render(
-    *,
-    title: str,
-    facts: Sequence[Fact],
-    sections: Mapping[str, Sequence[Mapping[str, Plot]]],
-    learned: Sequence[str] = (),
-    heading: str = "What it learned",
-    next_command: str = "",
-    advice: Sequence[str] = (),
-    levels: dict[str, Any] | None = None,
-    survival: dict[str, Any] | None = None,
-    table: dict[str, Any] | None = None,
+    *, sections: Mapping[str, Sequence[Mapping[str, Plot]]], table: dict[str, Any] | None = None, **parts: Any
 ) -> str:
-    panels = [panel for some in sections.values() for panel in some]
+    """Fill the template; the parts that are not given are left out of the page."""
+    firsts = {title: [next(iter(panel.values())) for panel in some] for title, some in sections.items()}
     plots = {
         next(iter(panel.values())).name: {level: _plot_data(plot) for level, plot in panel.items()}
-        for panel in panels
+        for some in sections.values()
+        for panel in some
     }
     data = json.dumps({"plots": plots, "table": table}, separators=(",", ":"), allow_nan=False)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(
-        files("tune_mnist.report").joinpath("report.html.jinja").read_text("utf-8")
-    )
-    return template.render(
-        title=title,
+    template = files("tune_mnist.report").joinpath("report.html.jinja").read_text("utf-8")
+    left_out = {"next_command": "", "advice": "", "levels": None, "survival": None}
+    return environment.from_string(template).render(
+        **(left_out | parts),
         subtitle=f"as of {datetime.now():%d %B %Y, %H:%M}",
-        facts=facts,
-        learned=learned,
-        heading=heading,
-        next_command=next_command,
-        advice=advice,
-        sections=[(title, [next(iter(p.values())) for p in some]) for title, some in sections.items()],
-        levels=levels,
-        survival=survival,
+        sections=firsts.items(),
         wide=WIDE,
         fixed=table["fixed"] if table else 0,
         table=table is not None,

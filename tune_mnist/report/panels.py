@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import plotly.graph_objects as go
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_mnist.report.scale import Scale
+from tune_mnist.report.view import View
 from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import short_value
 
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """How the trials of a state are drawn in every plot, and what they are called there."""
+
+    word: str
+    with_mark: str
+    "What a plot without a legend calls them."
+    color: str
+    symbol: str
+
+    def mark(self, *, size: float = 7, count: int = 1) -> dict[str, Any]:
+        """Give their mark, in pixels; a fainter one where it is one of many."""
+        if self is LOOKS[BEST]:
+            line = {"width": 1, "color": "rgba(255,255,255,.8)"}
+            return {"symbol": self.symbol, "size": 2 * size, "opacity": 1, "color": self.color, "line": line}
+        marker = {"symbol": self.symbol, "size": size, "opacity": 0.85 if count <= 200 else 0.5}
+        if self.symbol.endswith("-thin"):
+            return {**marker, "line": {"width": 1.4, "color": self.color}}
+        return {**marker, "color": self.color}
+
+
+BEST = "best"
+"""In place of the state of the best trial."""
 # Okabe and Ito's colours, which the colour-blind tell apart (https://jfly.uni-koeln.de/color/), and a grey;
 # the blue a little brighter, for dark pages.
-COLORS = {"COMPLETE": "#1f83c8", "PRUNED": "#8b929c", "FAIL": "#d55e00", "RUNNING": "#e69f00"}
-"""Of the states of trials."""
-SYMBOLS = {"COMPLETE": "circle", "PRUNED": "x-thin", "FAIL": "diamond", "RUNNING": "triangle-up"}
-"""Their marks."""
-STATE_WORDS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-"""What the plots call them."""
-BEST, BEST_COLOR, BEST_SYMBOL = "best", "#cc79a7", "star"
-"""Name, colour and mark of the best trial."""
-MARK_WORDS = {
-    **{"COMPLETE": "finished (dots)", "PRUNED": "pruned later (crosses)", "FAIL": "failed later (diamonds)"},
-    **{"RUNNING": "running (triangles)", BEST: "best (star)"},
+LOOKS = {
+    "PRUNED": Look("pruned", "pruned later (crosses)", "#8b929c", "x-thin"),
+    "FAIL": Look("failed", "failed later (diamonds)", "#d55e00", "diamond"),
+    "RUNNING": Look("running", "running (triangles)", "#e69f00", "triangle-up"),
+    "COMPLETE": Look("finished", "finished (dots)", "#1f83c8", "circle"),
+    BEST: Look("best", "best (star)", "#cc79a7", "star"),
 }
-"""What a plot without a legend calls the marks."""
-DRAWN_FIRST = ("PRUNED", "FAIL", "RUNNING", "COMPLETE")
-"""The states in the order in which they are drawn: the later ones on top."""
+"""By state, in the order in which they are drawn: the later ones on top."""
 RUN_COLORS = ("#1f83c8", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8b929c", "#8c6d1f")
 """Of the runs of a comparison, by turns."""
 JITTER = 0.25
@@ -59,32 +73,12 @@ class Plot:
     "Pixels below which it is scrolled instead of squeezed."
 
 
-def mark(state: str, *, size: float = 7, count: int = 1) -> dict[str, Any]:
-    """Give the mark of trials of a state, or of the BEST one, the same in every plot.
-
-    Args:
-        state: of the trials.
-        size: in pixels.
-        count: of the trials at most, to draw many of them thinner.
-    """
-    if state == BEST:
-        line = {"width": 1, "color": "rgba(255,255,255,.8)"}
-        return {"symbol": BEST_SYMBOL, "size": 2 * size, "opacity": 1, "color": BEST_COLOR, "line": line}
-    color, symbol = COLORS[state], SYMBOLS[state]
-    opacity = 0.85 if count <= 200 else 0.5
-    if symbol.endswith("-thin"):
-        return {"symbol": symbol, "size": size, "opacity": opacity, "line": {"width": 1.4, "color": color}}
-    return {"symbol": symbol, "size": size, "opacity": opacity, "color": color}
-
-
-def apart(number: int) -> float:
-    """Give the place of a trial among those at the same place, -JITTER..JITTER, spread by its number."""
-    return JITTER * (2 * math.fmod(0.5 + 0.618034 * number, 1.0) - 1)
-
-
-def foot(low: float, high: float) -> float:
-    """Give the height at which trials without a value stand, below all values."""
-    return low + 0.045 * (high - low)
+def by_look(view: View, trials: Sequence[TrialRecord]) -> Iterator[tuple[Look, list[TrialRecord]]]:
+    """Divide trials by how they are drawn: by their states, and the best one."""
+    for state, look in LOOKS.items():
+        some = [trial for trial in trials if state == (BEST if trial is view.best else trial.shown_state)]
+        if some:
+            yield look, some
 
 
 def metric_axis(scale: Scale, low: float, high: float) -> dict[str, Any]:
@@ -114,14 +108,16 @@ def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
         if isinstance(one, IntDistribution):
             step = one.step * max(1, math.ceil((high - low) / one.step / 6))
             axis |= {"tick0": one.low, "dtick": step, "tickformat": "d"}
-    pad = 0.05 * (high - low) or 0.5
-    pad = max(pad, 0.6 * _moved_by(one))
+    pad = max(0.05 * (high - low) or 0.5, 0.6 * _moved_by(one))
     return {**axis, "range": [low - pad, high + pad]}
 
 
 def parameter_places(trials: Iterable[TrialRecord], name: str, one: BaseDistribution) -> list[Any]:
     """Give the places of trials on the axis of a hyper-parameter; equal choices and steps apart."""
-    values = [(trial.params[name], apart(trial.number)) for trial in trials]
+    values = [
+        (trial.params[name], JITTER * (2 * math.fmod(0.5 + 0.618034 * trial.number, 1.0) - 1))
+        for trial in trials
+    ]
     if isinstance(one, CategoricalDistribution):
         return [round(one.choices.index(value) + aside, 3) for value, aside in values]
     if step := _moved_by(one):
@@ -136,19 +132,16 @@ def _moved_by(one: BaseDistribution) -> float:
     return one.step if (one.high - one.low) / one.step < MOST_MOVED else 0.0
 
 
-def color_bar(scale: Scale, places: Sequence[float | None]) -> dict[str, Any]:
+def color_bar(scale: Scale, places: Sequence[float]) -> dict[str, Any]:
     """Lay out the legend of a colour scale of the objective's places, marked with its values."""
-    known = [place for place in places if place is not None]
-    ticks, texts = scale.ticks(min(known) - 1e-9, max(known) + 1e-9)
+    ticks, texts = scale.ticks(min(places) - 1e-9, max(places) + 1e-9)
     return {"tickvals": ticks, "ticktext": texts, "title": None, "thickness": 12}
 
 
 def whole_step(most: int) -> int:
     """Choose the step of an axis of whole numbers from 0 to ``most``: 1, 2 or 5 times a power of ten."""
-    power = 1
-    while 8 * 5 * power < most:
-        power *= 10
-    return next(step for step in (power, 2 * power, 5 * power) if 8 * step >= most)
+    steps = (int(f"{factor}{'0' * zeros}") for zeros in itertools.count() for factor in (1, 2, 5))
+    return next(step for step in steps if 8 * step >= most)
 
 
 def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout: Any) -> None:

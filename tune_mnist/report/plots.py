@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,19 +14,13 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 
 from tune_mnist.report.curves import epochs_per_trial, learning_curves, timeline
-from tune_mnist.report.importance import describe_lone
 from tune_mnist.report.maps import contours, parallel_coordinates
 from tune_mnist.report.panels import (
     BEST,
-    BEST_COLOR,
-    COLORS,
-    DRAWN_FIRST,
-    MARK_WORDS,
-    STATE_WORDS,
+    LOOKS,
     Plot,
+    by_look,
     dress,
-    foot,
-    mark,
     metric_axis,
     parameter_axis,
     parameter_places,
@@ -56,47 +52,35 @@ def all_plots(view: View) -> dict[str, dict[str, Plot]]:
         "timeline": timeline,
         "epochs": epochs_per_trial,
     }
+
+    def tried(name: str, make: Callable[[], Plot]) -> Plot:
+        empty = Plot(name=name, title=name.capitalize(), caption="It could not be drawn.")
+        return view.tried(f"the plot {name}", make, empty)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        found = {
-            name: {level.name: _tried(view, name, partial(make, view, level)) for level in view.levels}
+        return {
+            name: {level.name: tried(name, partial(make, view, level)) for level in view.levels}
             for name, make in at_levels.items()
-        }
-        return found | {
-            name: {EVERYWHERE: _tried(view, name, partial(make, view))} for name, make in others.items()
-        }
+        } | {name: {EVERYWHERE: tried(name, partial(make, view))} for name, make in others.items()}
 
 
-def _tried(view: View, name: str, make: Callable[[], Plot]) -> Plot:
-    empty = Plot(name=name, title=name.capitalize(), caption="It could not be drawn.")
-    return view.tried(f"the plot {name}", make, empty)
-
-
-def by_mark(view: View, level: Level) -> Iterator[tuple[str, list[TrialRecord], list[float]]]:
-    """Divide the trials of a level by their marks: the states, then the BEST trial; with their values."""
-    for state in DRAWN_FIRST:
-        some = [(t, v) for t, v in level.pairs if t.shown_state == state and t is not view.best]
-        if some:
-            yield state, [trial for trial, _ in some], [value for _, value in some]
-    for trial, value in level.pairs:
-        if trial is view.best:
-            yield BEST, [trial], [value]
-
-
-def add_values(
+def _add_values(
     figure: go.Figure, view: View, level: Level, places: Callable[[Sequence[TrialRecord]], list[Any]]
 ) -> None:
     """Draw the values of a level's trials, at their places along the other axis."""
-    for state, trials, values in by_mark(view, level):
+    values = {trial.number: value for trial, value in level.pairs}
+    for look, trials in by_look(view, level.trials):
+        some = [values[trial.number] for trial in trials]
         figure.add_scatter(
             x=places(trials),
-            y=[float(f"{view.scale.place(value):.5g}") for value in values],
-            text=[view.objective.write(value) for value in values],
+            y=[float(f"{view.scale.place(value):.5g}") for value in some],
+            text=[view.objective.write(value) for value in some],
             customdata=[trial.number for trial in trials],
-            hovertemplate="trial %{customdata}: %{text}<extra>" + STATE_WORDS.get(state, state) + "</extra>",
+            hovertemplate=f"trial %{{customdata}}: %{{text}}<extra>{look.word}</extra>",
             mode="markers",
-            name=STATE_WORDS.get(state, state),
-            marker=mark(state, count=len(level.trials)),
+            name=look.word,
+            marker=look.mark(count=len(level.trials)),
         )
 
 
@@ -104,34 +88,29 @@ def history(view: View, level: Level) -> Plot:
     """Draw each trial's value at a level and the best so far; those that did not get there at the foot."""
     figure = go.Figure()
     low, high = view.scale.room(level.values)
-    best, so_far = None, []
-    for trial, value in level.pairs:
-        best = value if best is None else view.objective.best([best, value])
-        so_far.append((trial.number, view.scale.place(best or 0.0), view.objective.write(best)))
-    if so_far:
-        x, y, text = zip(*so_far, strict=True)
+    if level.trials:
+        so_far = list(accumulate(level.values, max if view.objective.mode == "max" else min))
         figure.add_scatter(
-            x=x,
-            y=[float(f"{place:.5g}") for place in y],
-            text=text,
+            x=[trial.number for trial in level.trials],
+            y=[float(f"{view.scale.place(value):.5g}") for value in so_far],
+            text=[view.objective.write(value) for value in so_far],
             hovertemplate="best by trial %{x}: %{text}<extra></extra>",
             mode="lines",
             name="best so far",
-            line={"shape": "hv", "width": 2, "color": BEST_COLOR},
+            line={"shape": "hv", "width": 2, "color": LOOKS[BEST].color},
         )
-    add_values(figure, view, level, lambda trials: [trial.number for trial in trials])
+    _add_values(figure, view, level, lambda trials: [trial.number for trial in trials])
     here = {trial.number for trial in level.trials}
-    for state in DRAWN_FIRST:
+    for state, look in LOOKS.items():
         missing = [trial.number for trial in view.of_state(state) if trial.number not in here]
         if missing:
-            word = STATE_WORDS[state]
             figure.add_scatter(
                 x=missing,
-                y=[round(foot(low, high), 4)] * len(missing),
+                y=[round(low + 0.045 * (high - low), 4)] * len(missing),  # below all values
                 mode="markers",
-                name=f"{word}, no value here",
-                marker={"symbol": "line-ns", "size": 9, "line": {"width": 1.2, "color": COLORS[state]}},
-                hovertemplate=f"trial %{{x}}, {word}<extra></extra>",
+                name=f"{look.word}, no value here",
+                marker={"symbol": "line-ns", "size": 9, "line": {"width": 1.2, "color": look.color}},
+                hovertemplate=f"trial %{{x}}, {look.word}<extra></extra>",
             )
     numbers = {"title": "trial", "tickformat": "d", "dtick": whole_step(len(view.trials)), "zeroline": False}
     dress(figure, xaxis=numbers, yaxis=metric_axis(view.scale, low, high))
@@ -149,7 +128,7 @@ def importance(view: View, level: Level) -> Plot:
     found = view.importance(level)
     figures = {}
     if found.shares:
-        shares = list(found.shares)[::-1]
+        shares = found.shares[::-1]
         figure = go.Figure()
         figure.add_bar(
             orientation="h",
@@ -164,9 +143,9 @@ def importance(view: View, level: Level) -> Plot:
                 "thickness": 1.6,
                 "width": 5,
             },
-            customdata=[[f"{one.value:.0%}", f"{100 * one.low:.0f}..{one.high:.0%}"] for one in shares],
+            customdata=[[f"{one.value:.0%}", one.interval] for one in shares],
             hovertemplate="%{y}: %{customdata[0]} (%{customdata[1]})<extra></extra>",
-            marker_color=COLORS["COMPLETE"],
+            marker_color=LOOKS["COMPLETE"].color,
             width=0.5,
         )
         dress(
@@ -179,9 +158,9 @@ def importance(view: View, level: Level) -> Plot:
             showlegend=False,
         )
         figures[""] = figure
-    words = [found.method if found.shares else capital(found.why_none(view.variable))]
-    words += [describe_lone(found).rstrip(".")] if found.lone else []
-    return Plot(name="importance", title="Importance", caption=". ".join(words) + ".", figures=figures)
+    words = found.method if found.shares else capital(found.why_none(view.variable))
+    caption = f"{words}. {found.lone_words}".rstrip()
+    return Plot(name="importance", title="Importance", caption=caption, figures=figures)
 
 
 def slices(view: View, level: Level) -> Plot:
@@ -190,11 +169,14 @@ def slices(view: View, level: Level) -> Plot:
     figures = {}
     for name, one in view.space.items() if level.trials else ():
         figure = go.Figure()
-        add_values(figure, view, _with(level, name), partial(parameter_places, name=name, one=one))
+        # A damaged ledger may have lost a parameter of a trial.
+        known = replace(level, pairs=[(trial, value) for trial, value in level.pairs if name in trial.params])
+        _add_values(figure, view, known, partial(parameter_places, name=name, one=one))
         figure.update_traces(text=None)  # the page knows it, and a thousand trials make it long
         if not isinstance(one, FloatDistribution) or one.step:  # of which places are not quite values
-            values = {trial.number: short_value(trial.params.get(name)) for trial in level.trials}
-            figure.for_each_trace(lambda trace, values=values: _add(trace, values))
+            values = {trial.number: short_value(trial.params[name]) for trial in known.trials}
+            for trace in figure.data:
+                trace.customdata = [[number, values[number]] for number in trace.customdata]
         dress(
             figure,
             height=230,
@@ -205,7 +187,7 @@ def slices(view: View, level: Level) -> Plot:
             margin_b=30,
         )
         figures[name] = figure
-    marks = ", ".join(MARK_WORDS[state] for state, *_ in by_mark(view, level))
+    marks = ", ".join(look.with_mark for look, _ in by_look(view, level.trials))
     return Plot(
         name="slices",
         title="Slices",
@@ -213,16 +195,4 @@ def slices(view: View, level: Level) -> Plot:
         f"{count(len(level.trials), 'trial')}: {marks}.",
         figures=figures,
         kind="several",
-    )
-
-
-def _add(trace: go.Scatter, values: Mapping[int, str]) -> None:
-    trace.customdata = [[number, values[number]] for number in trace.customdata]
-
-
-def _with(level: Level, name: str) -> Level:
-    """Give a level without the trials that lack a parameter, as those of a damaged ledger may."""
-    pairs = [(trial, value) for trial, value in level.pairs if name in trial.params]
-    return Level(
-        name=level.name, epoch=level.epoch, trials=[t for t, _ in pairs], values=[v for _, v in pairs]
     )

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -48,15 +49,18 @@ class Level:
     "epoch 4, or FINAL."
     epoch: int | None
     "None of the final results: a trial's own last epoch, where the search draws the number of epochs."
-    trials: Sequence[TrialRecord]
-    "Those that have a finite value here, in the order of the study."
-    values: Sequence[float]
-    "Of the metric, one a trial."
+    pairs: Sequence[tuple[TrialRecord, float]]
+    "The trials that have a finite value of the metric here, with that value, in the order of the study."
 
-    @property
-    def pairs(self) -> list[tuple[TrialRecord, float]]:
-        """List the trials with their values."""
-        return list(zip(self.trials, self.values, strict=True))
+    @cached_property
+    def trials(self) -> list[TrialRecord]:
+        """The trials that have a value here."""
+        return [trial for trial, _ in self.pairs]
+
+    @cached_property
+    def values(self) -> list[float]:
+        """Their values."""
+        return [value for _, value in self.pairs]
 
     @property
     def mixed(self) -> str:
@@ -72,32 +76,6 @@ class Level:
         return f"at the end of {self.mixed}" if self.mixed else "at the end"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The level that is shown first."""
-
-    level: Level
-    rule: str
-    "The rule, and how it came out."
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankCorrelation:
-    """How far the ranks at one level are those at another one."""
-
-    low: Level
-    high: Level
-    n: int
-    "Trials that reached both."
-    value: float
-    "Spearman's coefficient, -1..1; NaN where the values of a level are all the same."
-
-
-def judged_epochs(settings: Settings) -> tuple[int, ...]:
-    """List ASHA's rungs; of a search that stops no trial early, those that it would have had."""
-    return rungs(dataclasses.replace(settings, scheduler="asha"))
-
-
 def find_levels(trials: Sequence[TrialRecord], settings: Settings, metric: str) -> list[Level]:
     """List the levels that trials have reached, from the lowest rung to the final results.
 
@@ -107,29 +85,28 @@ def find_levels(trials: Sequence[TrialRecord], settings: Settings, metric: str) 
     finished = {
         trial.number: float(trial.last[metric]) for trial in trials if trial.shown_state == "COMPLETE"
     }
-    found = []
-    for epoch in judged_epochs(settings):
-        values = {
-            trial.number: float(report[metric])
-            for trial in trials
-            if (report := trial.find(epoch)) is not None
-        }
+    found: list[Level] = []
+    for epoch in rungs(dataclasses.replace(settings, scheduler="asha")):  # where it would have judged
+        reports = {trial.number: trial.find(epoch) for trial in trials}
+        values = {number: float(report[metric]) for number, report in reports.items() if report}
         if values != finished:
             found.append(_level(f"epoch {epoch}", epoch, trials, values))
-    return [level for level in [*found, _level(FINAL, None, trials, finished)] if level.trials] or [
-        _level(FINAL, None, trials, finished)
-    ]
+    final = _level(FINAL, None, trials, finished)
+    return [level for level in [*found, final] if level.trials] or [final]
 
 
 def _level(name: str, epoch: int | None, trials: Sequence[TrialRecord], values: Mapping[int, float]) -> Level:
-    here = [trial for trial in trials if math.isfinite(values.get(trial.number, math.nan))]
-    return Level(name=name, epoch=epoch, trials=here, values=[values[trial.number] for trial in here])
+    pairs = [(trial, values[trial.number]) for trial in trials if trial.number in values]
+    return Level(name=name, epoch=epoch, pairs=[pair for pair in pairs if math.isfinite(pair[1])])
 
 
 def choose_level(
     levels: Sequence[Level], space: Mapping[str, BaseDistribution], variable: Sequence[str]
-) -> Choice:
-    """Choose the level that is shown first: the highest one whose trials are enough and differ enough."""
+) -> tuple[Level, str]:
+    """Choose the level that is shown first, the highest one whose trials are enough and differ enough.
+
+    The second value is the rule, and how it came out.
+    """
     widest = max(reversed(levels), key=lambda level: len(level.trials))  # of equals the highest
     least = max(MIN_TRIALS, PER_PARAMETER * len(variable))
     enough = max(least, MIN_FRACTION * len(widest.trials))
@@ -143,8 +120,8 @@ def choose_level(
         if len(level.trials) >= enough and all(
             _differ(level, widest, name, space[name]) for name in variable
         ):
-            return Choice(level=level, rule=f"{rule}.")
-    return Choice(level=widest, rule=f"{rule}. No level has that; this is the one with the most trials.")
+            return level, f"{rule}."
+    return widest, f"{rule}. No level has that; this is the one with the most trials."
 
 
 def _differ(level: Level, widest: Level, name: str, one: BaseDistribution) -> bool:
@@ -167,27 +144,30 @@ def _spread(values: Sequence[float], *, log: bool) -> float:
     return float(places.quantile(0.75) - places.quantile(0.25)) if len(places) else 0.0
 
 
-def rank_correlations(levels: Sequence[Level]) -> list[RankCorrelation]:
-    """Give Spearman's rank correlation of each level with each higher one that MIN_SHARED trials share."""
-    found = []
-    for place, low in enumerate(levels):
-        before = {trial.number: value for trial, value in low.pairs}
-        for high in levels[place + 1 :]:
-            both = [(before[t.number], value) for t, value in high.pairs if t.number in before]
-            if len(both) >= MIN_SHARED:
-                frame = pd.DataFrame(both, dtype="float64").rank()
-                value = float(frame[0].corr(frame[1])) if (frame.nunique() > 1).all() else math.nan
-                found.append(RankCorrelation(low=low, high=high, n=len(both), value=value))
+def rank_correlations(levels: Sequence[Level]) -> dict[str, tuple[int, float]]:
+    """Give Spearman's rank correlation of the first level with each higher one that MIN_SHARED trials share.
+
+    By the name of the higher one: the number of those trials, and the coefficient, -1..1. A level whose
+    values are all the same has none.
+    """
+    found = {}
+    before = {trial.number: value for trial, value in levels[0].pairs}
+    for level in levels[1:]:
+        both = [(before[t.number], value) for t, value in level.pairs if t.number in before]
+        frame = pd.DataFrame(both, columns=["low", "high"], dtype="float64").rank()
+        if len(frame) >= MIN_SHARED and (frame.nunique() > 1).all():
+            found[level.name] = len(frame), float(frame["low"].corr(frame["high"]))
     return found
 
 
 def describe_correlations(levels: Sequence[Level]) -> str:
     """Say how far the ranks at the first level are those at higher ones; "" where that is not known."""
-    known = [one for one in rank_correlations(levels) if one.low is levels[0] and not math.isnan(one.value)]
+    known = rank_correlations(levels)
     if not known:
         return ""
-    pairs = ", ".join(f"{one.high.name} {one.value:.2f} (n = {one.n})" for one in known)
-    doubt = f" Below {TRUSTED:g} a longer grace period is worth a try." if known[-1].value < TRUSTED else ""
+    pairs = ", ".join(f"{name} {value:.2f} (n = {n})" for name, (n, value) in known.items())
+    _, last = list(known.values())[-1]
+    doubt = f" Below {TRUSTED:g} a longer grace period is worth a try." if last < TRUSTED else ""
     return (
         f"Rank correlation (Spearman) of {levels[0].name} with {pairs}, over the trials that reached both; "
         f"as these are the better ones, it is rather too low.{doubt}"

@@ -56,12 +56,9 @@ class Scale:
             texts = [f"{value:g}" for value in values]
         else:
             values = _even_ticks(self.value(low), self.value(high))
-            texts = [f"{100 * value:.6g}%" if self._per_cent else f"{value:.6g}" for value in values]
+            per_cent = self.objective.format.endswith("%")
+            texts = [f"{100 * value:.6g}%" if per_cent else f"{value:.6g}" for value in values]
         return [self.place(value) for value in values], texts
-
-    @property
-    def _per_cent(self) -> bool:
-        return self.objective.format.endswith("%")
 
 
 def nines(accuracy: float) -> float:

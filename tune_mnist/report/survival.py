@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution
 
 from tune_mnist.report.view import View
 from tune_mnist.run.records import UNENDED, TrialRecord
@@ -24,48 +23,45 @@ class Group:
     values: str
     "A choice, or 0.001..0.0018."
     trials: Sequence[TrialRecord]
-    is_choice: bool
 
 
 def groups(view: View) -> list[Group]:
     """Group the trials by each hyper-parameter that can vary: by choices, and numbers by quartiles."""
-    found = []
-    for name in view.variable:
-        one, trials = view.space[name], [trial for trial in view.trials if name in trial.params]
-        if isinstance(one, CategoricalDistribution):
-            parts = [(short_value(c), [t for t in trials if t.params[name] == c]) for c in one.choices]
-        else:
-            parts = [(_range(some, name, one), some) for some in _quarters(trials, name)]
-        choice = isinstance(one, CategoricalDistribution)
-        found += [Group(name=name, values=v, trials=some, is_choice=choice) for v, some in parts if some]
-    return found
+    return [group for name in view.variable for group in _groups(view, name)]
+
+
+def choices(view: View) -> list[Group]:
+    """List those of the groups that are a choice."""
+    names = [name for name in view.variable if isinstance(view.space[name], CategoricalDistribution)]
+    return [group for name in names for group in _groups(view, name)]
+
+
+def _groups(view: View, name: str) -> list[Group]:
+    one, trials = view.space[name], [trial for trial in view.trials if name in trial.params]
+    if isinstance(one, CategoricalDistribution):
+        parts = [(short_value(c), [t for t in trials if t.params[name] == c]) for c in one.choices]
+    else:
+        parts = []
+        for some in _quarters(trials, name):
+            low, high = (short_value(end(trial.params[name] for trial in some)) for end in (min, max))
+            parts.append((low if low == high else f"{low}..{high}", some))
+    return [Group(name=name, values=values, trials=some) for values, some in parts if some]
 
 
 def _quarters(trials: Sequence[TrialRecord], name: str) -> list[list[TrialRecord]]:
     """Divide trials by the quartiles of a number; equal values stay together."""
     values = pd.Series([float(trial.params[name]) for trial in trials], dtype="float64")
-    if values.nunique() <= 4:
-        codes = values.rank(method="dense")
-    else:
-        codes = pd.Series(pd.qcut(values, 4, labels=False, duplicates="drop"))
-    return [
-        [trial for trial, code in zip(trials, codes, strict=True) if code == quarter]
-        for quarter in sorted(codes.unique())
-    ]
-
-
-def _range(trials: Sequence[TrialRecord], name: str, one: Any) -> str:
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    low, high = (short_value(end([trial.params[name] for trial in trials])) for end in (min, max))
-    return low if low == high else f"{low}..{high}"
+    few = values.nunique() <= 4
+    codes = values.rank(method="dense") if few else pd.qcut(values, 4, labels=False, duplicates="drop")
+    return [[trials[place] for place in some.index] for _, some in values.groupby(codes)]
 
 
 def has_passed(view: View, trial: TrialRecord, rung: int) -> bool:
     """Tell whether a trial went on after a rung, or finished at it."""
-    if trial.epoch > rung or (trial.epoch == rung and trial.state == "COMPLETE"):
-        return True
+    if trial.epoch != rung:
+        return trial.epoch > rung
     # An unfinished trial that is right at the rung: by what ASHA said of it.
-    return trial.epoch == rung and trial.state is None and trial.trial_id not in view.asha.stopped
+    return trial.state == "COMPLETE" or (trial.state is None and trial.trial_id not in view.asha.stopped)
 
 
 def judged_rungs(view: View) -> list[int]:

@@ -26,24 +26,21 @@ def make_table(view: View) -> dict[str, Any]:
         if name != "epochs" and (name in view.space or frame[name].nunique() > 1)
     ]
     frame = frame.assign(epochs_of=frame["epochs_planned"])
-    columns: list[dict[str, Any]] = [
-        {"name": "number", "title": "trial", "number": True, "format": ""},
-        {"name": "state", "title": "state", "number": False, "format": ""},
-        {"name": view.metric, "title": f"last {view.metric}", "number": True, "format": "metric"},
-        {"name": AT_LEVEL, "title": "", "number": True, "format": "metric"},
-        *({"name": name, "title": name, "number": True, "format": ""} for name in view.task.tables),
-        {"name": "epochs_trained", "title": "epochs", "number": True, "format": ""},
-        {"name": "epochs_of", "title": "planned", "number": True, "format": ""},
-        {"name": "seconds", "title": "seconds", "number": True, "format": "seconds"},
-        {"name": "node", "title": "node", "number": False, "format": ""},
+    columns = [
+        _column("number", "trial"),
+        _column("state", number=False),
+        _column(view.metric, f"last {view.metric}", format="metric"),
+        {**_column(AT_LEVEL, format="metric"), "title": ""},
+        *map(_column, view.task.tables),
+        _column("epochs_trained", "epochs"),
+        _column("epochs_of", "planned"),
+        _column("seconds", format="seconds"),
+        _column("node", number=False),
+        *(_column(name, number=bool(pd.api.types.is_numeric_dtype(frame[name]))) for name in varied),
     ]
-    for name in varied:
-        number = bool(pd.api.types.is_numeric_dtype(frame[name]))
-        columns.append({"name": name, "title": name, "number": number, "format": ""})
     reports = [epoch for trial in trials for epoch in trial.epochs]
-    others = dict.fromkeys(
-        [*view.task.tables, *(name for epoch in reports[:1] for name in epoch if "loss" in name)]
-    )
+    losses = [name for epoch in reports[:1] for name in epoch if "loss" in name]
+    others = dict.fromkeys([*view.task.tables, *losses])
     curves = [view.metric, *(name for name in others if all(name in epoch for epoch in reports))]
     stored = [column["name"] for column in columns if column["name"] != AT_LEVEL]
     rows = json.loads(frame[stored].to_json(orient="values", double_precision=8))
@@ -68,6 +65,10 @@ def make_table(view: View) -> dict[str, Any]:
         "notes": {trial.number: "the baseline" for trial in trials if trial.hand_set},
         "why": {trial.number: _why(view, trial) for trial in trials},
     }
+
+
+def _column(name: str, title: str = "", *, number: bool = True, format: str = "") -> dict[str, Any]:
+    return {"name": name, "title": title or name, "number": number, "format": format}
 
 
 def _why(view: View, trial: TrialRecord) -> str:

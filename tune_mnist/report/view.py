@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
-import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import create_trial
 
-from tune_mnist.report.importance import FEWER, MANY, ROUNDS, Importance, measure_importance, quiet_optuna
-from tune_mnist.report.rungs import Choice, Level, choose_level, find_levels
+from tune_mnist.report.importance import FEWER, MANY, ROUNDS, GivenStudy, Importance, measure_importance
+from tune_mnist.report.rungs import Level, choose_level, find_levels
 from tune_mnist.report.scale import Scale
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import UNENDED, TrialRecord
@@ -28,10 +27,9 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", UNENDED)
 
 
 class View:
-    """A run as it is looked at; each part is made once, when it is asked for."""
+    """A run as `tuner.load_run` gives it; each part is made once, when it is asked for."""
 
     def __init__(self, outcome: Outcome) -> None:
-        """Take what `tuner.load_run` gives."""
         self.outcome = outcome
         self.name = outcome.folder.name
         self.settings = outcome.settings
@@ -44,7 +42,6 @@ class View:
         "In the order of the study."
         self.failures: list[str] = []
         "What could not be computed or drawn, a line each."
-        self._studies: dict[str, Study] = {}
         self._importances: dict[str, Importance] = {}
 
     def tried(self, what: str, make: Callable[[], T], otherwise: T) -> T:
@@ -72,11 +69,6 @@ class View:
         return [trial for trial in self.trials if trial.shown_state == state]
 
     @cached_property
-    def finished(self) -> list[TrialRecord]:
-        """The COMPLETE trials: those that have a final result."""
-        return self.of_state("COMPLETE")
-
-    @cached_property
     def best(self) -> TrialRecord | None:
         """The winner's trial, or before there is a winner the one with the best metric of any epoch."""
         if winner := self.outcome.winner:
@@ -94,14 +86,14 @@ class View:
         return find_levels(self.trials, self.settings, self.metric)
 
     @cached_property
-    def choice(self) -> Choice:
+    def choice(self) -> tuple[Level, str]:
         """The level that is shown first, and the rule that chose it."""
         return choose_level(self.levels, self.space, self.variable)
 
     @property
     def level(self) -> Level:
         """The level that is shown first."""
-        return self.choice.level
+        return self.choice[0]
 
     @cached_property
     def asha(self) -> ASHA:
@@ -117,27 +109,15 @@ class View:
 
         The values are places on the `Scale` of the objective.
         """
-        key = f"{level.name} {limit}"
-        if key not in self._studies:
-            pairs = level.pairs if limit is None or len(level.trials) <= limit else self.ranked(level)[:limit]
-            self._studies[key] = self._make_study(pairs)
-        return self._studies[key]
-
-    def _make_study(self, pairs: Sequence[tuple[TrialRecord, float]]) -> Study:
-        storage = optuna.storages.InMemoryStorage()
-        direction = StudyDirection.MAXIMIZE if self.objective.mode == "max" else StudyDirection.MINIMIZE
-        with quiet_optuna():
-            study = optuna.create_study(storage=storage, direction=direction, study_name=self.name)
+        pairs = level.pairs if limit is None or len(level.pairs) <= limit else self.ranked(level)[:limit]
+        maximized = self.objective.mode == "max"
+        study = GivenStudy(StudyDirection.MAXIMIZE if maximized else StudyDirection.MINIMIZE)
         for trial, value in pairs:
             params = {name: value for name, value in trial.params.items() if name in self.space}
-            frozen = create_trial(
-                state=TrialState.COMPLETE,
-                value=self.scale.place(value),
-                params=params,
-                distributions={name: self.space[name] for name in params},
-            )
-            study.add_trial(frozen)
-        return _StudyToLookAt(study.study_name, storage)
+            distributions = {name: self.space[name] for name in params}
+            place = self.scale.place(value)
+            study.add_trial(create_trial(value=place, params=params, distributions=distributions))
+        return study
 
     def importance(self, level: Level) -> Importance:
         """Measure the importance of the hyper-parameters at a level, see `measure_importance`.
@@ -153,12 +133,3 @@ class View:
                 Importance(level=level, shares=[], lone={}, rounds=0, failed=True),
             )
         return self._importances[level.name]
-
-
-class _StudyToLookAt(optuna.Study):
-    """A study that hands out its own trials: of 10,000 Optuna's plots would make 36 copies, 2 s each."""
-
-    def get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return super().get_trials(deepcopy=False, states=states)
