@@ -9,26 +9,36 @@ python scripts/analyse.py runs/NAME --trial 7
 from __future__ import annotations
 
 import importlib.util
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from tune_mnist.cli.comparison import print_comparison
-from tune_mnist.cli.console import PatientConsole
-from tune_mnist.cli.parser import OneLineParser, program
-from tune_mnist.cli.summary import REPORT, next_command, print_analysis, print_trial
-from tune_mnist.report.comparison import comparison
+from tune_mnist.cli.console import PatientConsole, place_of
+from tune_mnist.cli.parser import OneLineParser, complain
+from tune_mnist.cli.summary import (
+    REPORT,
+    next_command,
+    print_analysis,
+    print_hanging,
+    print_losses,
+    print_trial,
+)
+from tune_mnist.report.comparison import comparison, comparison_sentences, run_labels
 from tune_mnist.report.page import make_comparison, make_report
 from tune_mnist.report.panels import Plot
 from tune_mnist.report.pictures import PictureError, pictures_of
 from tune_mnist.report.plots import EVERYWHERE, all_plots
+from tune_mnist.report.timeline import best_so_far
 from tune_mnist.report.view import View
 from tune_mnist.results.frames import write_tables
 from tune_mnist.run.folder import FolderError, RunFolder
-from tune_mnist.run.words import count, short_path
+from tune_mnist.run.words import count, duration
 from tune_mnist.tuning import tuner
 
 COMPARISON = "comparison.html"
@@ -61,13 +71,13 @@ def main() -> int:
         parser.error("a run is named twice, but each must be another one")
     try:
         views = [View(tuner.load_run(run)) for run in flags.runs]
-    except (FolderError, ValueError) as error:
+    except ValueError as error:  # a FolderError too
         parser.error(str(error))
     objectives = {f"{view.metric} ({view.objective.mode})": view for view in views}
     if len(objectives) > 1:
         parser.error(f"runs of different objectives cannot be compared: {', '.join(objectives)}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of every study made for a plot
-    console = PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = PatientConsole()
     alone = len(views) == 1
     if flags.trial is not None:
         try:
@@ -79,58 +89,61 @@ def main() -> int:
         print_analysis(console, views[0])
     else:
         print_comparison(console, views)
-    complaint = []
+    # Without --out the files go into the run's folder, and a comparison into the working folder.
+    folder, page = (views[0].outcome.folder, REPORT) if alone else (RunFolder("."), COMPARISON)
+    complaint, code = [], 0
     try:
-        place = Place(flags.out, views[0].outcome.folder if alone else None)
-        written, plots = _write(views, place.put, place.page, csv=flags.csv)
+        if flags.out is not None and flags.out.suffix == ".html":
+            folder, page = RunFolder(flags.out.parent), flags.out.name
+        elif flags.out is not None:
+            folder = RunFolder(flags.out)
+        written, plots = _write(views, folder, page, csv=flags.csv)
         pictures = pictures_of(plots) if flags.png else {}
         for name, content in pictures.items():
-            place.put(f"plots/{name}.png", content)
+            folder.put(f"plots/{name}.png", content)
+        written += [f"{count(len(pictures), 'picture')} in plots/"] if pictures else []
     except PictureError as error:
-        pictures, complaint = {}, [f"error: {error}"]
-    except (OSError, FolderError) as error:
-        print(f"{program()}: error: {error}; --out names another folder", file=sys.stderr)
-        return 1
-    written += [f"{count(len(pictures), 'picture')} in plots/"] if pictures else []
-    console.print(f"\nIn {place.name}: {', '.join(written)}", markup=False)
+        complaint, code = [f"error: {error}"], 2
+    except FolderError as error:
+        return complain(f"error: {error}; --out names another folder", 1)
+    console.print(f"\nIn {place_of(folder)}: {', '.join(written)}", markup=False)
     for failure in [*(failure for view in views for failure in view.failures), *complaint]:
-        print(f"{program()}: {failure}", file=sys.stderr)
-    return 2 if complaint else 0
+        complain(failure, code)
+    return code
 
 
-class Place:
-    """Where the files go: into a folder of one's choice, else into the run's, on a disk or in a bucket."""
-
-    def __init__(self, out: Path | None, folder: RunFolder | None) -> None:
-        """Settle the place and the name of the page."""
-        self.page, self.folder = REPORT if folder else COMPARISON, folder
-        if out is not None:
-            self.folder = None
-            if out.suffix == ".html":
-                out, self.page = out.parent, out.name
-        self.out = out or Path()
-        self.name = str(short_path(self.out.absolute()))
-        if self.folder:
-            self.name = self.folder.uri if self.folder.remote else str(short_path(self.folder.local))
-
-    def put(self, name: str, content: bytes) -> None:
-        """Write a file."""
-        if self.folder:
-            self.folder.put(name, content)
-        else:
-            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.out / name).write_bytes(content)
-
-
-def _write(
-    views: list[View], put: Callable[[str, bytes], None], page: str, *, csv: bool
-) -> tuple[list[str], list[Plot]]:
+def _write(views: list[View], folder: RunFolder, page: str, *, csv: bool) -> tuple[list[str], list[Plot]]:
     """Write the tables and the page; list their names, and the plots that the page begins with."""
     if len(views) > 1:
-        put(page, make_comparison(views).encode())
+        folder.put(page, make_comparison(views).encode())
         return [page], [replace(plot, name=f"comparison-{plot.name}") for plot in comparison(views)]
     (view,) = views
-    written = write_tables(view.outcome.grid, put, csv=csv)
+    written = write_tables(view.outcome.grid, folder.put, csv=csv)
     plots = all_plots(view)
-    put(page, make_report(view, next_command(view), plots).encode())
+    folder.put(page, make_report(view, next_command(view), plots).encode())
     return [page, *written], [levels.get(EVERYWHERE) or levels[view.level.name] for levels in plots.values()]
+
+
+def print_comparison(console: Console, views: Sequence[View]) -> None:
+    """Print runs side by side: their size, their best, and what it took to get within reach of it."""
+    frames = [best_so_far(view.ledger) for view in views]
+    objective, metric = views[0].objective, views[0].metric
+    ends = [float(frame[metric].iloc[-1]) for frame in frames if len(frame)]
+    reach = min(ends, key=lambda value: objective.sign * value, default=math.nan)
+    if objective.format.endswith("%"):
+        reach = math.floor(reach * 1000) / 1000 if reach == reach else reach
+    table = Table("run", box=None, header_style="bold")
+    until = f"until {objective.write(reach)}: trials"
+    for heading in ("trials", "epochs", "wall time", "best", until, "epochs", "seconds"):
+        table.add_column(heading, justify="right")
+    for label, view, frame in zip(run_labels(views), views, frames, strict=True):
+        row = [label, str(len(view.trials)), str(len(frame)), duration(view.outcome.seconds)]
+        there = frame[objective.sign * (frame[metric] - reach) >= 0].head(1)
+        best = objective.write(float(frame[metric].iloc[-1])) if len(frame) else "--"
+        when = [f"{value:.0f}" for name in ("trials", "epochs", "seconds") for value in there[name]]
+        table.add_row(*row, best, *(when or ["--"] * 3))
+    console.print(table)
+    for sentence in comparison_sentences(views):
+        print_hanging(console, "- ", Text(sentence))
+    for view in views:
+        print_losses(console, view)

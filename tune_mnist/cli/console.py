@@ -10,12 +10,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tune_mnist.run.words import describe, duration
+from tune_mnist.run.folder import RunFolder
+from tune_mnist.run.words import describe, duration, short_path
 from tune_mnist.tuning.progress import EndedTrial, Progress
 
 
 class PatientConsole(Console):
-    """A console whose reader may leave (``| head -1``): Rich would exit, and the search be lost."""
+    """Standard output, whose reader may leave (``| head -1``): Rich would exit, and the search be lost."""
+
+    def __init__(self, *, markup: bool = True) -> None:
+        super().__init__(highlight=False, markup=markup, soft_wrap=not sys.stdout.isatty())
 
     def on_broken_pipe(self) -> None:
         """Continue without a reader."""
@@ -27,8 +31,7 @@ class SearchConsole:
     """Shows a search as a live line, or a line per ended trial where the output is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Write to ``console``, or to standard output."""
-        self.console = console or PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = console or PatientConsole()
         self.started = time.monotonic()
         self.progress: Progress | None = None
         self.waiting = ""
@@ -37,13 +40,11 @@ class SearchConsole:
         )
 
     def __enter__(self) -> SearchConsole:
-        """Start the live line."""
         if self.console.is_terminal:
             self.live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Take the live line away."""
         self.live.stop()
 
     def on_message(self, text: str) -> None:
@@ -79,14 +80,22 @@ class SearchConsole:
         return Text(live_line(self.progress, elapsed))
 
 
+def place_of(folder: RunFolder) -> str:
+    """Write where a run is: its URI, or its path from the working folder on."""
+    return folder.uri if folder.remote else str(short_path(folder.local))
+
+
 def live_line(progress: Progress, elapsed: float) -> str:
     """Say in one line how far a search is."""
     done = len(progress.ended)
-    parts = [f"{done}/{progress.num_samples} trials done", f"{progress.running} running"]
-    parts += [f"{progress.count(state)} {word}" for state, word in (("PRUNED", "pruned"), ("FAIL", "failed"))]
-    if progress.retries:
-        parts.append(f"{progress.retries} retried")
-    parts.append(f"{progress.epochs} epochs")
+    parts = [
+        f"{done}/{progress.num_samples} trials done",
+        f"{progress.running} running",
+        f"{progress.count('PRUNED')} pruned",
+        f"{progress.count('FAIL')} failed",
+        *([f"{progress.retries} retried"] if progress.retries else []),
+        f"{progress.epochs} epochs",
+    ]
     if progress.best_value is not None and progress.best_config is not None:
         best = progress.objective.write(progress.best_value)
         parts.append(f"best {best} ({describe(progress.best_config)})")

@@ -11,22 +11,20 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tune_mnist.cli.finals_console import FinalsConsole, print_verdict
-from tune_mnist.cli.parser import OF_THE_MACHINE, OneLineParser, add_flags, command, program
+from tune_mnist.cli.flags import task_of_run
+from tune_mnist.cli.parser import OF_THE_MACHINE, OneLineParser, add_flags, command, complain
 from tune_mnist.finalize.finalizer import AllDivergedError, finalize
 from tune_mnist.finalize.protocol import FinalsSettings
 from tune_mnist.finalize.trainings import TrainingError
 from tune_mnist.run.folder import FolderError, RunFolder
 from tune_mnist.run.settings import Settings, flag_of
-from tune_mnist.task import Task
 from tune_mnist.tuning import tuner
-from tune_mnist.tuning.preflight import read_settings
-from tune_mnist.tuning.tasks import find_task, resumable_options
+from tune_mnist.tuning.tasks import resumable_options
 
 OF_THE_RUN = ("address", "gpus_per_trial", "cpus_per_trial")
 """Settings of the run that may be others on this machine, as may the task's own that a resume may change."""
@@ -44,7 +42,8 @@ def main() -> int:
     parser.add_argument("run", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME")
     add_flags(parser, FinalsSettings)
     add_flags(parser, Settings, OF_THE_RUN, OF_THE_MACHINE)
-    task = _task_of(sys.argv[1:])
+    runs = (argument for argument in sys.argv[1:] if not argument.startswith("-"))
+    task = next(filter(None, map(task_of_run, runs)), None)
     names = resumable_options(task) if task else set()
     if task and task.options:
         add_flags(parser, task.options, names, OF_THE_MACHINE)
@@ -65,22 +64,15 @@ def main() -> int:
         with FinalsConsole() as console:
             verdict = finalize(run, protocol, given, console, command=for_card)
     except tuner.InputError as error:
-        return _say(f"error: {error}", 2)
+        return complain(f"error: {error}", 2)
     except (FolderError, TrainingError, AllDivergedError) as error:
-        return _say(f"error: {error}", 1)
+        return complain(f"error: {error}", 1)
     except SystemExit as stopped:
         again = command("finalize", *sys.argv[1:])
-        return _say(f"stopped; what has ended is kept, and the same command resumes: {again}", stopped.code)
+        words = f"stopped; what has ended is kept, and the same command resumes: {again}"
+        return complain(words, int(stopped.code or 0))
     print_verdict(console.console, verdict, RunFolder(run), time.monotonic() - started)
     return 0
-
-
-def _task_of(arguments: list[str]) -> Task | None:
-    """Find the task of the run that a command line names; None where there is none."""
-    for run in (argument for argument in arguments if not argument.startswith("-")):
-        with suppress(FolderError, ValueError):
-            return find_task(read_settings(RunFolder(run)))
-    return None
 
 
 def _command_from_anywhere(given: Mapping[str, Any]) -> str:
@@ -93,8 +85,3 @@ def _command_from_anywhere(given: Mapping[str, Any]) -> str:
             value = value.expanduser().absolute() if isinstance(value, Path) else value
             arguments += [flag_of(name), str(value)]
     return shlex.join(arguments)
-
-
-def _say(text: str, code: int | str | None) -> int:
-    print(f"{program()}: {text}", file=sys.stderr)
-    return int(code or 0)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from tune_mnist.cli.console import PatientConsole
+from tune_mnist.cli.console import PatientConsole, place_of
 from tune_mnist.finalize.card import examples, interval, interval_of_difference, which_seed
 from tune_mnist.finalize.protocol import MIN_SEEDS, Job, Scores, Verdict
 from tune_mnist.results.winner import BEST, CARD
@@ -35,8 +32,7 @@ class FinalsConsole:
     """Shows a finalization as a bar, or as a line per ended training where the output is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Write to ``console``, or to standard output."""
-        self.console = console or PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = console or PatientConsole()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -50,14 +46,12 @@ class FinalsConsole:
         self.jobs = self.ended = 0
 
     def __enter__(self) -> FinalsConsole:
-        """Start the bar."""
         if self.console.is_terminal:
             self.bar.start()
             self.task = self.bar.add_task("starting Ray", total=None, ended=0, jobs="-")
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Take the bar away."""
         if self.task is not None:
             self.bar.stop()
 
@@ -113,19 +107,14 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
         f"test {objective.write(verdict.model_test)}\n",
         markup=False,
     )
-    where = Path(folder.uri)
-    if not folder.remote and where.is_relative_to(Path.cwd()):
-        where = where.relative_to(Path.cwd())
-    best = f"{folder.uri if folder.remote else where}/{BEST}"
-    console.print(f"Written in {duration(seconds)}: {best}/{', '.join([*verdict.files, CARD])}", markup=False)
+    files = f"{place_of(folder)}/{BEST}/{', '.join([*verdict.files, CARD])}"
+    console.print(f"Written in {duration(seconds)}: {files}", markup=False)
 
 
 def _validation_table(verdict: Verdict) -> Table:
     objective = verdict.facts.objective
-    n = examples(verdict.facts.validation_examples)
-    table = _table(f"{objective.metric} on validation{n}")
-    for heading in ("", "search", "mean", "sd", "seeds"):
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    title = f"{objective.metric} on validation{examples(verdict.facts.validation_examples)}"
+    table = _table(title, "search", "mean", "sd", "seeds")
     for one, scores in verdict.validation:
         mark = "→ " if one == verdict.winner else "  "
         mean, sd = objective.write(scores.mean), objective.write_difference(scores.sd)
@@ -136,9 +125,8 @@ def _validation_table(verdict: Verdict) -> Table:
 
 def _test_table(verdict: Verdict) -> Table:
     objective = verdict.facts.objective
-    table = _table(f"{objective.metric} on the test set{examples(verdict.test_n)}")
-    for heading in ("", "mean ± sd", "seeds", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    title = f"{objective.metric} on the test set{examples(verdict.test_n)}"
+    table = _table(title, "mean ± sd", "seeds", "95 % interval")
     rows = {f"trial {verdict.winner.number}": verdict.winner_test, "baseline": verdict.baseline_test}
     for name, scores in rows.items():
         if scores is not None:
@@ -151,8 +139,12 @@ def _test_table(verdict: Verdict) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def _count(scores: Scores) -> str:

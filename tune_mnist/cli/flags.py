@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tune_mnist.cli.parser import OneLineParser, add_flags
 from tune_mnist.run.folder import FolderError, RunFolder
@@ -73,8 +74,12 @@ def _task_of(arguments: Sequence[str] | None) -> Task:
     except argparse.ArgumentError:  # a flag without its value, of which the real parser complains
         return find_task(Settings())
     if run := given.pop("resume", None):
-        try:
-            return find_task(read_settings(RunFolder(run)))
-        except (FolderError, ValueError):
-            return find_task(Settings())  # the search itself says what is wrong
+        return task_of_run(run) or find_task(Settings())  # the search itself says what is wrong
     return find_task(Settings(**given))
+
+
+def task_of_run(run: str) -> Task | None:
+    """Find the task of a run, a folder or a URI; None where there is none."""
+    with suppress(FolderError, ValueError):
+        return find_task(read_settings(RunFolder(run)))
+    return None

@@ -45,12 +45,10 @@ def add_flags(
             continue
         place = parser.group(group or field.metadata.get("group", "options"))
         flag, help = flag_of(field.name), field.metadata.get("help", "")
-        default: dict[str, Any] = (
-            {} if parser.argument_default == argparse.SUPPRESS else {"default": field.default}
-        )
+        default = field.default if parser.argument_default is None else parser.argument_default
         kind = _seconds if field.name == "time_budget" else _plain_type(hints[field.name])
         if kind is bool:
-            place.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **default)
+            place.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, default=default)
             continue
         if typing.get_origin(hints[field.name]) is tuple:
             place.add_argument(flag, nargs="+", action="extend", help=help, metavar=_metavar(field.name, str))
@@ -60,7 +58,7 @@ def add_flags(
         elif field.default not in (None, ""):
             shown = f"{field.default:g}" if kind is float else field.default
             help = f"{help} (default: {shown})"
-        place.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), **default)
+        place.add_argument(flag, type=kind, help=help, metavar=_metavar(field.name, kind), default=default)
 
 
 class _Help(argparse.HelpFormatter):
@@ -96,9 +94,10 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
-def program() -> str:
-    """Name the command that was typed, for the beginning of a complaint."""
-    return Path(sys.argv[0]).name
+def complain(text: str, code: int) -> int:
+    """Print a line on standard error behind the name of the command that was typed; give back the code."""
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
+    return code
 
 
 def command(name: str, *arguments: str) -> str:

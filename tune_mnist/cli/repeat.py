@@ -6,22 +6,19 @@ python scripts/train.py --run runs/NAME --trial 3
 from __future__ import annotations
 
 import argparse
-import sys
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
 
 from rich.console import Console
 
 from tune_mnist.cli.console import PatientConsole
-from tune_mnist.cli.parser import OF_THE_MACHINE, OneLineParser, add_flags, program
-from tune_mnist.run.folder import FolderError, RunFolder
+from tune_mnist.cli.flags import task_of_run
+from tune_mnist.cli.parser import OF_THE_MACHINE, OneLineParser, add_flags, complain
 from tune_mnist.run.words import describe, first_line
-from tune_mnist.task import Objective, Task
+from tune_mnist.task import Objective
 from tune_mnist.tuning.device import DeviceMemoryError
-from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.repeat import Repeat, load_repeat
-from tune_mnist.tuning.tasks import find_task, resumable_options
+from tune_mnist.tuning.tasks import resumable_options
 from tune_mnist.tuning.tuner import InputError
 
 
@@ -36,7 +33,11 @@ def main() -> int:
     parser.add_argument("--run", metavar="RUN", required=True, help="its folder, or its URI")
     parser.add_argument("--trial", type=int, metavar="N", required=True, help="number of the trial, from 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="(default: as in the search)")
-    task = _task_of(sys.argv[1:])
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--run", default="")
+    task = None
+    with suppress(argparse.ArgumentError):  # a flag without its value, of which the real parser complains
+        task = task_of_run(first.parse_known_args()[0].run)
     if task and task.options:
         add_flags(parser, task.options, resumable_options(task), OF_THE_MACHINE)
     flags, others = parser.parse_known_args()
@@ -48,20 +49,11 @@ def main() -> int:
         repeat = load_repeat(run, number, options, device)
     except InputError as error:
         parser.error(str(error))
-    console = PatientConsole(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+    console = PatientConsole(markup=False)
     console.print(f"trial {number} of {run}: {describe(repeat.record.config)}; seed {repeat.trial.seed}")
     if repeat.changes:
         console.print(repeat.changes)
     return _train(repeat, console)
-
-
-def _task_of(arguments: Sequence[str]) -> Task | None:
-    """Find the task of the run that a command line names; None where there is none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", default="")
-    with suppress(argparse.ArgumentError, FolderError, ValueError):
-        return find_task(read_settings(RunFolder(parser.parse_known_args(arguments)[0].run)))
-    return None
 
 
 def _train(repeat: Repeat, console: Console) -> int:
@@ -89,8 +81,7 @@ def _train(repeat: Repeat, console: Console) -> int:
             console.print(f"in the search the trial failed: {record.error}")
         return 0
     same = ", as in the search" if failure == record.error else ""
-    print(f"{program()}: error: trial {record.number} failed: {failure}{same}", file=sys.stderr)
-    return 1
+    return complain(f"error: trial {record.number} failed: {failure}{same}", 1)
 
 
 def _epochs(epochs: list[int]) -> str:

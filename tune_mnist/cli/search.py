@@ -6,11 +6,9 @@ python scripts/tune.py --resume RUN
 
 from __future__ import annotations
 
-import sys
-
 from tune_mnist.cli.console import SearchConsole
 from tune_mnist.cli.flags import parse_settings
-from tune_mnist.cli.parser import program
+from tune_mnist.cli.parser import complain
 from tune_mnist.cli.summary import exit_code, print_summary
 from tune_mnist.cluster.address import ClusterError
 from tune_mnist.results.winner import ScoringError
@@ -28,14 +26,9 @@ def main() -> int:
                 outcome = tuner.resume(asked, console)
             else:
                 outcome = tuner.run(asked, console)
-        except tuner.InputError as error:
+        except (tuner.InputError, FolderError, ClusterError, ScoringError) as error:
             console.live.stop()
-            print(f"{program()}: error: {error}", file=sys.stderr)
-            return 2
-        except (FolderError, ClusterError, ScoringError) as error:
-            console.live.stop()
-            print(f"{program()}: error: {error}", file=sys.stderr)
-            return 1
+            return complain(f"error: {error}", 2 if isinstance(error, tuner.InputError) else 1)
     if outcome is None:
         assert isinstance(asked, ResumeRequest)  # a new search has something to do
         console.console.print("The run has finished; there is nothing to resume, and nothing was changed.")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tune_mnist.cli.console import place_of
 from tune_mnist.cli.parser import SCRIPTS, command
 from tune_mnist.report.insights import (
     compare_with_baseline,
@@ -18,14 +19,14 @@ from tune_mnist.report.insights import (
     count_states,
     facts,
     known_before,
+    losses,
     say_how_it_ended,
 )
-from tune_mnist.report.learned import Learned, learned
+from tune_mnist.report.learned import learned
 from tune_mnist.report.rungs import describe_correlations
 from tune_mnist.report.survival import describe_judgement, judgements_of, why_it_stopped
 from tune_mnist.report.view import View
 from tune_mnist.results.frames import TRIALS_TABLE, hyperparameter_names, trials_frame
-from tune_mnist.run.ledger import LEDGER
 from tune_mnist.run.records import EPOCH
 from tune_mnist.run.words import count, duration, short_path, short_value
 from tune_mnist.tuning.stop import REACHED
@@ -66,10 +67,10 @@ def print_analysis(console: Console, view: View) -> None:
     )
     console.print(f"Trials can be compared at: {levels}; here {view.level.where}", markup=False)
     importance = view.importance(view.level)
+    words = f"Importance: {importance.why_none(view.variable)}"
     if importance.shares:
-        console.print(f"Importance ({importance.method}): {importance}", markup=False)
-    else:
-        console.print(f"Importance: {importance.why_none(view.variable)}", markup=False)
+        words = f"Importance ({importance.method}): {importance}"
+    console.print(words, markup=False)
     if correlations := describe_correlations(view.levels):
         console.print(correlations, markup=False)
     _print_failures(console, view)
@@ -78,7 +79,7 @@ def print_analysis(console: Console, view: View) -> None:
 
 def print_learned(console: Console, view: View, *, most: int = 6) -> None:
     """Print what a run has learned, in so many sentences at most, and what to run next."""
-    found = view.tried("what it learned", lambda: learned(view), Learned(sentences=[], next="wait"))
+    found = learned(view)
     console.print("[bold]What it learned[/bold]")
     for sentence in found.sentences[:most]:
         print_hanging(console, "- ", Text(sentence))
@@ -101,8 +102,7 @@ def next_command(view: View, step: str | None = None) -> str:
         step: as `Learned` has it; None computes it.
     """
     step = learned(view).next if step is None else step
-    folder, settings = view.outcome.folder, view.settings
-    where = folder.uri if folder.remote else str(short_path(folder.local))
+    where = place_of(view.outcome.folder)
     search = "tune" if (SCRIPTS / "tune.py").exists() else "search"
     if step == "wait":
         return command("analyse", where)
@@ -113,7 +113,7 @@ def next_command(view: View, step: str | None = None) -> str:
         return command("finalize", where)
     if step == "confirm" or view.outcome.ended_by in REACHED:
         return command("analyse", where, "--trial", str(view.best.number)) if view.best else ""
-    return command(search, "--resume", where, "--num-samples", str(2 * settings.num_samples))
+    return command(search, "--resume", where, "--num-samples", str(2 * view.settings.num_samples))
 
 
 def print_trial(console: Console, view: View, number: int) -> None:
@@ -142,18 +142,16 @@ def print_trial(console: Console, view: View, number: int) -> None:
 
 def print_losses(console: Console, view: View) -> None:
     """Say what of a ledger can't be read."""
-    if lost := view.ledger.lost_lines:
-        console.print(f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost")
+    if lost := losses(view):
+        console.print(lost)
 
 
 def _ways_to_look(outcome: Outcome) -> list[str]:
     """Say where the run is, and which commands look into it."""
-    folder = outcome.folder
     python = shlex.quote(str(short_path(Path(sys.executable))))
-    run_dir = short_path(folder.local)
-    where = folder.uri if folder.remote else str(run_dir)
-    table = f"import pandas as pd; print(pd.read_parquet({str(run_dir / TRIALS_TABLE)!r}))"
-    if folder.remote or outcome.ended_by is None:
+    where = place_of(outcome.folder)
+    table = f"import pandas as pd; print(pd.read_parquet({str(Path(where) / TRIALS_TABLE)!r}))"
+    if outcome.folder.remote or outcome.ended_by is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
     analyse = f"  {command('analyse', where)}  # writes {REPORT}"
     quoted = shlex.quote(table) if set(table) & set('"$`\\!') else f'"{table}"'
@@ -230,9 +228,6 @@ def _examples(n: int | None) -> str:
 def _print_failures(console: Console, view: View) -> None:
     failed = [trial for trial in view.of_state("FAIL") if trial.error]
     if failed:
-        first, folder = failed[0], view.outcome.folder
-        where = folder.uri if folder.remote else short_path(folder.local)
-        console.print(
-            f"{len(failed)} failed; the first error: {first.error} ({where}/{first.directory}/error.txt)",
-            markup=False,
-        )
+        first, where = failed[0], place_of(view.outcome.folder)
+        error = f"{first.error} ({where}/{first.directory}/error.txt)"
+        console.print(f"{len(failed)} failed; the first error: {error}", markup=False)

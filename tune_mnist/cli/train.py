@@ -6,12 +6,13 @@ python scripts/train.py --run runs/NAME --trial 3
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import torch
 
-from tune_mnist.cli.parser import OneLineParser, add_flags, program
+from tune_mnist.cli.parser import OneLineParser, add_flags, complain
 from tune_mnist.mnist.data import DATASETS, load_test, load_train_val
 from tune_mnist.mnist.hyperparameters import Hyperparameters
 from tune_mnist.mnist.precision import PRECISIONS
@@ -47,21 +48,19 @@ def main() -> int:
         "--run RUN --help lists the few flags that go with it",
     )
     parser.add_argument("--trial", type=int, metavar="N", help="number of that trial")
-    flags = vars(parser.parse_args())
-    del flags["run"]
-    if (trial := flags.pop("trial")) is not None:
-        parser.error(f"trial is {trial}, but must be given with --run")
-    dataset, data_dir, seed = flags.pop("dataset"), flags.pop("data_dir"), flags.pop("seed")
-    sizes = {name: flags.pop(name) for name in ("train_size", "val_size")}
-    device, precision, cuda_graph = flags.pop("device"), flags.pop("precision"), flags.pop("cuda_graph")
+    flags = parser.parse_args()
+    if flags.trial is not None:
+        parser.error(f"trial is {flags.trial}, but must be given with --run")
     try:
-        hyperparameters = Hyperparameters(**flags)
-        training = Training(hyperparameters, seed=seed, device=device, precision=precision)
-        train, validation = load_train_val(dataset, data_dir, seed=seed, **sizes)
+        names = [field.name for field in dataclasses.fields(Hyperparameters)]
+        hyperparameters = Hyperparameters(**{name: getattr(flags, name) for name in names})
+        training = Training(hyperparameters, seed=flags.seed, device=flags.device, precision=flags.precision)
+        sizes = {"train_size": flags.train_size, "val_size": flags.val_size}
+        train, validation = load_train_val(flags.dataset, flags.data_dir, seed=flags.seed, **sizes)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     try:
-        for result in fit(training, train, validation, cuda_graph=cuda_graph == "on"):
+        for result in fit(training, train, validation, cuda_graph=flags.cuda_graph == "on"):
             print(
                 f"epoch {result.epoch}: validation accuracy {result.accuracy:.2%}, "
                 f"validation loss {result.val_loss:.4f}; "
@@ -70,11 +69,9 @@ def main() -> int:
                 flush=True,
             )
     except DivergedError as error:
-        print(f"{program()}: error: {error}; a lower --lr may help", file=sys.stderr)
-        return 1
+        return complain(f"error: {error}; a lower --lr may help", 1)
     except GraphCaptureError as error:
-        print(f"{program()}: error: {error}", file=sys.stderr)
-        return 1
-    accuracy, loss = evaluate(training.model, load_test(dataset, data_dir))
+        return complain(f"error: {error}", 1)
+    accuracy, loss = evaluate(training.model, load_test(flags.dataset, flags.data_dir))
     print(f"test accuracy {accuracy:.2%}, loss {loss:.4f}")
     return 0
