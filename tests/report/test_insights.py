@@ -100,7 +100,9 @@ def test_the_best_so_far_by_epochs_trials_and_seconds() -> None:
 
 
 def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
-    found = [(one.worker, one.number, one.start, one.end, one.process) for one in stretches(made_ledger())]
+    found = [
+        (one.worker, one.trial.number, one.start, one.end, one.process) for one in stretches(made_ledger())
+    ]
     assert found == [
         ("node 1", 1, 0.0, 10.0, "node, process 2"),
         ("node 2", 0, 2.0, 22.0, "node, process 1"),

@@ -47,7 +47,7 @@ COMPARISON = "comparison.html"
 
 def main() -> int:
     """Look at runs as the flags say; return the exit code."""
-    parser = OneLineParser(description="Show what a run has come to, or compare runs.", allow_abbrev=False)
+    parser = OneLineParser(description="Show what a run has come to, or compare runs.")
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME"
     )

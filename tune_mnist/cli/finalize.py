@@ -36,7 +36,6 @@ def main() -> int:
         description="Train the best configurations of a search again with fresh seeds, choose one on "
         "validation, measure it on the test set next to the baseline, and write the model. All other "
         "settings are those of the run. Started again, it resumes where it was stopped.",
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("run", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME")

@@ -22,10 +22,7 @@ CHOOSE_A_TASK = ("task", "trainable", "metric", "mode", "space", "resume")
 def parse_settings(arguments: Sequence[str] | None = None, *, description: str) -> Settings | ResumeRequest:
     """Read the flags of a command line; on a mistake print one line and exit with code 2."""
     parser = OneLineParser(
-        usage="%(prog)s [FLAG ...]",
-        description=description,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+        usage="%(prog)s [FLAG ...]", description=description, argument_default=argparse.SUPPRESS
     )
     for title in GROUPS:
         parser.group(title)

@@ -8,10 +8,9 @@ from html import escape
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from tune_mnist.cli.console import SearchConsole, live_line
-from tune_mnist.cli.summary import next_command
+from tune_mnist.cli.summary import REPORT, next_command
 from tune_mnist.report.insights import facts
 from tune_mnist.report.learned import learned
 from tune_mnist.report.page import make_report
@@ -25,7 +24,7 @@ from tune_mnist.run.resuming import ResumeRequest
 from tune_mnist.run.settings import Settings
 from tune_mnist.task import Task
 from tune_mnist.tuning import tuner
-from tune_mnist.tuning.progress import EndedTrial, Listener, Progress
+from tune_mnist.tuning.progress import Listener, Progress
 
 
 class Run:
@@ -110,15 +109,15 @@ class Run:
 
     def report(self) -> str:
         """Write ``report.html`` into the run's folder; give its place."""
-        self._outcome.folder.put("report.html", make_report(self._view, next_command(self._view)).encode())
-        return f"{self.folder}/report.html"
+        self._outcome.folder.put(REPORT, make_report(self._view, next_command(self._view)).encode())
+        return f"{self.folder}/{REPORT}"
 
     def __repr__(self) -> str:
         return f"Run({self.folder!r}: {len(self.grid)} trials)"
 
     def _repr_html_(self) -> str:
         view = self._view
-        table = pd.DataFrame([(fact.label, fact.value, fact.note) for fact in facts(view)])
+        table = pd.DataFrame(facts(view))
         best = self.trials.sort_values(view.metric, ascending=view.objective.mode == "min").head(5)
         sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.learned)
         facts_table = table.to_html(index=False, header=False)
@@ -191,7 +190,6 @@ class NotebookLine(Listener):
     def __init__(self) -> None:
         from IPython.display import display
 
-        self.console = Console(force_jupyter=False, width=120, highlight=False)
         self.started = self.shown = time.monotonic()
         self.line: Any = display(  # type: ignore[no-untyped-call]
             {"text/plain": "starting Ray ..."}, raw=True, display_id=True
@@ -213,6 +211,3 @@ class NotebookLine(Listener):
             self.shown = time.monotonic()
             text = live_line(progress, time.monotonic() - self.started)
             self.line.update({"text/plain": text}, raw=True)
-
-    def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None:
-        """Nothing: the line has it."""

@@ -72,11 +72,11 @@ class _Help(argparse.HelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """The parser of a command, whose complaint is one line, without the usage in front of it."""
+    """The parser of a command: flags are written out, and a complaint is one line, without the usage."""
 
     def __init__(self, **options: Any) -> None:
         """Take argparse's options, and let the command print whatever its output is encoded in."""
-        super().__init__(**{"formatter_class": _Help, **options})
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **options})
         self._groups: dict[str, argparse._ArgumentGroup] = {}
         if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook; stderr never refuses a character
             sys.stdout.reconfigure(errors="replace")

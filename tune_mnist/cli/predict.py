@@ -24,9 +24,7 @@ BATCH = 250
 
 def main() -> int:
     """Classify images as the flags say; return the exit code."""
-    parser = OneLineParser(
-        description="Print the digit in each image, and how probable the model finds it.", allow_abbrev=False
-    )
+    parser = OneLineParser(description="Print the digit in each image, and how probable the model finds it.")
     parser.add_argument("model", type=Path, metavar="MODEL", help="best/model.pt2 of a run")
     parser.add_argument(
         "images",

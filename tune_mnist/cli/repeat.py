@@ -27,7 +27,6 @@ def main() -> int:
     parser = OneLineParser(
         description="Train a trial of a run again, with its own seed, data and settings, and compare its "
         "values with those of the search.",
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--run", metavar="RUN", required=True, help="its folder, or its URI")

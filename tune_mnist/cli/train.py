@@ -25,7 +25,7 @@ def main() -> int:
         from tune_mnist.cli import repeat  # it takes what reads runs, for a second
 
         return repeat.main()
-    parser = OneLineParser(description="Train an MNIST network once.", allow_abbrev=False)
+    parser = OneLineParser(description="Train an MNIST network once.")
     add_flags(parser, Hyperparameters)
     parser.add_argument("--dataset", default="mnist", choices=DATASETS)
     parser.add_argument(

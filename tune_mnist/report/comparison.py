@@ -37,14 +37,9 @@ def comparison(views: Sequence[View]) -> list[Plot]:
                 line={"shape": "hv", "width": 2, "color": color},
             )
         dress(figure, xaxis={"title": title, "rangemode": "tozero"}, yaxis=metric_axis(scale, low, high))
-        plots.append(
-            Plot(
-                name=f"by-{axis}",
-                title=f"By {axis}",
-                caption=f"{capital(objective.name)}, the best of any epoch so far.",
-                figures={"": figure} if any(len(frame) for frame in frames) else {},
-            )
-        )
+        caption = f"{capital(objective.name)}, the best of any epoch so far."
+        figures = {"": figure} if any(len(frame) for frame in frames) else {}
+        plots.append(Plot(f"by-{axis}", f"By {axis}", caption, figures))
     return plots
 
 

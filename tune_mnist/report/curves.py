@@ -34,12 +34,8 @@ def learning_curves(view: View) -> Plot:
     words = "No trial was stopped early."
     if judged:
         words = f"Dotted: ASHA's rungs, epochs {', '.join(map(str, judged))}, where worse trials end (grey)."
-    return Plot(
-        name="curves",
-        title="Learning curves",
-        caption=f"{capital(view.objective.name)} by epoch. {words}",
-        figures={"": figure} if trials else {},
-    )
+    caption = f"{capital(view.objective.name)} by epoch. {words}"
+    return Plot("curves", "Learning curves", caption, {"": figure} if trials else {})
 
 
 def timeline(view: View) -> Plot:
@@ -49,20 +45,20 @@ def timeline(view: View) -> Plot:
     workers = sorted({one.worker for one in found}, key=_host_and_place)
     figure = go.Figure()
     for state in STATES:
-        some = [one for one in found if one.state == state]
+        some = [one for one in found if one.trial.shown_state == state]
         if some:
             figure.add_bar(
                 y=[one.worker for one in some],
                 x=[round((one.end - one.start) / seconds, 4) for one in some],
                 base=[round(one.start / seconds, 4) for one in some],
-                text=[str(one.number) for one in some] if len(found) <= 100 else None,
+                text=[str(one.trial.number) for one in some] if len(found) <= 100 else None,
                 textposition="inside",
                 textangle=0,
                 insidetextanchor="middle",
                 orientation="h",
                 name=LOOKS[state].word,
                 marker={"color": LOOKS[state].color, "line": {"color": "rgba(255,255,255,.65)", "width": 1}},
-                customdata=[[one.number, _epochs(one), one.process] for one in some],
+                customdata=[[one.trial.number, _epochs(one), one.process] for one in some],
                 hovertemplate="trial %{customdata[0]}, %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             )
     dress(
@@ -75,12 +71,8 @@ def timeline(view: View) -> Plot:
         yaxis={"categoryorder": "array", "categoryarray": workers[::-1], "title": None},
         margin_l=90,
     )
-    return Plot(
-        name="timeline",
-        title="Timeline by worker",
-        caption="Each bar is a trial at work in a worker's place; the time between sessions is left out.",
-        figures={"": figure} if found else {},
-    )
+    caption = "Each bar is a trial at work in a worker's place; the time between sessions is left out."
+    return Plot("timeline", "Timeline by worker", caption, {"": figure} if found else {})
 
 
 def epochs_per_trial(view: View) -> Plot:
@@ -113,12 +105,8 @@ def epochs_per_trial(view: View) -> Plot:
         xaxis={"title": "trial", "tickformat": "d", "dtick": whole_step(len(trials))},
         yaxis={"title": "epochs", "tickformat": "d", "dtick": whole_step(most)},
     )
-    return Plot(
-        name="epochs",
-        title="Epochs per trial",
-        caption="What each trial was given of the epochs that it had planned.",
-        figures={"": figure} if trials else {},
-    )
+    caption = "What each trial was given of the epochs that it had planned."
+    return Plot("epochs", "Epochs per trial", caption, {"": figure} if trials else {})
 
 
 def _curves(view: View, trials: Sequence[TrialRecord], look: Look) -> go.Scatter:

@@ -42,14 +42,11 @@ def parallel_coordinates(view: View, level: Level) -> Plot:
     ]
     rows.sort(key=lambda row: view.objective.sign * row[view.metric])  # the best on top
     shown = f"The best {MOST_LINES} of " if n > MOST_LINES else ""
-    return Plot(
-        name="parallel",
-        title="Parallel coordinates",
-        caption=f"{shown}{count(n, 'trial')} {level.where}, pink is best.",
-        # A damaged ledger may have lost the space.
-        figures={"": _parallel_figure(view, rows)} if rows and view.space else {},
-        min_width=105 * (1 + len(view.space)),
-    )
+    caption = f"{shown}{count(n, 'trial')} {level.where}, pink is best."
+    # A damaged ledger may have lost the space.
+    figures = {"": _parallel_figure(view, rows)} if rows and view.space else {}
+    width = 105 * (1 + len(view.space))
+    return Plot("parallel", "Parallel coordinates", caption, figures, min_width=width)
 
 
 def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
@@ -151,7 +148,7 @@ def contours(view: View, level: Level) -> Plot:
             f"{capital(view.objective.name)} {level.where}, interpolated between {shown}; larger marks are "
             "several trials."
         )
-    return Plot(name="contour", title="Contour", caption=caption, figures=figures, kind="choice")
+    return Plot("contour", "Contour", caption, figures, kind="choice")
 
 
 def _varied_parameters(view: View, level: Level) -> list[str]:

@@ -21,9 +21,10 @@ from tune_mnist.report.learned import learned
 from tune_mnist.report.panels import Plot
 from tune_mnist.report.plots import EVERYWHERE, all_plots
 from tune_mnist.report.rungs import describe_correlations
-from tune_mnist.report.survival import survival_frame
-from tune_mnist.report.table import make_table
+from tune_mnist.report.survival import describe_judgement, judgements_of, survival_frame, why_it_stopped
 from tune_mnist.report.view import View
+from tune_mnist.results.frames import hyperparameter_names, trials_frame
+from tune_mnist.run.records import EPOCH, TrialRecord
 from tune_mnist.run.words import count, duration
 
 SECTIONS = {
@@ -34,6 +35,8 @@ SECTIONS = {
 """Headings of the page with the names of the plots below them."""
 WIDE = {"parallel", "slices", "timeline", "epochs", "by-seconds"}
 """Plots that take the whole width of a wide window."""
+AT_LEVEL = "at level"
+"""Name of the column with the values at the level that is shown."""
 
 
 def make_report(
@@ -54,10 +57,11 @@ def make_report(
         learned=learned(view).sentences,
         next_command=next_command,
         advice=f"{lost}." if (lost := losses(view)) else "",
-        sections={heading: [plots[name] for name in names] for heading, names in SECTIONS.items()},
+        plots=plots,
+        sections=SECTIONS,
         levels=_levels(view),
         survival=_survival(view),
-        table=make_table(view),
+        table=_table(view),
     )
 
 
@@ -97,6 +101,67 @@ def _survival(view: View) -> dict[str, Any] | None:
     return {"rungs": rungs, "rows": rows}
 
 
+def _table(view: View) -> dict[str, Any]:
+    """Give the page its table: columns, rows, and by trial what opens below its row."""
+    trials = view.trials
+    frame = trials_frame(view.outcome.grid)
+    varied = [
+        name
+        for name in hyperparameter_names(view.outcome.grid)
+        if name != "epochs" and (name in view.space or frame[name].nunique() > 1)
+    ]
+    frame = frame.assign(epochs_of=frame["epochs_planned"])
+    columns = [
+        _column("number", "trial"),
+        _column("state", number=False),
+        _column(view.metric, f"last {view.metric}", format="metric"),
+        {**_column(AT_LEVEL, format="metric"), "title": ""},
+        *map(_column, view.task.tables),
+        _column("epochs_trained", "epochs"),
+        _column("epochs_of", "planned"),
+        _column("seconds", format="seconds"),
+        _column("node", number=False),
+        *(_column(name, number=bool(pd.api.types.is_numeric_dtype(frame[name]))) for name in varied),
+    ]
+    reports = [epoch for trial in trials for epoch in trial.epochs]
+    losses = [name for epoch in reports[:1] for name in epoch if "loss" in name]
+    others = dict.fromkeys([*view.task.tables, *losses])
+    curves = [view.metric, *(name for name in others if all(name in epoch for epoch in reports))]
+    stored = [column["name"] for column in columns if column["name"] != AT_LEVEL]
+    rows = json.loads(frame[stored].to_json(orient="values", double_precision=8))
+    return {
+        "fixed": len(columns) - len(varied),
+        "metric": {"name": view.metric, "label": view.objective.name, "format": view.objective.format},
+        "curves": curves[1:],
+        "columns": columns,
+        "stored": stored,
+        "rows": rows,
+        "levels": {
+            level.name: {trial.number: float(f"{value:.8g}") for trial, value in level.pairs}
+            for level in view.levels
+        },
+        "epochs": {
+            trial.number: [
+                [epoch[EPOCH], *(float(f"{epoch[name]:.5g}") for name in curves)] for epoch in trial.epochs
+            ]
+            for trial in trials
+            if trial.epochs
+        },
+        "notes": {trial.number: "the baseline" for trial in trials if trial.hand_set},
+        "why": {trial.number: _why(view, trial) for trial in trials},
+    }
+
+
+def _column(name: str, title: str = "", *, number: bool = True, format: str = "") -> dict[str, Any]:
+    return {"name": name, "title": title or name, "number": number, "format": format}
+
+
+def _why(view: View, trial: TrialRecord) -> str:
+    """Say why a trial stopped, and what it met with at the rungs before."""
+    passed = [describe_judgement(view, one) for one in judgements_of(view, trial) if not one.stopped]
+    return why_it_stopped(view, trial) + "".join(f" It passed {one}." for one in passed)
+
+
 def make_comparison(views: Sequence[View]) -> str:
     """Write the page that compares runs by their best so far."""
     found = []
@@ -105,26 +170,31 @@ def make_comparison(views: Sequence[View]) -> str:
         size = f"{count(len(view.trials), 'trial')}, {count(len(view.ledger.order), 'epoch')}"
         how = f"{view.settings.sampler} in space {view.settings.space}"
         found.append(Fact(label, best, f"{size}, {duration(view.outcome.seconds)}; {how}"))
+    plots = {plot.name: {EVERYWHERE: plot} for plot in comparison(views)}
     return _render(
         title="Comparison",
         facts=found,
         learned=comparison_sentences(views),
         heading="Is the difference more than noise?",
-        sections={"Best so far": [{EVERYWHERE: plot} for plot in comparison(views)]},
+        plots=plots,
+        sections={"Best so far": list(plots)},
     )
 
 
 def _render(
-    *, sections: Mapping[str, Sequence[Mapping[str, Plot]]], table: dict[str, Any] | None = None, **parts: Any
+    *,
+    plots: Mapping[str, Mapping[str, Plot]],
+    sections: Mapping[str, Sequence[str]],
+    table: dict[str, Any] | None = None,
+    **parts: Any,
 ) -> str:
     """Fill the template; the parts that are not given are left out of the page."""
-    firsts = {title: [next(iter(panel.values())) for panel in some] for title, some in sections.items()}
-    plots = {
-        next(iter(panel.values())).name: {level: _plot_data(plot) for level, plot in panel.items()}
-        for some in sections.values()
-        for panel in some
+    drawn = {
+        name: {level: _plot_data(plot) for level, plot in plots[name].items()}
+        for names in sections.values()
+        for name in names
     }
-    data = json.dumps({"plots": plots, "table": table}, separators=(",", ":"), allow_nan=False)
+    data = json.dumps({"plots": drawn, "table": table}, separators=(",", ":"), allow_nan=False)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -133,7 +203,9 @@ def _render(
     return environment.from_string(template).render(
         **(left_out | parts),
         subtitle=f"as of {datetime.now():%d %B %Y, %H:%M}",
-        sections=firsts.items(),
+        sections={
+            title: [next(iter(plots[name].values())) for name in names] for title, names in sections.items()
+        },
         wide=WIDE,
         fixed=table["fixed"] if table else 0,
         table=table is not None,

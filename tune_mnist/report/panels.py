@@ -58,7 +58,7 @@ MOST_MOVED = 25
 """Steps of a range above which trials are not moved apart."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plot:
     """One panel of a report: a figure, several to choose from, or the reason why there is none."""
 

@@ -57,9 +57,8 @@ async def _draw(figures: Mapping[str, go.Figure]) -> dict[str, bytes]:
             size = {"width": figure.layout.width, "height": figure.layout.height, "scale": DPI / 96}
             drawn = await browser.calc_fig(figure, opts={"format": "png", **size})
             picture = BytesIO()
-            Image.open(BytesIO(drawn)).save(
-                picture, "PNG", dpi=(DPI, DPI)
-            )  # Chrome's says nothing of its size
+            # Chrome's says nothing of its size.
+            Image.open(BytesIO(drawn)).save(picture, "PNG", dpi=(DPI, DPI))
             found[name] = picture.getvalue()
     return found
 

@@ -54,7 +54,7 @@ def all_plots(view: View) -> dict[str, dict[str, Plot]]:
     }
 
     def tried(name: str, make: Callable[[], Plot]) -> Plot:
-        empty = Plot(name=name, title=name.capitalize(), caption="It could not be drawn.")
+        empty = Plot(name, name.capitalize(), "It could not be drawn.")
         return view.tried(f"the plot {name}", make, empty)
 
     with warnings.catch_warnings():
@@ -114,13 +114,10 @@ def history(view: View, level: Level) -> Plot:
             )
     numbers = {"title": "trial", "tickformat": "d", "dtick": whole_step(len(view.trials)), "zeroline": False}
     dress(figure, xaxis=numbers, yaxis=metric_axis(view.scale, low, high))
-    return Plot(
-        name="history",
-        title="Optimization history",
-        caption=f"{capital(view.objective.name)} {level.where} of {count(len(level.trials), 'trial')}."
-        + (" Ticks at the foot: trials without a value there." if len(here) < len(view.trials) else ""),
-        figures={"": figure} if view.trials else {},
-    )
+    caption = f"{capital(view.objective.name)} {level.where} of {count(len(level.trials), 'trial')}."
+    if len(here) < len(view.trials):
+        caption += " Ticks at the foot: trials without a value there."
+    return Plot("history", "Optimization history", caption, {"": figure} if view.trials else {})
 
 
 def importance(view: View, level: Level) -> Plot:
@@ -160,7 +157,7 @@ def importance(view: View, level: Level) -> Plot:
         figures[""] = figure
     words = found.method if found.shares else capital(found.why_none(view.variable))
     caption = f"{words}. {found.lone_words}".rstrip()
-    return Plot(name="importance", title="Importance", caption=caption, figures=figures)
+    return Plot("importance", "Importance", caption, figures)
 
 
 def slices(view: View, level: Level) -> Plot:
@@ -188,11 +185,6 @@ def slices(view: View, level: Level) -> Plot:
         )
         figures[name] = figure
     marks = ", ".join(look.with_mark for look, _ in by_look(view, level.trials))
-    return Plot(
-        name="slices",
-        title="Slices",
-        caption=f"{capital(view.objective.name)} {level.where} by hyper-parameter, of "
-        f"{count(len(level.trials), 'trial')}: {marks}.",
-        figures=figures,
-        kind="several",
-    )
+    of_trials = f"of {count(len(level.trials), 'trial')}: {marks}"
+    caption = f"{capital(view.objective.name)} {level.where} by hyper-parameter, {of_trials}."
+    return Plot("slices", "Slices", caption, figures, kind="several")

@@ -95,8 +95,6 @@ def survival_frame(view: View) -> pd.DataFrame:
 
 def judgements_of(view: View, trial: TrialRecord) -> list[Judgement]:
     """List what ASHA said of a trial at the rungs that it reached."""
-    if view.settings.scheduler == "none":
-        return []
     return view.tried("the replay of ASHA", lambda: view.asha.judgements.get(trial.trial_id, []), [])
 
 

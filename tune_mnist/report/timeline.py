@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tune_mnist.run.ledger import Ledger
-from tune_mnist.run.records import EPOCH
+from tune_mnist.run.records import EPOCH, TrialRecord
 
 PAUSE_SECONDS = 2.0
 """Pause between two epochs after which the second may be another process's; time stamps are whole seconds."""
@@ -23,9 +23,7 @@ class Stretch:
 
     worker: str
     "The host, and which of its places for a trial: a new process of a host takes the first one that is free."
-    number: int
-    state: str
-    "Of the trial."
+    trial: TrialRecord
     first_epoch: int
     last_epoch: int
     start: float
@@ -61,16 +59,15 @@ def best_so_far(ledger: Ledger) -> pd.DataFrame:
     ]
     moments.sort(key=lambda moment: moment[0])
     ends = sorted(trial.ended for trial in ledger.trials.values() if trial.ended is not None)
-    frame = pd.DataFrame(
+    values = pd.Series([value for _, value in moments], dtype="float64")
+    return pd.DataFrame(
         {
             "epochs": range(1, len(moments) + 1),
             "trials": [bisect_right(ends, moment + 1.0) for moment, _ in moments],
             "seconds": [elapsed(ledger, moment) for moment, _ in moments],
-            metric: [value for _, value in moments],
+            metric: values.cummax() if ledger.objective.mode == "max" else values.cummin(),
         }
     )
-    values = frame[metric].astype("float64")
-    return frame.assign(**{metric: values.cummax() if ledger.objective.mode == "max" else values.cummin()})
 
 
 def stretches(ledger: Ledger) -> list[Stretch]:
@@ -92,8 +89,7 @@ def stretches(ledger: Ledger) -> list[Stretch]:
         found.append(
             Stretch(
                 worker=f"{host} {place + 1}",
-                number=trial.number,
-                state=trial.shown_state,
+                trial=trial,
                 first_epoch=epochs[0][EPOCH],
                 last_epoch=epochs[-1][EPOCH],
                 start=elapsed(ledger, start),
