@@ -46,21 +46,16 @@ def test_flags_that_default_to_the_search_tell_no_other_default(
 
 
 def test_the_package_lists_its_commands() -> None:
-    listed = [
-        subprocess.run(
-            [sys.executable, "-m", "tune_mnist", *arguments], cwd=ROOT, capture_output=True, text=True
-        )
+    start = [sys.executable, "-m", "tune_mnist"]
+    plain, helped, wrong = (
+        subprocess.run([*start, *arguments], cwd=ROOT, capture_output=True, text=True)
         for arguments in ([], ["--help"], ["serch"])
-    ]
-    assert [(done.returncode, bool(done.stdout), bool(done.stderr)) for done in listed] == [
-        *((0, True, False), (0, True, False), (2, False, True)),
-    ]
-    assert listed[0].stdout == listed[1].stdout
-    lines = listed[0].stdout.splitlines()
-    commands = [line.split()[0] for line in lines if line.startswith("  ")]
-    assert lines[0].startswith("usage: tune-mnist COMMAND") and commands == [
-        *("search", "analyse", "finalize", "train", "predict"),
-    ]
-    assert listed[2].stderr == (
-        "tune-mnist: error: the command is serch, but must be one of " + ", ".join(commands) + "\n"
     )
+    assert (plain.returncode, plain.stderr, plain.stdout) == (0, "", helped.stdout)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    usage, *lines = plain.stdout.splitlines()
+    commands = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert usage.startswith("usage: tune-mnist COMMAND")
+    assert commands == ["search", "analyse", "finalize", "train", "predict"]
+    complaint = "tune-mnist: error: the command is serch, but must be one of " + ", ".join(commands)
+    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", f"{complaint}\n")

@@ -5,7 +5,6 @@ import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -67,27 +66,22 @@ def test_the_live_line_counts() -> None:
 def test_it_is_said_what_trials_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    words = ""
-    progress, out = counts(num_samples=3), io.StringIO()
+    words, progress, out = "", counts(num_samples=3), io.StringIO()
     console = SearchConsole(Console(file=out))
+    nodes = "waiting for 2 nodes of type gpu, 1 node of type cpu"
     keeper = ProgressKeeper(progress, Ledger(), console, lambda idle: words or "waiting for room" * idle)
-    said = []
-    for seconds, running, coming in [
-        (1, 0, ""),  # Ray is starting a process
-        (5, 0, "waiting for 2 nodes of type gpu, 1 node of type cpu"),
-        (5, 1, ""),
-        (25, 0, ""),
-        (5, 1, ""),
+    for seconds, running, coming, said in [
+        (1, 0, "", ""),  # Ray is starting a process
+        (5, 0, nodes, nodes),
+        (5, 1, "", ""),
+        (25, 0, "", "waiting for room"),
+        (5, 1, "", ""),
     ]:
-        now += seconds
-        words = coming
+        now, words = now + seconds, coming
         keeper.stepped(running=running, pending=1)
-        said.append(progress.waiting)
-    assert said == [
-        *("", "waiting for 2 nodes of type gpu, 1 node of type cpu", ""),
-        *("waiting for room", ""),
-    ]
-    assert out.getvalue().splitlines() == [said[1], "no longer waiting", said[3], "no longer waiting"]
+        assert progress.waiting == said
+    lines = [nodes, "no longer waiting", "waiting for room", "no longer waiting"]
+    assert out.getvalue().splitlines() == lines
 
 
 def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -107,22 +101,20 @@ def test_what_the_search_waits_for_is_put_into_words(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (4320, "1 h 12 min")]
+    ("written", "text"),
+    [
+        (duration(0), "0 s"),
+        (duration(59.6), "1 min 00 s"),
+        (duration(185), "3 min 05 s"),
+        (duration(4320), "1 h 12 min"),
+        (describe({"lr": 1e-05, "momentum": 0.52345, "epochs": 3}), "lr=1e-05 momentum=0.523 epochs=3"),
+        (first_line(ValueError("one\ntwo")), "one"),
+        (first_line(OSError(2, "gone")), "[Errno 2] gone"),
+        (first_line(OSError("\n")), "OSError"),
+    ],
 )
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_a_configuration_is_written_in_its_own_order() -> None:
-    assert describe({"lr": 1e-05, "momentum": 0.52345, "epochs": 3}) == "lr=1e-05 momentum=0.523 epochs=3"
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [(ValueError("one\ntwo"), "one"), (OSError(2, "gone"), "[Errno 2] gone"), (OSError("\n"), "OSError")],
-)
-def test_an_error_is_told_in_one_line(error: Exception, text: str) -> None:
-    assert first_line(error) == text
+def test_how_things_are_written_for_people(written: str, text: str) -> None:
+    assert written == text
 
 
 @pytest.mark.parametrize(
@@ -130,14 +122,13 @@ def test_an_error_is_told_in_one_line(error: Exception, text: str) -> None:
     [(FINISHED, 8, 0), (FINISHED, 9, 1), ("time budget", 9, 0), ("SIGINT", 9, 130), ("SIGTERM", 9, 143)],
 )
 def test_exit_codes(ended_by: str, asked: int, code: int, finished: tuple[Path, str, str]) -> None:
-    values: dict[str, Any] = {"folder": RunFolder(finished[0]), "seconds": 1.0}
-    grid = results.load(finished[0])
     outcome = Outcome(
         settings=Settings(num_samples=asked),
-        grid=grid,
+        folder=RunFolder(finished[0]),
+        grid=results.load(finished[0]),
         ended_by=ended_by,
+        seconds=1.0,
         winner=object(),  # type: ignore[arg-type]
-        **values,
     )
     assert exit_code(outcome) == code
 

@@ -133,30 +133,35 @@ def test_pictures_of_a_run_in_which_every_trial_fails(analyse: Analyse, tmp_path
     assert (code, err) == (0, "") and Path("page.html").exists() and Path("plots/epochs.png").exists()
 
 
-def fixed_run(folder: Path, lr: str) -> Path:
-    """A run whose space has one value of each parameter, but for the learning rate that is given."""
-    (folder / "spaces.py").write_text(
+@pytest.mark.parametrize(
+    ("lr", "printed", "on_page"),
+    [
+        (
+            "0.003, 0.003",
+            r"Importance: no hyper-parameter of the space can vary\n",
+            "No hyper-parameter of the space can vary.",
+        ),
+        (
+            "0.001, 0.01",
+            r"(?s)lr is the only hyper-parameter that varies at the end, n = 12 trials\..+"
+            r"Importance \(PED-ANOVA over 12 trials at the end; [^\n]*\): lr 100%",
+            "lr is the only hyper-parameter that varies at the end, n = 12 trials.",
+        ),
+    ],
+)
+def test_importance_is_that_of_what_can_vary(
+    lr: str, printed: str, on_page: str, analyse: Analyse, tmp_path: Path
+) -> None:
+    """In a space with one value of each parameter, but for the learning rate that is given."""
+    (tmp_path / "spaces.py").write_text(
         "from optuna.distributions import *\n"
         f"SPACE = {{'lr': FloatDistribution({lr}, log=True), 'momentum': FloatDistribution(0.5, 0.5),\n"
         "         'optimizer': CategoricalDistribution(('sgd',)), 'epochs': IntDistribution(5, 5)}\n"
     )
-    return make_run(folder / "run", 12, space=f"{folder / 'spaces.py'}:SPACE", grace_period=5)
-
-
-def test_nothing_is_said_of_the_importance_of_what_cannot_vary(analyse: Analyse, tmp_path: Path) -> None:
-    run = fixed_run(tmp_path, "0.003, 0.003")
+    run = make_run(tmp_path / "run", 12, space=f"{tmp_path / 'spaces.py'}:SPACE", grace_period=5)
     code, out, err = analyse("run")
     assert (code, err) == (0, "")
-    assert "Importance: no hyper-parameter of the space can vary\n" in out
-    assert "No hyper-parameter of the space can vary." in (run / "report.html").read_text()
-
-
-def test_importance_is_that_of_the_others(analyse: Analyse, tmp_path: Path) -> None:
-    fixed_run(tmp_path, "0.001, 0.01")
-    code, out, err = analyse("run")
-    assert (code, err) == (0, "")
-    assert re.search(r"Importance \(PED-ANOVA over 12 trials at the end; .*\): lr 100%", out)
-    assert "lr is the only hyper-parameter that varies at the end, n = 12 trials." in out
+    assert re.search(printed, out) and on_page in (run / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("chrome")
@@ -170,22 +175,11 @@ def test_runs_are_compared(analyse: Analyse, tmp_path: Path) -> None:
         r" run +trials +epochs +wall time +best +until \d+\.\d\d%: trials +epochs +seconds ", heading
     )
     assert [row.split()[:2] for row in rows] == [["one", "20"], ["two", "20"]]
-    assert (
-        sentence.startswith("- ")
-        and sentence[2:].replace("'", "&#39;") in Path("comparison.html").read_text()
-    )
+    assert sentence.startswith("- ")
+    assert sentence[2:].replace("'", "&#39;") in Path("comparison.html").read_text()
     assert empty == "" and last == "In .: comparison.html, 3 pictures in plots/"
-    assert Path("comparison.html").exists()
     axes = ("epochs", "seconds", "trials")
     assert sorted(path.name for path in Path("plots").iterdir()) == [f"comparison-by-{a}.png" for a in axes]
-
-
-def test_runs_of_different_objectives_are_not_compared(analyse: Analyse, tmp_path: Path) -> None:
-    make_run(tmp_path / "one", 2)
-    make_run(tmp_path / "two", 2, minimised=True)
-    code, out, err = analyse("one", "two")
-    assert (code, out) == (2, "")
-    assert "runs of different objectives cannot be compared: accuracy (max), error (min)" in err
 
 
 def test_what_is_lost_is_said_and_the_rest_is_read(analyse: Analyse, run: Path) -> None:
@@ -221,9 +215,17 @@ def test_of_a_ledger_that_has_lost_most_the_rest_is_shown(analyse: Analyse, run:
         (["runs/blog", "nowhere"], r"\S+/nowhere is not the folder of a run: it has no ledger.jsonl"),
         (["runs/blog", "--pdf"], "unrecognized arguments: --pdf"),
         (["s4://bucket/run"], "s4://bucket/run can't be used as storage: .+"),
+        (
+            ["runs/blog", "error"],
+            r"runs of different objectives cannot be compared: accuracy \(max\), error \(min\)",
+        ),
     ],
 )
-def test_bad_input_is_one_line(analyse: Analyse, run: Path, flags: list[str], complaint: str) -> None:
+def test_bad_input_is_one_line(
+    analyse: Analyse, run: Path, flags: list[str], complaint: str, tmp_path: Path
+) -> None:
+    if "error" in flags:
+        make_run(tmp_path / "error", 2, minimised=True)
     code, out, err = analyse(*flags)
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"analyse.py: error: {complaint} \(--help lists the flags\)\n", err)

@@ -19,7 +19,7 @@ from tune_mnist.cli.summary import print_summary
 from tune_mnist.mnist.facts import OBJECTIVE
 from tune_mnist.report.comparison import comparison_sentences, run_labels
 from tune_mnist.report.insights import edges, facts
-from tune_mnist.report.scale import Scale, accuracy_ticks, nines
+from tune_mnist.report.scale import Scale, nines
 from tune_mnist.report.timeline import best_so_far, elapsed, stretches
 from tune_mnist.report.view import View
 from tune_mnist.results.winner import Winner
@@ -34,28 +34,26 @@ def test_nines(accuracy: float, count: float) -> None:
     assert Scale(OBJECTIVE).value(count) == pytest.approx(accuracy, abs=1.1e-6)
 
 
-def test_an_axis_has_a_few_round_accuracies_apart_from_each_other() -> None:
+@pytest.mark.parametrize(
+    ("objective", "lows", "widths", "least"),
+    [
+        (OBJECTIVE, (0, 3), (0.1, 2.5), 2),
+        (Objective(metric="error", mode="min", axis="log"), (-4, 1), (0.75, 6), 4),
+    ],
+)
+def test_an_axis_has_a_few_marks_apart_from_each_other(
+    objective: Objective, lows: tuple[int, int], widths: tuple[float, float], least: int
+) -> None:
     dice = random.Random(0)
     for _ in range(100):
-        low = dice.uniform(0, 3)
-        high = low + dice.uniform(0.1, 2.5)
-        ticks = accuracy_ticks(low, high)
-        places = [nines(tick) for tick in ticks]
-        assert 2 <= len(ticks) <= 10 and ticks == sorted(ticks)
+        low = dice.uniform(*lows)
+        high = low + dice.uniform(*widths)
+        places, texts = Scale(objective).ticks(low, high)
+        assert least <= len(places) == len(texts) <= 10 and places == sorted(places)
         assert all(low <= place <= high for place in places)
-        assert all(b - a >= (high - low) / 9 - 1e-9 for a, b in pairwise(places))
-    assert accuracy_ticks(0.9, 3.1) == [0.9, 0.95, 0.99, 0.995, 0.999]
+        apart = [b - a for a, b in pairwise(places)]
+        assert objective.axis == "log" or min(apart) >= (high - low) / 9 - 1e-9
     assert Scale(OBJECTIVE).ticks(0.9, 3.1)[1] == ["90%", "95%", "99%", "99.5%", "99.9%"]
-
-
-def test_a_logarithmic_axis_has_four_to_ten_marks_in_order() -> None:
-    dice, scale = random.Random(0), Scale(Objective(metric="error", mode="min", axis="log"))
-    for _ in range(100):
-        low = dice.uniform(-4, 1)
-        high = low + dice.uniform(0.75, 6)
-        places, texts = scale.ticks(low, high)
-        assert 4 <= len(places) == len(texts) <= 10 and places == sorted(places)
-        assert low <= places[0] and places[-1] <= high
 
 
 def made_ledger() -> Ledger:
@@ -100,10 +98,8 @@ def test_the_best_so_far_by_epochs_trials_and_seconds() -> None:
 
 
 def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
-    found = [
-        (one.worker, one.trial.number, one.start, one.end, one.process) for one in stretches(made_ledger())
-    ]
-    assert found == [
+    made = stretches(made_ledger())
+    assert [(one.worker, one.trial.number, one.start, one.end, one.process) for one in made] == [
         ("node 1", 1, 0.0, 10.0, "node, process 2"),
         ("node 2", 0, 2.0, 22.0, "node, process 1"),
         ("node 1", 0, 27.0, 37.0, "node, process 3"),
@@ -175,10 +171,9 @@ def with_winner(view: View, test: float) -> View:
 
 def printed_summary(view: View) -> list[str]:
     """What tune.py prints of the run at its end."""
-    console = Console(file=io.StringIO(), soft_wrap=True)
-    print_summary(console, with_winner(view, 0.98).outcome)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()
+    file = io.StringIO()
+    print_summary(Console(file=file, soft_wrap=True), with_winner(view, 0.98).outcome)
+    return file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("folder", ["a folder", "user's $HOME"])

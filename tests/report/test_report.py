@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ CHROMIUM_FLAGS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 MEGABYTE = 10**6
+EVERYTHING = {"history", "curves", "importance", "parallel", "slices", "contour", "timeline", "epochs"}
 
 RUNS: dict[str, dict[str, Any]] = {
     "two": {"num_samples": 2},
@@ -74,24 +76,20 @@ class Opened:
 
     def points(self, plot: str, choice: str | None = None) -> dict[str, int]:
         """Count the points of each trace of a plot, as the browser has them, by the trace's name."""
-        counts: dict[str, int] = self.page.evaluate(
-            """([plot, choice]) => {
-                const places = [...document.querySelectorAll(`.plot[data-plot="${plot}"]`)];
-                const place = places.find(one => choice === null || one.dataset.choice === choice);
-                const counts = {};
-                for (const trace of place.data) {
-                    const values = Array.from(trace.y).filter(value => value !== null);
-                    counts[trace.name] = (counts[trace.name] || 0) + values.length;
-                }
-                return counts;
-            }""",
+        traces = self.page.evaluate(
+            """([plot, choice]) => [...document.querySelectorAll(`.plot[data-plot="${plot}"]`)]
+                .find(one => choice === null || one.dataset.choice === choice).data
+                .map(trace => [trace.name, [...trace.y].filter(value => value !== null).length])""",
             [plot, choice],
         )
+        counts: Counter[str] = Counter()
+        for name, n in traces:
+            counts[name] += n
         return counts
 
     def drawn(self) -> set[str]:
         """Names of the plots that have been drawn with an area of their own."""
-        names: list[str] = self.page.evaluate(
+        names = self.page.evaluate(
             """() => [...document.querySelectorAll(".plot.js-plotly-plot")]
                 .filter(place => place.querySelector(".main-svg").getBoundingClientRect().height > 100)
                 .map(place => place.dataset.plot)"""
@@ -102,10 +100,7 @@ class Opened:
         """Read a column of the table as it is shown."""
         headings = self.page.locator("#trials .names th").all_inner_texts()
         index = [heading.split()[0] for heading in headings].index(name)
-        cells = self.page.locator("#trials tbody tr.trial").evaluate_all(
-            "(rows, index) => rows.map(row => row.cells[index].textContent)", index
-        )
-        return [str(cell) for cell in cells]
+        return self.page.locator(f"#trials tbody tr.trial td:nth-child({index + 1})").all_text_contents()
 
 
 @pytest.fixture(scope="module")
@@ -120,35 +115,25 @@ def test_every_plot_has_its_points(wide: Opened, runs: Path) -> None:
     finished, cut = states.count("COMPLETE"), states.count("PRUNED")
     epochs = events(run, "epoch")
     assert finished >= 5 and cut >= 30 and finished + cut == 64
-    assert opened.drawn() == {
-        *("history", "curves", "importance", "parallel", "slices", "contour", "timeline", "epochs"),
-    }
+    assert opened.drawn() == EVERYTHING
     of_trials = {"finished": finished - 1, "best": 1, "pruned": cut}
     assert opened.page.locator("#level").input_value() == "epoch 1"
     assert opened.points("history") == {**of_trials, "best so far": 64}
     curves = opened.points("curves")
     best = next(name for name in curves if name.endswith("the best"))
     assert sum(curves.values()) == len(epochs) and curves[best] == 15
-    by_trial: dict[str, int] = {}
-    for epoch in epochs:
-        by_trial[epoch["trial_id"]] = by_trial.get(epoch["trial_id"], 0) + 1
-    of_cut = [line["trial_id"] for line in events(run, "end") if line["state"] == "PRUNED"]
-    assert curves["pruned"] == sum(by_trial[trial_id] for trial_id in of_cut)
+    of_cut = {line["trial_id"] for line in events(run, "end") if line["state"] == "PRUNED"}
+    assert curves["pruned"] == sum(epoch["trial_id"] in of_cut for epoch in epochs)
     space = events(run, "session")[0]["distributions"]
     assert list(opened.points("importance").values()) == [len(space)] == [10]
     for name in space:
         assert opened.points("slices", name) == of_trials
+    results = [epoch["accuracy"] for epoch in epochs if epoch["epoch"] == 1]
     lines = opened.page.evaluate(
         """() => document.querySelector('[data-plot="parallel"]').data
-            .filter(trace => trace.mode === "lines").map(trace => trace.y.length)"""
+            .filter(trace => trace.mode === "lines").map(trace => [trace.y.length, trace.customdata[0][1]])"""
     )
-    assert lines == [1 + len(space)] * 64
-    results = [epoch["accuracy"] for epoch in epochs if epoch["epoch"] == 1]
-    hovered = opened.page.evaluate(
-        """() => document.querySelector('[data-plot="parallel"]').data
-            .filter(trace => trace.mode === "lines").map(trace => trace.customdata[0][1])"""
-    )
-    assert hovered == [f"{accuracy:.2%}" for accuracy in sorted(results)]
+    assert lines == [[1 + len(space), f"{accuracy:.2%}"] for accuracy in sorted(results)]
     assert opened.points("timeline") == {"finished": finished, "pruned": cut}
     assert opened.points("epochs") == {"finished": finished, "pruned": cut, "planned, not trained": 64}
     assert opened.complaints == []
@@ -283,13 +268,8 @@ def test_runs_of_every_size_and_luck(browser: Browser, runs: Path, name: str) ->
     file = runs / name / "report.html"
     assert file.stat().st_size < 7 * MEGABYTE
     opened = Opened(browser, file)
-    expected = {
-        "two": {"history", "curves", "parallel", "slices", "timeline", "epochs"},
-        "failed": {"history", "epochs"},
-    }
-    expected["two"].add("contour")
-    everything = {*expected["two"], "importance"}
-    assert opened.drawn() == expected.get(name, everything)
+    expected = {"two": EVERYTHING - {"importance"}, "failed": {"history", "epochs"}}
+    assert opened.drawn() == expected.get(name, EVERYTHING)
     assert len(opened.column("trial")) == RUNS[name]["num_samples"]
     if name == "failed":
         assert opened.points("history") == {"failed, no value here": 5}
@@ -309,6 +289,6 @@ def test_a_comparison_draws_each_run_by_trials_epochs_and_seconds(
     file.write_text(make_comparison([view_of(runs / name) for name in names]))
     opened = Opened(browser, file)
     assert opened.drawn() == {"by-trials", "by-epochs", "by-seconds"}
-    for axis in ("by-trials", "by-epochs", "by-seconds"):
+    for axis in opened.drawn():
         assert opened.points(axis) == {name: len(events(runs / name, "epoch")) for name in names}
     assert opened.complaints == []
