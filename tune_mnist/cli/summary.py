@@ -95,14 +95,8 @@ def print_hanging(console: Console, start: str, text: Text) -> None:
 
 
 def next_command(view: View, step: str | None = None) -> str:
-    """Write the command to run next, as one pastes it; "" where there is none.
-
-    Args:
-        view: of the run.
-        step: as `Learned` has it; None computes it.
-    """
-    step = learned(view).next if step is None else step
-    where = place_of(view.outcome.folder)
+    """Write the command to run next, as one pastes it, for the step of `Learned`; "" where there is none."""
+    step, where = step or learned(view).next, place_of(view.outcome.folder)
     search = "tune" if (SCRIPTS / "tune.py").exists() else "search"
     if step == "wait":
         return command("analyse", where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -154,6 +155,10 @@ def edges(view: View) -> dict[str, str]:
         position = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
         could_be_wider = view.task.wider.get(name, (True, True))[position > 0.5]
         if not EDGE < position < 1 - EDGE and could_be_wider:
-            low, high = short_value(one.low), short_value(one.high)
-            found[name] = f"widen {name}: {short_value(value)} of {low}..{high}"
+            found[name] = f"widen {name}: {short_value(value)} of {span([one.low, one.high])}"
     return found
+
+
+def span(values: Sequence[float]) -> str:
+    """Write the ends of some values: 0.001..0.01."""
+    return f"{short_value(min(values))}..{short_value(max(values))}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_mnist.report.importance import Importance, Share
-from tune_mnist.report.insights import edges
+from tune_mnist.report.insights import edges, span
 from tune_mnist.report.noise import lead_level, lead_sentence, noise_at, write_amount
 from tune_mnist.report.survival import Group, choices, has_passed, judged_rungs
 from tune_mnist.report.view import View
@@ -187,11 +187,10 @@ def good_values(view: View, name: str) -> str:
         counts = Counter(map(short_value, good)).most_common()
         return f"Of the best {len(good)} trials had " + ", ".join(f"{n} {value}" for value, n in counts) + "."
     if len(good) < MIN_MIDDLE:
-        return f"The best {len(good)} trials had {short_value(min(good))}..{short_value(max(good))}."
+        return f"The best {len(good)} trials had {span(good)}."
     low, _, high = statistics.quantiles(good, n=4, method="inclusive")
-    if isinstance(one, IntDistribution):
-        low, high = round(low), round(high)
-    return f"The middle half of the best {len(good)} trials had {short_value(low)}..{short_value(high)}."
+    middle = [round(low), round(high)] if isinstance(one, IntDistribution) else [low, high]
+    return f"The middle half of the best {len(good)} trials had {span(middle)}."
 
 
 def range_sentence(view: View) -> str:
@@ -212,14 +211,13 @@ def _narrow(view: View, name: str) -> str:
     scale = math.log if one.log else float
     if scale(max(good)) - scale(min(good)) >= NARROW * (scale(one.high) - scale(one.low)):
         return ""
-    ends = f"{short_value(min(good))}..{short_value(max(good))}"
-    return f"narrow {name} to {ends} (the best {len(good)} of {count(len(view.level.trials), 'trial')})"
+    return f"narrow {name} to {span(good)} (the best {len(good)} of {count(len(view.level.trials), 'trial')})"
 
 
 def more_trials(view: View) -> tuple[bool, str]:
     """Tell whether more trials are likely to pay, and by which rule: what the second half of them brought."""
-    numbers = sorted(trial.number for trial in view.trials)
-    middle = numbers[len(numbers) // 2] if numbers else 0
+    numbers = sorted(trial.number for trial in view.trials) or [0]
+    middle = numbers[len(numbers) // 2]
     for level in dict.fromkeys((lead_level(view), view.level)):
         halves = [
             [value for trial, value in level.pairs if (trial.number >= middle) == late]
@@ -228,8 +226,7 @@ def more_trials(view: View) -> tuple[bool, str]:
         if min(map(len, halves)) < MIN_HALF:
             continue
         before, after = (max(view.objective.sign * value for value in half) for half in halves)
-        gain = max(0.0, after - before)
-        noise = noise_at(view, level)
+        gain, noise = max(0.0, after - before), noise_at(view, level)
         pays = gain > noise.amount
         return pays, (
             f"More trials are {'likely' if pays else 'unlikely'} to pay: the later half of the trials (n = "
