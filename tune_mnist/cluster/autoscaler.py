@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_mnist.cluster.ray_private import AutoscalerState
-
-RPC_SECONDS = 2.0
-"""Longest wait for an answer of the cluster's head in what is called again and again."""
 
 HEAD_SECONDS = 60.0
 """Longest wait for a task on the head; a busy one takes seconds to start a worker process."""
@@ -67,10 +65,8 @@ def find() -> Autoscaler | None:
     elif heads:
         affinity = NodeAffinitySchedulingStrategy(heads[0], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0)(_read_monitor).options(scheduling_strategy=affinity)
-        try:
+        with suppress(RayError):  # the head has no tune_mnist, or no time
             found = ray.get(task.remote(context.gcs_address), timeout=HEAD_SECONDS)
-        except RayError:  # the head has no tune_mnist, or no time
-            found = None
     if found is None:
         return Autoscaler(uncounted=True) if _runs_elsewhere() else None
     if not found:
@@ -93,7 +89,7 @@ def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
             if group.wait(0.25):
                 return True
             try:
-                state = _state()
+                state = AutoscalerState()
             except RayError:  # a busy head; it has until the deadline
                 continue
             if any(group.id.hex() in details for details in state.infeasible_groups):
@@ -113,7 +109,7 @@ def pending_nodes() -> dict[str, int]:
     of a millisecond.
     """
     try:
-        return dict(_state().pending)
+        return dict(AutoscalerState().pending)
     except RayError:
         return {}
 
@@ -171,14 +167,10 @@ def _from_config(config: dict[str, Any], workers: int) -> Autoscaler:
 def _runs_elsewhere() -> bool:
     """Whether an autoscaler outside the head's processes serves this cluster: on Kubernetes, its sidecar."""
     try:
-        state = _state()
+        state = AutoscalerState()
     except RayError:
         return False
     if state.version:
         return any(state.node_types)
     # A monitor that only reads calls each node a type of its own, node_<its id>.
     return any(not name.startswith("node_") for name in state.v1_node_types)
-
-
-def _state() -> AutoscalerState:
-    return AutoscalerState(RPC_SECONDS)

@@ -13,40 +13,38 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+import ray
+
+RPC_SECONDS = 2.0
+"""Longest wait for an answer of the cluster's head in what is called again and again."""
 
 skipped: dict[str, str] = {}
-"""What this version of Ray does not let us do: a line by function."""
-
-
-def _missing(name: str, loss: str, error: Exception) -> None:
-    import ray
-
-    skipped[name] = f"with Ray {ray.__version__} {loss} ({type(error).__name__}: {error})"
+"""What this version of Ray does not let us do: a line by what is lost."""
 
 
 @contextmanager
-def _replaced(
-    name: str, loss: str, module: str, attribute: str, make: Callable[[Any], Any]
-) -> Iterator[None]:
+def _optional(loss: str) -> Iterator[None]:
+    """Note in `skipped` what is lost where a block fails, as this version of Ray lacks what it uses."""
+    try:
+        yield
+    except (ImportError, AttributeError, TypeError) as error:
+        skipped[loss] = f"with Ray {ray.__version__} {loss} ({type(error).__name__}: {error})"
+
+
+@contextmanager
+def _replaced(loss: str, module: str, attribute: str, make: Callable[[Any], Any]) -> Iterator[None]:
     """Give an attribute of a module another value for a block, made of the one that it has."""
-    try:
-        owner = importlib.import_module(module)
-        before = getattr(owner, attribute)
-        value = make(before)
-    except (ImportError, AttributeError) as error:
-        _missing(name, loss, error)
+    with ExitStack() as stack:
+        with _optional(loss):
+            owner = importlib.import_module(module)
+            before = getattr(owner, attribute)
+            setattr(owner, attribute, make(before))
+            stack.callback(setattr, owner, attribute, before)
         yield
-        return
-    setattr(owner, attribute, value)
-    try:
-        yield
-    finally:
-        setattr(owner, attribute, before)
 
 
 def loopback_only() -> AbstractContextManager[None]:
@@ -58,9 +56,7 @@ def loopback_only() -> AbstractContextManager[None]:
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/ray_constants.py
     """
     loss = "Ray's ports can be reached from the network"
-    return _replaced(
-        "loopback_only", loss, "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", lambda _: False
-    )
+    return _replaced(loss, "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", lambda _: False)
 
 
 def own_session() -> AbstractContextManager[None]:
@@ -72,11 +68,7 @@ def own_session() -> AbstractContextManager[None]:
     """
     loss = "a SIGTERM to the process group does not end the search in order"
     return _replaced(
-        "own_session",
-        loss,
-        "ray._private.services",
-        "ConsolePopen",
-        lambda popen: partial(popen, start_new_session=True),
+        loss, "ray._private.services", "ConsolePopen", lambda popen: partial(popen, start_new_session=True)
     )
 
 
@@ -88,9 +80,7 @@ def quiet_errors() -> AbstractContextManager[None]:
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/worker.py
     """
     loss = "Ray's paragraphs about lost processes appear on the terminal"
-    return _replaced(
-        "quiet_errors", loss, "ray._private.worker", "print_to_stdstream", lambda _: _log_message
-    )
+    return _replaced(loss, "ray._private.worker", "print_to_stdstream", lambda _: _log_message)
 
 
 def waiting_workers() -> AbstractContextManager[None]:
@@ -101,9 +91,7 @@ def waiting_workers() -> AbstractContextManager[None]:
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/execution/class_cache.py
     """
     loss = "the first trials wait for torch to be loaded"
-    return _replaced(
-        "waiting_workers", loss, "ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", lambda _: {}
-    )
+    return _replaced(loss, "ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", lambda _: {})
 
 
 def no_uv_environment() -> AbstractContextManager[None]:
@@ -118,9 +106,7 @@ def no_uv_environment() -> AbstractContextManager[None]:
     name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
     loss = f"under `uv run` no trial starts unless {name} is 0"
     keep = name in os.environ
-    return _replaced(
-        "no_uv_environment", loss, "ray._private.ray_constants", name, lambda before: before and keep
-    )
+    return _replaced(loss, "ray._private.ray_constants", name, lambda before: before and keep)
 
 
 def _log_message(data: dict[str, Any], *args: Any, **options: Any) -> None:
@@ -134,14 +120,12 @@ def address_of_this_machine() -> str | None:
     that another search has started for itself. Without: a cluster is joined only with --address HOST:PORT.
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py
     """
-
-    def find() -> str | None:
+    address: str | None = None
+    with _optional("no running cluster is found without --address"):
         from ray._private.services import find_bootstrap_address
 
-        address: str | None = find_bootstrap_address(None)
-        return address
-
-    return _tried("address_of_this_machine", "no running cluster is found without --address", find, None)
+        address = find_bootstrap_address(None)
+    return address
 
 
 def read_auth_mode() -> None:
@@ -151,16 +135,13 @@ def read_auth_mode() -> None:
     Without: who searches on this machine, and then in the same notebook on a cluster without tokens, loses
     every trial. https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
     """
-
-    def read() -> None:
+    with _optional("a notebook cannot use a cluster without tokens after one with them"):
         from ray import _raylet
 
         raylet: Any = _raylet
         raylet.Config.initialize("")
         if hasattr(raylet, "AuthenticationTokenLoader"):  # Ray 2.50 has no tokens
             raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-    _tried("read_auth_mode", "a notebook cannot use a cluster without tokens after one with them", read, None)
 
 
 class AutoscalerState:
@@ -171,8 +152,8 @@ class AutoscalerState:
     https://github.com/ray-project/ray/blob/ray-2.60.0/src/ray/protobuf/autoscaler.proto
     """
 
-    def __init__(self, seconds: float) -> None:
-        """Ask, and wait so long for each of two answers.
+    def __init__(self) -> None:
+        """Ask, and wait ``RPC_SECONDS`` for each of two answers.
 
         Raises:
             RayError: if the head does not answer.
@@ -187,18 +168,19 @@ class AutoscalerState:
         "Nodes that are asked for or starting, by type."
         self.v1_node_types: list[str] = []
         "Types of the nodes, as v1's autoscaler reports them."
-        self._seconds = seconds
         loss = "nothing is known of an autoscaler"
-        _tried("AutoscalerState", loss, self._read_v2, None)
+        with _optional(loss):
+            self._read_v2()
         if not self.version:
-            _tried("AutoscalerState", loss, self._read_v1, None)
+            with _optional(loss):
+                self._read_v1()
 
     def _read_v2(self) -> None:
         from ray.core.generated import autoscaler_pb2
 
         protobuf: Any = autoscaler_pb2
         reply = protobuf.GetClusterStatusReply()
-        reply.ParseFromString(_gcs().get_cluster_status(timeout_s=self._seconds))
+        reply.ParseFromString(_gcs().get_cluster_status(timeout_s=RPC_SECONDS))
         state = reply.autoscaling_state
         self.version = state.autoscaler_state_version
         self.infeasible_groups = [gang.details for gang in state.infeasible_gang_resource_requests]
@@ -210,7 +192,7 @@ class AutoscalerState:
     def _read_v1(self) -> None:
         from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 
-        status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), timeout=self._seconds)
+        status = _gcs().internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), timeout=RPC_SECONDS)
         report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
         self.pending.update(report.get("pending_launches") or {})
         self.pending.update(node_type for _, node_type, _ in report.get("pending_nodes") or ())
@@ -221,14 +203,6 @@ def _gcs() -> Any:
     from ray._private import worker
 
     return worker.global_worker.gcs_client  # type: ignore[attr-defined]
-
-
-def _tried(name: str, loss: str, function: Callable[[], T], otherwise: T) -> T:
-    try:
-        return function()
-    except (ImportError, AttributeError, TypeError) as error:
-        _missing(name, loss, error)
-        return otherwise
 
 
 @contextmanager
