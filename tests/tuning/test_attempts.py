@@ -25,7 +25,7 @@ from tune_mnist.tuning import trouble
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.attempts import Attempts
 from tune_mnist.tuning.device import DeviceMemoryError
-from tune_mnist.tuning.progress import Progress, ProgressKeeper
+from tune_mnist.tuning.progress import Listener, Progress, ProgressKeeper
 from tune_mnist.tuning.ray_parts import AttemptCallback, AttemptScheduler, AttemptSearcher, AttemptStopper
 from tune_mnist.tuning.stop import StopRequest
 from tune_mnist.tuning.trainable import FAILURE, SAVED, TRACEBACK
@@ -46,7 +46,7 @@ class Loop:
         take_in_checkpoints(self.folder, self.ledger)
         asha, self.stop = ASHA(settings, self.ledger), StopRequest(settings)
         self.progress = Progress(num_samples=settings.num_samples, objective=OBJECTIVE)
-        keeper = ProgressKeeper(self.progress, self.ledger, None, lambda idle: "")
+        keeper = ProgressKeeper(self.progress, self.ledger, Listener(), lambda idle: "")
         self.attempts = Attempts(settings, self.folder, study, asha, keeper, self.stop, lambda: None)
         self.attempts.begin_round()
         self.searcher, self.scheduler = AttemptSearcher(self.attempts), AttemptScheduler(self.attempts)

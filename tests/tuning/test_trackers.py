@@ -25,7 +25,7 @@ from tune_mnist.run.records import TaskFacts, TrialRecord
 from tune_mnist.run.resuming import ResumeRequest
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning import tuner
-from tune_mnist.tuning.progress import EndedTrial, Listener, Progress
+from tune_mnist.tuning.progress import Listener, Progress
 from tune_mnist.tuning.trackers import feed
 from tune_mnist.tuning.trackers.feed import Feed
 from tune_mnist.tuning.trackers.mlflow_runs import MlflowRuns
@@ -119,8 +119,6 @@ class Interrupter(Listener):
         if progress.epochs >= 3 and not self.done:
             self.done = True
             os.kill(os.getpid(), signal.SIGINT)
-
-    def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None: ...
 
 
 def test_a_search_that_is_stopped_and_resumed_has_one_run_for_each_trial(folder: Path) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.words import describe, duration, short_path
-from tune_mnist.tuning.progress import EndedTrial, Progress
+from tune_mnist.tuning.progress import EndedTrial, Listener, Progress
 
 
 class PatientConsole(Console):
@@ -27,7 +27,7 @@ class PatientConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class SearchConsole:
+class SearchConsole(Listener):
     """Shows a search as a live line, or a line per ended trial where the output is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -65,7 +65,7 @@ class Attempts:
         "Unfinished trials of which there is no attempt."
         self.stalled = False
         "Whether this round is ended for want of any sign of life."
-        self.trouble = Trouble(self._slots, progress.tell)
+        self.trouble = Trouble(self._slots, progress.listener.on_message)
         epochs = (epoch for trial in self.ledger.trials.values() for epoch in trial.epochs)
         slowest = max((float(epoch.get("epoch_seconds", 0.0)) for epoch in epochs), default=0.0)
         self.watchdog = Watchdog(settings, session, slowest)
@@ -110,7 +110,7 @@ class Attempts:
             return None if self.live else Searcher.FINISHED
         self.ledger.attempted(trial.trial_id, attempt, resume_from)
         self.live[attempt] = _Attempt(trial)
-        self.progress.began(trial)
+        self.progress.feed(trial)
         self.watchdog.heard()
         needed = {"number": trial.attempts, "directory": trial.directory, "resume_from": resume_from}
         return {**ray_config(trial), ATTEMPT: needed}

@@ -112,7 +112,7 @@ def fit_to_cluster(
     folder: RunFolder,
     stop: StopRequest,
     stack: ExitStack,
-    listener: Listener | None,
+    listener: Listener,
 ) -> tuple[Settings, int, cluster.Connection]:
     """Join or start the cluster for ``stack``; settle a trial's share and the number of concurrent trials.
 
@@ -128,9 +128,8 @@ def fit_to_cluster(
             cluster.connected(settings.address, dashboard=settings.dashboard, preload=preload)
         )
     for line in ray_private.skipped.values():
-        if listener:
-            listener.on_message(line)
-    if listener and connection.dashboard:
+        listener.on_message(line)
+    if connection.dashboard:
         listener.on_message(f"Ray's dashboard: {connection.dashboard}")
     resources = fit_resources(
         settings.cpus_per_trial, settings.gpus_per_trial, settings.max_concurrent_trials

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import CHECKPOINT_NAME, TrialRecord
@@ -58,8 +58,8 @@ class Progress:
         return sum(trial.state == state for trial in self.ended)
 
 
-class Listener(Protocol):
-    """Whoever wants to show a search while it runs."""
+class Listener:
+    """Whoever wants to show a search while it runs; this one shows nothing."""
 
     def on_message(self, text: str) -> None:
         """Take notice of something worth a line."""
@@ -78,7 +78,7 @@ class ProgressKeeper:
         self,
         progress: Progress,
         ledger: Ledger,
-        listener: Listener | None,
+        listener: Listener,
         look: Callable[[bool], str],
         feeds: Sequence[Feed] = (),
     ):
@@ -99,43 +99,38 @@ class ProgressKeeper:
         progress.resumed = len(progress.ended)
         for trial in ledger.trials.values():
             self._count(trial, trial.epochs)
-            self._feed(trial)
+            self.feed(trial)
 
     def stepped(self, *, running: int, pending: int) -> None:
         """Take the numbers of attempts that run, and that wait for a process."""
         waiting = self._waiting(running, pending)
         if (running, waiting) != (self.progress.running, self.progress.waiting):
             self.progress.running, self.progress.waiting = running, waiting
-            self._updated()
+            self.listener.on_progress(self.progress)
 
-    def began(self, trial: TrialRecord) -> None:
-        """Take note of a trial that there is an attempt at."""
-        self._feed(trial)
+    def feed(self, trial: TrialRecord) -> None:
+        """Hand what the ledger says of a trial now on to the trackers."""
+        for feed in self.feeds:
+            feed.update(trial)
 
     def reported(self, trial: TrialRecord) -> None:
         """Count an epoch."""
-        self._feed(trial)
+        self.feed(trial)
         self._count(trial, trial.epochs[-1:])
-        self._updated()
+        self.listener.on_progress(self.progress)
 
     def lost(self) -> None:
         """Count a trial that was lost and is tried again."""
         self.progress.retries += 1
-        self._updated()
+        self.listener.on_progress(self.progress)
 
     def ended(self, trial: TrialRecord) -> None:
         """Count the end of a trial."""
-        self._feed(trial)
+        self.feed(trial)
         ended = self._ended(trial)
         self.progress.ended.append(ended)
-        if self.listener:
-            self.listener.on_trial_end(self.progress, ended)
-        self._updated()
-
-    def tell(self, text: str) -> None:
-        """Say something worth a line."""
-        if self.listener:
-            self.listener.on_message(text)
+        self.listener.on_trial_end(self.progress, ended)
+        self.listener.on_progress(self.progress)
 
     def _waiting(self, running: int, pending: int) -> str:
         """Say what trials wait for, in words; "" where they don't."""
@@ -158,14 +153,6 @@ class ProgressKeeper:
             if epoch.get(CHECKPOINT_NAME):
                 known = [] if progress.best_saved_value is None else [progress.best_saved_value]
                 progress.best_saved_value = objective.best([*known, value])
-
-    def _feed(self, trial: TrialRecord) -> None:
-        for feed in self.feeds:
-            feed.update(trial)
-
-    def _updated(self) -> None:
-        if self.listener:
-            self.listener.on_progress(self.progress)
 
     def _ended(self, record: TrialRecord) -> EndedTrial:
         return EndedTrial(

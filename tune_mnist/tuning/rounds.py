@@ -55,7 +55,7 @@ class Session:
     data: Any
     "What the task has loaded."
     connection: Connection
-    listener: Listener | None
+    listener: Listener
     stop: StopRequest
     remarks: list[str]
     "What is to be told before the first trial."
@@ -95,7 +95,7 @@ def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] 
         ClusterError: if no trial reports anything, however often that is tried, or can be imported.
     """
     ledger, stop, listener = session.ledger, session.stop, session.listener
-    feeds = [Feed(tracker, listener.on_message if listener else lambda text: None) for tracker in trackers]
+    feeds = [Feed(tracker, listener.on_message) for tracker in trackers]
     progress = ProgressKeeper(
         Progress(num_samples=session.settings.num_samples, objective=ledger.objective),
         ledger,
@@ -113,7 +113,7 @@ def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] 
             if attempts.hopeless:
                 raise ClusterError(f"{attempts.hopeless} (--resume {session.folder.uri} continues)")
             if rounds:  # Ray may take this process for one that has ended, and would not say so
-                progress.tell(f"nothing moves: connecting to Ray again ({trouble})")
+                listener.on_message(f"nothing moves: connecting to Ray again ({trouble})")
                 with stop.deferred():
                     session.connection.reconnect()
             if known < len(ledger.order):

@@ -27,13 +27,7 @@ from tune_mnist.tuning import dashboard, versions
 from tune_mnist.tuning.asha import ASHA
 from tune_mnist.tuning.changes import check_unchanged, describe_changes
 from tune_mnist.tuning.points import first_points, read_points
-from tune_mnist.tuning.preflight import (
-    SETTINGS,
-    check_readable,
-    fit_to_cluster,
-    name_run,
-    read_settings,
-)
+from tune_mnist.tuning.preflight import SETTINGS, check_readable, fit_to_cluster, name_run, read_settings
 from tune_mnist.tuning.progress import Listener
 from tune_mnist.tuning.rounds import Session, ray_log, run_trials, storage_error
 from tune_mnist.tuning.samplers import make_sampler
@@ -87,6 +81,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
         ScoringError: if the task's own test of the winner raises something.
         SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
     """
+    listener = listener or Listener()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(settings))
         with input_errors():
@@ -139,6 +134,7 @@ def resume(
         FolderError: as in ``run``.
         SystemExit: as in ``run``.
     """
+    listener = listener or Listener()
     with ExitStack() as stack:
         with input_errors():
             folder = RunFolder(request.run)
@@ -206,8 +202,8 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
     settings, folder, ledger, stop = session.settings, session.folder, session.ledger, session.stop
     stack.enter_context(ray_log(folder.local / RAY_LOG))
     try:
-        tell = {"tell": session.listener.on_message} if session.listener else {}
-        study = TrialStudy(settings, session.task, session.space, ledger, folder, **tell)
+        tell = session.listener.on_message
+        study = TrialStudy(settings, session.task, session.space, ledger, folder, tell)
         folder.push(wait=True)
         trackers = make_trackers(settings, ledger, folder)
         _tell_where_to_look(session, stack, [tracker.where for tracker in trackers])
@@ -248,9 +244,8 @@ def _tell_where_to_look(session: Session, stack: ExitStack, tracked: list[str]) 
         lines.append(f"optuna-dashboard: {url or 'it could not be started'}")
         if url:
             dashboard.open_browser(url)
-    if session.listener:
-        for line in lines:
-            session.listener.on_message(line)
+    for line in lines:
+        session.listener.on_message(line)
 
 
 def describe_task(task: Task, options: Any, space: dict[str, BaseDistribution], max_epochs: int) -> TaskFacts:
