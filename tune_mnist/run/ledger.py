@@ -181,8 +181,7 @@ class Ledger:
             stopped: ids of trials that the scheduler stops, going by the reports so far.
         """
         for trial in self.unended():
-            over = trial.trial_id in stopped or trial.last.get("done") or trial.epoch >= trial.epochs_planned
-            if over:
+            if trial.trial_id in stopped or trial.is_over:
                 self.ended(trial.trial_id, failed=False)
 
     def unended(self) -> list[TrialRecord]:

@@ -122,6 +122,11 @@ class TrialRecord:
         return int(self.config["epochs"]) if self.planned is None else self.planned
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: its last report is of the last epoch, or told it to stop."""
+        return bool(self.last.get("done")) or self.epoch >= self.epochs_planned
+
+    @property
     def shown_state(self) -> str:
         """Its state for people: RUNNING only where the run was not closed."""
         if self.state is None and self.stopped_by is None:

@@ -12,7 +12,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.trainable import FAILURE, SAVED, TRACEBACK
 from tune_mnist.tuning.trial_files import TrialFiles
 from tune_mnist.tuning.trouble import Trouble, Watchdog
-
-
-@dataclass
-class _Attempt:
-    trial: TrialRecord
-    started: bool = False
-    "Whether it has a process."
 
 
 class Attempts:
@@ -59,8 +51,10 @@ class Attempts:
         self.keeper = CheckpointKeeper(folder, self.ledger, settings.keep_checkpoints)
         self.metric = self.ledger.objective.metric
         self.files = TrialFiles(folder, self.metric)
-        self.live: dict[str, _Attempt] = {}
-        "By the id of their Ray trials."
+        self.live: dict[str, TrialRecord] = {}
+        "The trials that there is an attempt at, by the id of its Ray trial."
+        self.training: set[str] = set()
+        "The ids of those that have a process."
         self.waiting: deque[TrialRecord] = deque()
         "Unfinished trials of which there is no attempt."
         self.stalled = False
@@ -89,6 +83,7 @@ class Attempts:
     def begin_round(self) -> None:
         """Take back what an earlier call of ``fit()`` has left under way; it does not count as lost."""
         self.live.clear()
+        self.training.clear()
         self.waiting = deque(sorted(self.ledger.unended(), key=lambda trial: trial.number))
         self.stalled = False
         self.watchdog.heard()
@@ -109,7 +104,7 @@ class Attempts:
         if trial is None:
             return None if self.live else Searcher.FINISHED
         self.ledger.attempted(trial.trial_id, attempt, resume_from)
-        self.live[attempt] = _Attempt(trial)
+        self.live[attempt] = trial
         self.progress.feed(trial)
         self.watchdog.heard()
         needed = {"number": trial.attempts, "directory": trial.directory, "resume_from": resume_from}
@@ -134,13 +129,13 @@ class Attempts:
         """Take note that an attempt has a process."""
         self.watchdog.heard(started=True)
         if attempt in self.live:
-            self.live[attempt].started = True
+            self.training.add(attempt)
 
     def stops(self, attempt: str, result: dict[str, Any]) -> bool:
         """Judge a report."""
         if attempt not in self.live:
             return False
-        trial = self.live[attempt].trial
+        trial = self.live[attempt]
         return self.asha.stops(trial.trial_id, result[EPOCH], result[self.metric])
 
     def reported(self, attempt: str, result: dict[str, Any]) -> None:
@@ -149,7 +144,7 @@ class Attempts:
         if attempt not in self.live:
             return
         self.trouble.heard()
-        trial = self.live[attempt].trial
+        trial = self.live[attempt]
         if FAILURE in result:
             self.ledger.raised(trial.trial_id, result[FAILURE])
             self.files.raised(trial, result.get(TRACEBACK) or result[FAILURE])
@@ -167,8 +162,8 @@ class Attempts:
 
     def completed(self, attempt: str, result: dict[str, Any] | None) -> None:
         """Write down that a trial has ended, as all do that Ray or their own code stops."""
-        if attempt in self.live:
-            self._end(self.live.pop(attempt).trial, failed=FAILURE in (result or {}))
+        if trial := self._forget(attempt):
+            self._end(trial, failed=FAILURE in (result or {}))
 
     def lost(self, attempt: str, error: BaseException | str) -> None:
         """Write down that an attempt was lost; its trial is tried again, unless that was once too often.
@@ -176,10 +171,8 @@ class Attempts:
         What training itself has raised out of its process would be raised again: that is the trial's end.
         What stands in the way of all trials alike does not count.
         """
-        if attempt not in self.live:
-            return
-        trial = self.live.pop(attempt).trial
-        if self.stalled or self.stop.reason:  # Ray ends what is under way, and says so to nobody
+        trial = self._forget(attempt)
+        if trial is None or self.stalled or self.stop.reason:  # then Ray ends them, and says so to nobody
             return
         cause = getattr(error, "cause", None) or error
         text = cause if isinstance(cause, str) else first_line(cause)
@@ -199,21 +192,20 @@ class Attempts:
             return
         if trial.lost > self.settings.max_failures:
             self._end(trial, failed=True)
-            return
-        self.waiting.appendleft(trial)
-        self.progress.lost()
+        else:
+            self.waiting.appendleft(trial)
+            self.progress.lost()
 
     def step(self) -> None:
         """Look at what goes by the clock: the time budget, copies into a bucket, what is shown."""
-        running = sum(attempt.started for attempt in self.live.values())
+        running = len(self.training)
         self.progress.stepped(running=running, pending=len(self.live) - running)
         self.stop.check(self.progress.progress)
         self.folder.push()
 
     def must_end(self) -> bool:
         """Tell Ray's loop whether to end now: for a reason to stop, or because nothing moves any more."""
-        training = any(attempt.started for attempt in self.live.values())
-        if not self.stalled and self.live and self.watchdog.is_silent(training=training):
+        if not self.stalled and self.live and self.watchdog.is_silent(training=bool(self.training)):
             self.stalled = True
             self.ledger.broke(f"nothing was heard of {len(self.live)} attempts")
         return self.stalled or bool(self.hopeless) or self.stop.reason is not None
@@ -223,16 +215,17 @@ class Attempts:
         self.keeper.close()
         self.files.close()
 
+    def _forget(self, attempt: str) -> TrialRecord | None:
+        """Take an attempt off those under way, and give its trial; None where it is none of them."""
+        self.training.discard(attempt)
+        return self.live.pop(attempt, None)
+
     def _end_if_over(self, trial: TrialRecord) -> bool:
         """End a trial that was lost when nothing was left for it to do."""
-        over = (
-            trial.trial_id in self.asha.stopped
-            or trial.last.get("done")
-            or trial.epoch >= trial.epochs_planned
-        )
+        over = trial.trial_id in self.asha.stopped or trial.is_over
         if over:
             self._end(trial, failed=False)
-        return bool(over)
+        return over
 
     def _end(self, trial: TrialRecord, *, failed: bool) -> None:
         self.study.end(trial.trial_id, failed=failed)
