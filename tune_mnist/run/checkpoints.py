@@ -37,9 +37,11 @@ def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
         FolderError: if the storage can't be read or written.
     """
     found = list_checkpoints(folder)
-    ahead: list[tuple[float, str, dict[str, Any]]] = []
-    for trial in ledger.unended():
-        ahead += _ahead(folder, trial, found.get(trial.directory, []))
+    ahead = [
+        (report["timestamp"], trial.trial_id, report)
+        for trial in ledger.unended()
+        for report in _ahead(folder, trial, found.get(trial.directory, []))
+    ]
     for _, trial_id, report in sorted(ahead, key=lambda entry: entry[0]):
         ledger.reported(trial_id, report)
 
@@ -51,16 +53,14 @@ def take_in_trial(folder: RunFolder, ledger: Ledger, trial: TrialRecord) -> str 
         FolderError: as above.
     """
     saved = list_checkpoints(folder, trial.directory).get(trial.directory, [])
-    for _, trial_id, report in _ahead(folder, trial, saved):
-        ledger.reported(trial_id, report)
+    for report in _ahead(folder, trial, saved):
+        ledger.reported(trial.trial_id, report)
     names = {checkpoint.name for checkpoint in saved if folder.has(f"{checkpoint.path}/{CHECKPOINT}")}
     return max((name for epoch in trial.saved if (name := epoch[CHECKPOINT_NAME]) in names), default=None)
 
 
-def _ahead(
-    folder: RunFolder, trial: TrialRecord, saved: list[SavedCheckpoint]
-) -> list[tuple[float, str, dict[str, Any]]]:
-    ahead: list[tuple[float, str, dict[str, Any]]] = []
+def _ahead(folder: RunFolder, trial: TrialRecord, saved: list[SavedCheckpoint]) -> list[dict[str, Any]]:
+    ahead: list[dict[str, Any]] = []
     if not folder.remote:
         for half_written in Path(folder.path, trial.directory).glob(".checkpoint_*"):
             shutil.rmtree(half_written, ignore_errors=True)
@@ -74,7 +74,7 @@ def _ahead(
                 folder.fs.delete_dir(checkpoint.path)
             continue
         reports[-1] |= {CHECKPOINT_NAME: checkpoint.name}
-        ahead += [(report["timestamp"], trial.trial_id, report) for report in reports]
+        ahead += reports
     return ahead
 
 
