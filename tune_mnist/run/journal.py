@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,6 @@ class _UnsyncedFile(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Take operations down, so that other processes see them."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self._locked(), self._path.open("ab") as file:
-            file.write(lines.encode())
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
         lock, waits = Path(f"{self._path}.lock"), None
         if lock.is_symlink():
             text = f"waiting for {lock}: another process holds it, or has died with it and it can be deleted"
@@ -77,7 +71,8 @@ class _UnsyncedFile(JournalFileBackend):
         try:
             if waits:
                 waits.cancel()
-            yield
+            with self._path.open("ab") as file:
+                file.write(lines.encode())
         finally:
             self._lock.release()
 
