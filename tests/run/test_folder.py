@@ -187,7 +187,7 @@ def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Pa
         ledger.reported("a", report(index + 2, f"checkpoint_{index:06d}"))
     grid = load_grid(folder.uri)
     assert len(list(trial.glob("checkpoint_*"))) == 4
-    assert [one[1].index for one in grid.saved_epochs()] == [0, 1, 2, 3]
+    assert [one[1].name for one in grid.saved_epochs()] == [f"checkpoint_{index:06d}" for index in range(4)]
     assert grid[0].checkpoint is not None and grid[0].checkpoint.path.endswith("checkpoint_000003")
     assert grid[0].metrics is not None and grid[0].metrics["epoch"] == 5
     assert isinstance(grid, ResultGrid) and (len(grid), grid.num_errors, grid.num_terminated) == (1, 0, 0)

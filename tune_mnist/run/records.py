@@ -136,7 +136,7 @@ class TrialRecord:
     @property
     def directory(self) -> str:
         """Name of its folder in the run folder."""
-        return trial_directory(self.number, self.trial_id)
+        return f"trial_{self.number:05d}_{self.trial_id}"
 
     @property
     def saved(self) -> list[dict[str, Any]]:
@@ -180,11 +180,6 @@ class FirstPoint:
     "In the terms of the search space; the sampler draws what is left out."
     hand_set: bool = False
     "Whether it is the task's baseline."
-
-
-def trial_directory(number: int, trial_id: str) -> str:
-    """Name a trial's folder in the run folder."""
-    return f"trial_{number:05d}_{trial_id}"
 
 
 def ray_config(trial: TrialRecord) -> dict[str, Any]:

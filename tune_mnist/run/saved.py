@@ -51,14 +51,9 @@ class SavedCheckpoint:
     path: str
     "On the file system of the folder."
     name: str
-    "Its last part, which ends in the index."
+    "Its last part, which ends in the epoch."
     whole: bool
     "Whether its file is there and not cut short."
-
-    @property
-    def index(self) -> int:
-        """Its place in the order in which the trial's checkpoints were saved, from 0."""
-        return int(self.name.rpartition("_")[2])
 
 
 @dataclass(frozen=True, kw_only=True)
