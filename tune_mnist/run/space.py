@@ -7,12 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
 from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER, TRIAL_COLUMNS
@@ -102,18 +97,16 @@ def baseline_point(task: Task, space: Space, max_epochs: int) -> dict[str, Any] 
     return point if point and fits else None
 
 
-def wider_ends(task: Task, space: Space, max_epochs: int) -> dict[str, tuple[bool, bool]]:
+def wider_ends(task: Task, space: Space, max_epochs: int) -> dict[str, list[bool]]:
     """Tell for each range whether values below its low end and above its high end could be trained."""
     first = {parameter: _ends(distribution)[0] for parameter, distribution in space.items()}
-    found = {}
-    for name, distribution in space.items():
-        if isinstance(distribution, FloatDistribution | IntDistribution):
-            low, high = (_beyond(distribution, up=up) for up in (False, True))
-            found[name] = (
-                _trains(task, {**first, name: low}, max_epochs),
-                _trains(task, {**first, name: high}, max_epochs),
-            )
-    return found
+    return {
+        name: [
+            _trains(task, {**first, name: _beyond(distribution, up=up)}, max_epochs) for up in (False, True)
+        ]
+        for name, distribution in space.items()
+        if isinstance(distribution, FloatDistribution | IntDistribution)
+    }
 
 
 def _beyond(distribution: FloatDistribution | IntDistribution, *, up: bool) -> float:
