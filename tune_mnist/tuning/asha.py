@@ -71,9 +71,9 @@ class ASHA:
                     rung=math.ceil(milestone),
                     value=self._sign * value,
                     cutoff=None if cutoff is None else self._sign * cutoff,
-                    rank=len(rung.values) - bisect_right(rung.values, value) + 1
-                    if value == value
-                    else len(rung.values) + 1,
+                    rank=len(rung.values)
+                    + 1
+                    - (0 if math.isnan(value) else bisect_right(rung.values, value)),
                     before=len(rung.values),
                     stopped=stops,
                 )
