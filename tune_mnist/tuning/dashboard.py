@@ -23,8 +23,6 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.words import short_path
 
-PACKAGE = "optuna_dashboard"
-"""What has to be installed for it."""
 HOST = "127.0.0.1"
 """Nobody but this machine gets in: who does can change the study."""
 EXTRA = "pip install 'tune-mnist[dashboard]'"
@@ -37,17 +35,12 @@ def ways_to_watch(folder: RunFolder) -> list[str]:
     Of a run in a bucket, the study is shown from the driver's working copy, which is there while the search
     runs; TensorBoard reads its own way from buckets, so its command is left out.
     """
-    if folder.remote:
-        return [
-            f"Run folder: {folder.uri}",
-            command("optuna-dashboard", str(short_path(folder.local / JOURNAL))),
-        ]
     run_dir = short_path(folder.local)
-    return [
-        f"Run folder: {run_dir}",
+    lines = [
+        f"Run folder: {folder.uri if folder.remote else run_dir}",
         command("optuna-dashboard", str(run_dir / JOURNAL)),
-        command("tensorboard", "--logdir", str(run_dir)),
     ]
+    return lines if folder.remote else [*lines, command("tensorboard", "--logdir", str(run_dir))]
 
 
 def command(program: str, *arguments: str, install: str = EXTRA, known: bool = True) -> str:
@@ -71,7 +64,7 @@ def check_installed() -> None:
     Raises:
         ValueError: if not.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
+    if importlib.util.find_spec("optuna_dashboard") is None:
         raise ValueError(
             f"open_dashboard is True, but must be left out: optuna-dashboard is not installed ({EXTRA})"
         )
