@@ -28,10 +28,9 @@ def read_points(path: Path, space: Space) -> list[dict[str, Any]]:
     rule += ", ".join(f'"{name}": {_example(one)}' for name, one in list(space.items())[:2]) + "}]"
     try:
         found = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"points is {path}, but {rule} ({error.strerror})") from error
-    except ValueError as error:  # no JSON, or no text at all
-        raise ValueError(f"points is {path}, but {rule} ({error})") from error
+    except (OSError, ValueError) as error:  # no file, no text, or no JSON
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"points is {path}, but {rule} ({reason})") from error
     points = [found] if isinstance(found, dict) else found
     if not isinstance(points, list):
         raise ValueError(f"points is {path}, but {rule}: it has {json.dumps(found)[:40]}")
