@@ -59,12 +59,7 @@ def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Setting
                 return dataclasses.replace(settings, name=name, storage_path=storage_path), folder
         if settings.name:
             break
-    raise name_is_taken(folder)
-
-
-def name_is_taken(folder: RunFolder) -> ValueError:
-    """Make the complaint about a new run in the place of another one."""
-    return ValueError(
+    raise ValueError(
         f"name is {folder.name}, but must be a new one: {folder.uri} exists "
         f"(--resume {folder.uri} continues it)"
     )

@@ -20,8 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tune_mnist.run.folder import RunFolder, sync
-from tune_mnist.run.journal import JOURNAL as JOURNAL
-from tune_mnist.run.journal import Journal, notes
+from tune_mnist.run.journal import JOURNAL, Journal, notes
 from tune_mnist.run.ledger import Ledger
 from tune_mnist.run.records import EPOCH, InheritedTrial, TrialRecord, trial_state
 from tune_mnist.run.settings import Settings

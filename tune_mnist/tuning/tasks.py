@@ -36,7 +36,8 @@ def find_task(settings: Settings) -> Task:
         return task_of_function(settings)
     task = load_object("task", settings.task, KNOWN)
     if not isinstance(task, Task):
-        raise ValueError(f"task is {settings.task}, but must be a tune_mnist.Task: it is {_kind(task)}")
+        kind = type(task).__name__
+        raise ValueError(f"task is {settings.task}, but must be a tune_mnist.Task: it is a {kind}")
     return task
 
 
@@ -154,7 +155,3 @@ def resumable_options(task: Task) -> set[str]:
     """List the options of a task that a resume may change."""
     fields = dataclasses.fields(task.options) if task.options else ()
     return {field.name for field in fields if field.metadata.get("resumable")}
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"

@@ -23,9 +23,7 @@ def check_trackers(settings: Settings) -> None:
     """
     for name in settings.log:
         spec = importlib.util.find_spec(name)
-        if (
-            spec is None or spec.origin is None
-        ):  # W&B writes its offline runs to a folder that is called wandb
+        if spec is None or spec.origin is None:  # W&B writes offline runs to a folder that is called wandb
             raise ValueError(
                 f"log is {name}, but must be left out: {KINDS[name].title} is not installed "
                 f"(pip install 'tune-mnist[{name}]')"
