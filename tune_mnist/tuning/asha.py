@@ -67,13 +67,12 @@ class ASHA:
             if epoch >= milestone and trial_id not in rung.trials:
                 cutoff = rung.cutoff(self._reduction_factor)
                 stops = cutoff is not None and value < cutoff
+                as_good_or_worse = 0 if math.isnan(value) else bisect_right(rung.values, value)
                 judgement = Judgement(
                     rung=math.ceil(milestone),
                     value=self._sign * value,
                     cutoff=None if cutoff is None else self._sign * cutoff,
-                    rank=len(rung.values)
-                    + 1
-                    - (0 if math.isnan(value) else bisect_right(rung.values, value)),
+                    rank=len(rung.values) - as_good_or_worse + 1,
                     before=len(rung.values),
                     stopped=stops,
                 )
