@@ -72,8 +72,8 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
 
     Args:
         address: where the cluster's head is.
-        dashboard: whether a cluster of our own has Ray's dashboard, on 127.0.0.1.
-        preload: a module that a cluster of our own imports in a worker for each core, before there is a task.
+        dashboard: whether one of our own has Ray's dashboard, on 127.0.0.1.
+        preload: modules, with commas, that one of our own imports in a worker for each core in advance.
 
     Raises:
         ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token or

@@ -56,11 +56,7 @@ def has_sockets(session: Path) -> bool:
 
 
 def why_no_worker(session: Path | None) -> str:
-    """Give the last words of the processes that did not become workers; "" where there are none.
-
-    Args:
-        session: the folder of Ray's session, where that is on this machine.
-    """
+    """Give the last words of the processes that did not become workers; "" where none are here."""
     try:
         lines = (session / "logs" / "raylet.err").read_text(errors="replace").split("\n") if session else []
     except OSError:

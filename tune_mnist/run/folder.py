@@ -195,8 +195,7 @@ class RunFolder:
     def push(self, *, wait: bool = False) -> None:
         """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
 
-        Args:
-            wait: copy now, and come back when it is there.
+        With ``wait`` it is copied now, and there when this comes back.
 
         Raises:
             FolderError: if it fails, where waited for; else the next one tries again.

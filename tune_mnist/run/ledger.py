@@ -177,8 +177,7 @@ class Ledger:
     def end_what_was_over(self, stopped: Collection[str] = ()) -> None:
         """Note the end of the trials that had trained all, or been told to stop, when the driver died.
 
-        Args:
-            stopped: ids of trials that the scheduler stops, going by the reports so far.
+        Those with the ids in ``stopped`` are what the scheduler stops, going by the reports so far.
         """
         for trial in self.unended():
             if trial.trial_id in stopped or trial.is_over:

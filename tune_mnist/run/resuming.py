@@ -31,11 +31,7 @@ class ResumeRequest:
             raise ValueError("--resume is empty, but must be the folder or the URI of a run")
 
     def settings_of(self, settings: Settings, resumable_options: Collection[str]) -> Settings:
-        """Give the run's settings with the changes.
-
-        Args:
-            settings: of the run.
-            resumable_options: those of the task's options that may change.
+        """Give the run's settings with the changes, of which those of the task's options must be resumable.
 
         Raises:
             ValueError: for a setting that a resume may not change, fewer trials than the run has, or a value

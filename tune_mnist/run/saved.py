@@ -65,15 +65,10 @@ class TrialStorage:
     "The trial's folder on it."
 
     def write(self, epoch: int, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> str:
-        """Write a checkpoint: after a kill or a power cut it is there whole or not at all.
+        """Write a checkpoint, with all that the trial has reported up to there; give its name.
 
-        Args:
-            epoch: that it was taken after.
-            save: writes the state of the training to a file.
-            reports: all that the trial has reported up to there.
-
-        Returns:
-            Its name. One that an earlier attempt has left for the same epoch stays: it is the same.
+        After a kill or a power cut it is there whole or not at all. One that an earlier attempt has left for
+        the same epoch stays: it is the same.
 
         Raises:
             StorageError: if it can't be written.
@@ -144,11 +139,7 @@ class TrialStorage:
 
 
 def list_checkpoints(folder: RunFolder, directory: str = "") -> dict[str, list[SavedCheckpoint]]:
-    """List the checkpoints of a run by trial folder, each list with the newest last.
-
-    Args:
-        folder: of the run.
-        directory: the only trial folder to look into.
+    """List the checkpoints of a run, or in one trial folder, by trial folder, each list with the newest last.
 
     Raises:
         FolderError: if the storage can't be read.

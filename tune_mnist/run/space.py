@@ -20,11 +20,7 @@ LENGTH = "epochs"
 def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[str, BaseDistribution]:
     """Check a space, and limit its ``epochs``, where it has such a parameter, to ``max_epochs``.
 
-    Args:
-        task: judges both ends of each range and every choice, before a trial does.
-        name: of the space, for the complaint.
-        space: the dict of distributions.
-        max_epochs: most epochs of a trial.
+    The task judges both ends of each range and every choice, before a trial does.
 
     Raises:
         ValueError: for something else than distributions, a parameter that the task does not have, a value

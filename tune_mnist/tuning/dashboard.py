@@ -46,11 +46,7 @@ def ways_to_watch(folder: RunFolder) -> list[str]:
 def command(program: str, *arguments: str, install: str = EXTRA, known: bool = True) -> str:
     """Write a command with the program that is installed beside Python, else with what installs it.
 
-    Args:
-        program: its name.
-        arguments: of the command.
-        install: what installs it.
-        known: whether the program, where it is there, can do what it is called for.
+    That is said too of a program that is there, but is not ``known`` to do what it is called for.
     """
     beside = Path(sys.executable).with_name(program)
     if known and beside.exists():

@@ -35,10 +35,8 @@ def use_threads(cpus: float) -> None:
 def prepare_gpu(gpus: float) -> None:
     """Limit this process to its fraction of the GPU's memory: trials on one GPU can't starve each other.
 
-    CUDA's own needs are subtracted from the fraction, as torch's limit doesn't count them.
-
-    Args:
-        gpus: of this process; where it is 0, or a whole number, nothing is limited.
+    CUDA's own needs are subtracted from the fraction, as torch's limit doesn't count them. Without a GPU, or
+    with whole ones, nothing is limited.
 
     Raises:
         RuntimeError: if there is to be a GPU and torch sees none.
@@ -73,8 +71,7 @@ def is_memory_error(error: BaseException | None) -> bool:
 def device_memory_errors(gpus: float) -> Iterator[None]:
     """Turn CUDA's errors about memory into one sentence that names the cure, for a block.
 
-    Args:
-        gpus: fraction of a GPU that this process has been given; above 1, GPUs.
+    ``gpus`` is the fraction of a GPU, or the number of GPUs, that this process has been given.
 
     Raises:
         DeviceMemoryError: in place of CUDA's own errors.

@@ -48,13 +48,8 @@ def first_points(
 ) -> list[FirstPoint]:
     """List what the first trials try: the task's baseline, then the points given.
 
-    Args:
-        settings: of the search.
-        task: of the search.
-        space: of the search.
-        given: points from `read_points`.
-        known: parameters of inherited trials. Where the baseline is among them, or among those given, it is
-            not tried once more.
+    Where the baseline is among those, or among the parameters of inherited trials, which are ``known``, it is
+    not tried once more.
 
     Raises:
         ValueError: if there are more than the search has trials.

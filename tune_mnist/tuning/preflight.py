@@ -32,10 +32,7 @@ _SUFFIXES = [f"-{number}" for number in range(2, 1000)]
 def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Settings, RunFolder]:
     """Settle a new run's name and folder, and keep others off it for ``stack``.
 
-    Args:
-        settings: of the run.
-        prefix: of the name where none was given; what several searches would be called alike gets a number.
-        stack: that the lock lasts as long as.
+    Where no name was given it is the prefix and the time, and a number where several would be called alike.
 
     Raises:
         FolderError: if the storage can't be written, or another process begins a run of the name given.

@@ -84,13 +84,8 @@ class ProgressKeeper:
     ):
         """Start from what the ledger has already.
 
-        Args:
-            progress: the counts to keep.
-            ledger: of the run.
-            listener: whom to tell.
-            look: says in words what the search waits for, "" where that is nothing; it is told whether no
-                trial has run for a while.
-            feeds: of the trackers that the trials are logged to.
+        ``look`` says in words what the search waits for, "" where that is nothing; it is told whether no
+        trial has run for a while.
         """
         self.feeds = feeds
         self.progress, self.ledger, self.listener = progress, ledger, listener

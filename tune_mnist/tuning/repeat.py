@@ -53,11 +53,8 @@ class Repeat:
 def load_repeat(run: str, number: int, options: Mapping[str, Any], device: str | None = None) -> Repeat:
     """Read a trial of a run, find its task, and load its data. Nothing is changed, and Ray is not started.
 
-    Args:
-        run: its folder or URI.
-        number: of the trial.
-        options: those of the task that differ on this machine.
-        device: cpu or cuda; None for that of the search.
+    The options are those of the task that differ on this machine; the device is cpu or cuda, or None for that
+    of the search.
 
     Raises:
         InputError: if there is no such run or trial, or it cannot be trained here.

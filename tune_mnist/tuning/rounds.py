@@ -86,11 +86,6 @@ def storage_error(error: BaseException | None) -> Exception | None:
 def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] = ()) -> None:
     """Let Ray Tune run the trials; again, where its loop breaks or hears of nothing any more.
 
-    Args:
-        session: what there is.
-        study: of the run.
-        trackers: to log the trials to.
-
     Raises:
         ClusterError: if no trial reports anything, however often that is tried, or can be imported.
     """

@@ -38,12 +38,7 @@ class Trouble:
     """Counts losses that are no fault of a trial, until an attempt reports something."""
 
     def __init__(self, slots: int, tell: Callable[[str], None]) -> None:
-        """Start without any.
-
-        Args:
-            slots: attempts that may run concurrently.
-            tell: takes a line for the person.
-        """
+        """Start without any, for ``slots`` concurrent attempts; ``tell`` takes a line for the person."""
         self.losses = 0
         self.reason = ""
         "Why the last one was lost."
@@ -57,9 +52,7 @@ class Trouble:
     def excuses(self, cause: BaseException | str, details: str) -> str:
         """Give why a loss is no fault of its trial, which then has lost nothing; "" where it may be.
 
-        Args:
-            cause: what was raised in the process, or what Ray says of its end.
-            details: the whole text of it.
+        The cause is what was raised in the process, or what Ray says of its end; details are its whole text.
         """
         imported = LOAD_ERROR.search(details)
         if imported:
@@ -112,10 +105,8 @@ class Watchdog:
     def __init__(self, settings: Settings, session: Callable[[], Path | None], slowest: float) -> None:
         """Start the clock.
 
-        Args:
-            settings: of the search.
-            session: gives the folder of Ray's session, where that is on this machine.
-            slowest: seconds of the slowest epoch so far, 0 before the first.
+        ``session`` gives the folder of Ray's session, where that is on this machine; ``slowest`` is the
+        slowest epoch so far in seconds, 0 before the first.
         """
         self.settings, self._session, self.slowest = settings, session, slowest
         self.reason = ""
@@ -131,10 +122,7 @@ class Watchdog:
         """Tell whether nothing was heard of any attempt for longer than their epochs or a start explain.
 
         Before the first epoch nobody knows how long one takes, so more patience is needed. Where no attempt
-        has a process, that may be for want of a node with room, which is no fault.
-
-        Args:
-            training: whether an attempt has a process.
+        has a process, ``training`` is False; that may be for want of a node with room, which is no fault.
         """
         session = self._session()
         if session and not has_sockets(session):
