@@ -138,8 +138,7 @@ class Settings:
         self._require(
             "grace_period", self.grace_period <= self.max_epochs, f"at most max_epochs, {self.max_epochs}"
         )
-        factor = self.reduction_factor
-        self._require("reduction_factor", math.isfinite(factor) and factor >= 2, "at least 2")
+        self._require("reduction_factor", 2 <= self.reduction_factor < math.inf, "at least 2")
         cpus = self.cpus_per_trial
         self._require("cpus_per_trial", _is_share(cpus) and cpus > 0, f"above 0: {SHARE_RULE}")
         gpus = self.gpus_per_trial
@@ -151,9 +150,8 @@ class Settings:
         self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "above 0")
         known = ":" in self.sampler or self.sampler in ("tpe", "random", "qmc")
         self._require("sampler", known, "tpe, random, qmc, FILE.py:NAME or package.module:NAME")
-        self._one_of("scheduler", ("asha", "none"))
-        if self.mode is not None:
-            self._one_of("mode", ("max", "min"))
+        self._require("scheduler", self.scheduler in ("asha", "none"), "one of asha, none")
+        self._require("mode", self.mode in (None, "max", "min"), "one of max, min")
         if self.trainable is not None:
             for name in ("metric", "mode", "space"):
                 self._require(name, bool(getattr(self, name)), "given with a trainable")
@@ -181,9 +179,6 @@ class Settings:
         if not holds:
             value = getattr(self, name)
             raise ValueError(f"{name} is {value if value != '' else 'empty'}, but must be {rule}")
-
-    def _one_of(self, name: str, known: Sequence[str]) -> None:
-        self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
 
     def to_json(self) -> str:
         """Write the settings as JSON; paths become absolute, so that the file holds from any folder."""
