@@ -82,13 +82,14 @@ class TrialStudy:
         study_id = storage.get_study_id_from_name(folder.name)
         for name, value in notes(path).items():
             storage.set_study_system_attr(study_id, name, value)
-        self._study.add_trials([_inherited(trial, self._space) for trial in ledger.inherited])
+        for earlier in ledger.inherited:
+            attributes = {INHERITED_FROM: earlier.run, NUMBER_THERE: earlier.number}
+            self._study.add_trial(_frozen(earlier, dict(earlier.epochs), attributes, self._space))
         records = sorted(ledger.trials.values(), key=lambda trial: trial.number)
         for record in records:
             if record.state:
-                self._study.add_trial(
-                    _ended(record, self._space, self._attributes(record), ledger.objective.metric)
-                )
+                values = {epoch[EPOCH]: epoch[ledger.objective.metric] for epoch in record.epochs}
+                self._study.add_trial(_frozen(record, values, self._attributes(record), self._space))
             else:
                 self._ask_again(record)
         points = first_points(settings, task, space) if ledger.points is None else ledger.points
@@ -152,9 +153,8 @@ class TrialStudy:
 
     def _tell(self, trial_id: str, state: str) -> None:
         self._catch_up(trial_id)
-        value = (
-            self.ledger.trials[trial_id].last[self.ledger.objective.metric] if state == "COMPLETE" else None
-        )
+        last = self.ledger.trials[trial_id].last
+        value = last[self.ledger.objective.metric] if state == "COMPLETE" else None
         self._study.tell(self._asked.pop(trial_id), value, state=TrialState[state])
         self._heard.pop(trial_id, None)
 
@@ -167,39 +167,25 @@ class TrialStudy:
                 trial.report(epoch[metric], epoch[EPOCH])
 
 
-def _ended(
-    trial: TrialRecord, space: Mapping[str, BaseDistribution], attributes: dict[str, Any], metric: str
+def _frozen(
+    trial: TrialRecord | InheritedTrial,
+    values: dict[int, float],
+    attributes: dict[str, Any],
+    space: Mapping[str, BaseDistribution],
 ) -> FrozenTrial:
+    """Make the Optuna trial of one that has ended, with its values by epoch and the distributions here."""
     state = TrialState[trial.state or ""]
-    return _frozen(
-        space,
-        trial.params,
-        state=state,
-        value=None if state == TrialState.FAIL else trial.last[metric],  # as `tell` does
-        intermediate_values={epoch[EPOCH]: epoch[metric] for epoch in trial.epochs},
-        user_attrs=attributes,
-        datetime_start=datetime.fromtimestamp(trial.started),
-        datetime_complete=datetime.fromtimestamp(trial.ended or trial.started),
-    )
-
-
-def _inherited(trial: InheritedTrial, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    """Make the Optuna trial of an earlier run's trial, with the distributions of this run."""
-    return _frozen(
-        space,
-        trial.params,
-        state=TrialState[trial.state],
-        value=trial.value,
-        intermediate_values=dict(trial.epochs),
-        user_attrs={INHERITED_FROM: trial.run, NUMBER_THERE: trial.number},
-        datetime_start=datetime.fromtimestamp(trial.started),
-        datetime_complete=datetime.fromtimestamp(trial.ended),
-    )
-
-
-def _frozen(space: Mapping[str, BaseDistribution], params: Mapping[str, Any], **values: Any) -> FrozenTrial:
-    distributions = {name: space[name] for name in params}
     # Not `create_trial`, which knows no times. The storage gives it number and id.
     return FrozenTrial(
-        number=-1, trial_id=-1, params=dict(params), distributions=distributions, system_attrs={}, **values
+        number=-1,
+        trial_id=-1,
+        state=state,
+        value=None if state == TrialState.FAIL else [*values.values()][-1],  # as `tell` does
+        datetime_start=datetime.fromtimestamp(trial.started),
+        datetime_complete=datetime.fromtimestamp(trial.ended or trial.started),
+        params=dict(trial.params),
+        distributions={name: space[name] for name in trial.params},
+        user_attrs=attributes,
+        system_attrs={},
+        intermediate_values=values,
     )
