@@ -249,22 +249,22 @@ def test_an_online_run_is_continued_where_the_server_has_it(
     assert (asked["id"], asked["group"], asked["resume"]) == ("run-7-id7", "run", "allow")
 
 
-class Flaky:
+class Flaky(feed.Tracker):
     """A tracker that raises, or waits, where it is told to."""
 
     title, where = "Flaky", ""
 
     def __init__(self, open: Callable[[], None] = lambda: None, bad: int | None = None) -> None:
-        self.bad, self.calls = bad, [0]
-        self.open = open
+        self.bad, self.opening = bad, open
         self.taken: list[tuple[int, int]] = []
+
+    def open(self) -> None:
+        self.opening()
 
     def update(self, trial: TrialRecord) -> None:
         if trial.number == self.bad:
             raise ValueError("this one is refused\nand that is why")
         self.taken.append((trial.number, trial.epoch))
-
-    def close(self) -> None: ...
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from textwrap import shorten
-from typing import Any, Protocol
+from typing import Any
 
 from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import count, first_line, without_password
@@ -23,7 +23,7 @@ LINE = 200
 """Characters of an error that are told."""
 
 
-class Tracker(Protocol):
+class Tracker:
     """A service that shows each trial as a run.
 
     The callbacks of `ray.air.integrations` start a run for each Ray trial, which is one attempt at a trial
@@ -35,6 +35,10 @@ class Tracker(Protocol):
     "What people call it."
     where: str
     "Where the runs are, and the command that shows them: one line."
+
+    @staticmethod
+    def check() -> None:
+        """See that it can be logged to; raises ValueError if not."""
 
     def open(self) -> None:
         """Connect; called again after it has failed."""

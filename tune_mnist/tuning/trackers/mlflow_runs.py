@@ -13,6 +13,7 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, UNENDED, TaskFacts, TrialRecord
 from tune_mnist.run.words import short_path, without_password
 from tune_mnist.tuning.dashboard import command
+from tune_mnist.tuning.trackers.feed import Tracker
 from tune_mnist.tuning.trial_files import numbers
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -21,8 +22,8 @@ STORE = "mlflow.db"
 """Name of the SQLite store, next to the folders of the runs."""
 
 
-class MlflowRuns:
-    """Keeps one run for each trial, which it finds again by the tag ``trial_id``."""
+class MlflowRuns(Tracker):
+    """Keeps one run for each trial, found again by its tag ``trial_id``; an unfinished one stays RUNNING."""
 
     title = "MLflow"
 
@@ -37,10 +38,6 @@ class MlflowRuns:
         self.ended: set[str] = set()
         self.logged: dict[str, int] = {}
         "Epochs of each trial that this session has seen in the store."
-
-    @staticmethod
-    def check() -> None:
-        """Anything will do."""
 
     def open(self) -> None:
         """Find the experiment, or create it, and the runs of this search in it."""
@@ -79,9 +76,6 @@ class MlflowRuns:
             self.client.set_tag(run_id, "state", trial.state)
             self.client.set_terminated(run_id, STATUS[trial.state], round(1000 * (trial.ended or 0)))
             self.ended.add(trial.trial_id)
-
-    def close(self) -> None:
-        """Leave unfinished runs RUNNING."""
 
     def _begun(self, trial: TrialRecord) -> str:
         """Give the id of a trial's run, of which the store has the parameters and ``logged`` the epochs."""

@@ -15,6 +15,7 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, UNENDED, TaskFacts, TrialRecord
 from tune_mnist.run.words import short_path
 from tune_mnist.tuning.dashboard import command
+from tune_mnist.tuning.trackers.feed import Tracker
 from tune_mnist.tuning.trial_files import numbers
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ FINISH_SECONDS = 10.0
 """Longest time that W&B may take for the rest of a run; what it does not send then is in its folder."""
 
 
-class WandbRuns:
-    """Keeps one run for each trial, under an id that a resume gives it again."""
+class WandbRuns(Tracker):
+    """Keeps one run for each trial, under an id that a resume gives it again; each connects by itself."""
 
     title = "W&B"
 
@@ -63,9 +64,6 @@ class WandbRuns:
             except wandb.Error as error:
                 rule = "must be left out without an account (wandb login, or WANDB_MODE=offline)"
                 raise ValueError(f"log is wandb, but {rule}") from error
-
-    def open(self) -> None:
-        """Do nothing: each run connects by itself."""
 
     def update(self, trial: TrialRecord) -> None:
         """Bring the run of a trial up to its record; of one that fails on the way a new start is made."""
