@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tests.tuning.test_search import complete, result, searcher, suggest
+from tests.tuning.test_search import draws, searcher
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.spaces import BLOG, WIDE, baseline
 from tune_mnist.mnist.task import TASK
@@ -129,36 +130,30 @@ POINTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_each_point_gets_its_trial_in_whatever_session(sampler: str, tmp_path: Path) -> None:
-    drawn: dict[str, list[dict[str, Any]]] = {}
+    drawn = []
     for name, breaks in (("whole", ()), ("broken", (0, 2, 3, 4))):
         (tmp_path / name).mkdir()
         ledger = Ledger.open(tmp_path / name / LEDGER)
         ledger.begin({}, FACTS)
         ledger.plan(first_points(Settings(), TASK, BLOG, POINTS))
-        search = searcher(tmp_path / name, sampler=sampler)
-        for i in range(6):
-            if i in breaks:
-                search = searcher(tmp_path / name, sampler=sampler)
-            config = suggest(search, str(i))
-            drawn.setdefault(name, []).append(config)
-            complete(search, str(i), result(config["epochs"], config["momentum"]))
-    assert drawn["whole"] == drawn["broken"]
-    for config, point in zip(drawn["whole"], [BASELINE, *POINTS], strict=False):
+        drawn.append(draws(partial(searcher, tmp_path / name, sampler=sampler), 6, breaks))
+    whole, broken = drawn
+    assert whole == broken
+    for config, point in zip(whole, [BASELINE, *POINTS], strict=False):
         assert point.items() <= config.items()
-    assert [config[OPTUNA_NUMBER] for config in drawn["whole"]] == list(range(6))
+    assert [config[OPTUNA_NUMBER] for config in whole] == list(range(6))
     # What a point leaves out is drawn, and not twice the same.
-    assert len({config["momentum"] for config in drawn["whole"]}) == 6
+    assert len({config["momentum"] for config in whole}) == 6
     hand_set = [trial.hand_set for trial in Ledger.open(tmp_path / "broken" / LEDGER).trials.values()]
     assert hand_set == [True] + [False] * 5
 
 
-def test_a_step_of_floats_is_met_within_rounding(tmp_path: Path) -> None:
-    space = {"dropout_conv": FloatDistribution(0.0, 0.5, step=0.1)}
-    assert read_points(written(tmp_path, [{"dropout_conv": 0.3}]), space) == [{"dropout_conv": 0.3}]
-
-
-def test_a_choice_is_met_in_its_own_type(tmp_path: Path) -> None:
-    space = {"batch_size": CategoricalDistribution((32, 64))}
-    assert read_points(written(tmp_path, [{"batch_size": 64}]), space) == [{"batch_size": 64}]
+def test_a_step_is_met_within_rounding_and_a_choice_in_its_own_type(tmp_path: Path) -> None:
+    space: dict[str, BaseDistribution] = {
+        "dropout_conv": FloatDistribution(0.0, 0.5, step=0.1),
+        "batch_size": CategoricalDistribution((32, 64)),
+    }
+    point = {"dropout_conv": 0.3, "batch_size": 64}
+    assert read_points(written(tmp_path, [point]), space) == [point]
     with pytest.raises(ValueError, match=r"batch_size is 64.0, but must be 32 or 64$"):
         read_points(written(tmp_path, [{"batch_size": 64.0}]), space)

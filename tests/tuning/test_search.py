@@ -1,6 +1,8 @@
 """Searcher and scheduler, driven by hand: what they decide, and what the study says about it."""
 
 import warnings
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from tune_mnist.mnist.task import TASK
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.ledger import LEDGER, Ledger
-from tune_mnist.run.records import OPTUNA_NUMBER, ray_config, trial_state
+from tune_mnist.run.records import OPTUNA_NUMBER, ray_config
 from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.asha import ASHA, rungs
 from tune_mnist.tuning.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStudy
@@ -38,11 +40,31 @@ def suggest(search: TrialStudy, name: str) -> dict[str, Any]:
     return ray_config(search.draw(name))
 
 
+def momentum_of(config: dict[str, Any]) -> float:
+    return float(config["momentum"])
+
+
 def complete(search: TrialStudy, name: str, last: dict[str, Any] | None = None) -> None:
     """End a trial as Ray does that is stopped at a report, or without one."""
     if last:
         search.report(name, last)
     search.end(name)
+
+
+def draws(
+    session: Callable[[], TrialStudy],
+    trials: int,
+    breaks: Collection[int] = (),
+    value: Callable[[dict[str, Any]], float] = momentum_of,
+) -> list[dict[str, Any]]:
+    """Draw trials and complete each, in one session, and in a new one from each number in ``breaks`` on."""
+    search, configs = session(), []
+    for i in range(trials):
+        if i in breaks:
+            search = session()
+        configs.append(suggest(search, str(i)))
+        complete(search, str(i), result(configs[-1]["epochs"], value(configs[-1])))
+    return configs
 
 
 def read_study(run_dir: Path) -> optuna.Study:
@@ -83,14 +105,6 @@ def test_the_journal_takes_lines_of_another_process_between_its_own(tmp_path: Pa
     study = read_study(tmp_path)
     assert study.user_attrs == {"note": "written by optuna-dashboard"}
     assert [trial.user_attrs[RAY_TRIAL_ID] for trial in study.trials] == ["a", "b"]
-
-
-def test_asha_decides_as_the_paper_says() -> None:
-    asha = ASHA(Settings(reduction_factor=2), Ledger())
-    decisions = []
-    for name, epoch, accuracy, _ in ASHA_TABLE:
-        decisions.append((name, epoch, accuracy, not asha.stops(name, epoch, accuracy)))
-    assert decisions == ASHA_TABLE
 
 
 def test_the_verdicts_are_those_of_rays_asha() -> None:
@@ -146,23 +160,11 @@ def test_the_rungs_of_a_search(
     assert rungs(settings) == expected
 
 
-@pytest.mark.parametrize(
-    ("trained", "planned", "failed", "state"),
-    [
-        (5, 5, False, "COMPLETE"),
-        (1, 5, False, "PRUNED"),
-        (0, 5, False, "FAIL"),
-        (5, 5, True, "FAIL"),
-        (2, 5, True, "FAIL"),
-    ],
-)
-def test_state_of_a_trial_that_has_ended(trained: int, planned: int, failed: bool, state: str) -> None:
-    assert trial_state(trained, planned, failed=failed) == state
-
-
 def test_the_study_says_the_truth(tmp_path: Path) -> None:
     search = searcher(tmp_path)
-    configs = {name: suggest(search, name) for name in ("whole", "pruned", "failed", "unborn", "late")}
+    configs = {
+        name: suggest(search, name) for name in ("whole", "pruned", "failed", "unborn", "late", "lost")
+    }
     epochs = configs["whole"]["epochs"]
     for epoch in range(1, epochs):
         search.report("whole", result(epoch, epoch / 10))
@@ -173,14 +175,17 @@ def test_the_study_says_the_truth(tmp_path: Path) -> None:
     search.end("failed", failed=True)
     complete(search, "unborn", None)
     complete(search, "late", result(1, 0.1))
+    search.report("lost", result(configs["lost"]["epochs"], 0.5))
+    search.end("lost", failed=True)
 
-    whole, pruned, failed, unborn, late = read_study(tmp_path).trials
+    whole, pruned, failed, unborn, late, lost = read_study(tmp_path).trials
     assert (whole.state, whole.value) == (TrialState.COMPLETE, 0.9)
     assert whole.intermediate_values == {**{e: e / 10 for e in range(1, epochs)}, epochs: 0.9}
     assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {1: 0.3, 2: 0.2})
     assert (failed.state, failed.value, failed.intermediate_values) == (TrialState.FAIL, None, {1: 0.4})
     assert (unborn.state, unborn.intermediate_values) == (TrialState.FAIL, {})
     assert (late.state, late.intermediate_values) == (TrialState.PRUNED, {1: 0.1})
+    assert lost.state == TrialState.FAIL
 
 
 def test_the_study_hears_of_epochs_that_a_checkpoint_brought(tmp_path: Path) -> None:
@@ -216,13 +221,6 @@ def test_what_the_end_of_the_search_cuts_is_not_left_running(tmp_path: Path) -> 
     assert first.user_attrs[STOPPED_BY] == second.user_attrs[STOPPED_BY] == "time budget"
 
 
-def test_each_trial_knows_its_other_id(tmp_path: Path) -> None:
-    search = searcher(tmp_path)
-    configs = [suggest(search, name) for name in "abc"]
-    assert [config[OPTUNA_NUMBER] for config in configs] == [0, 1, 2]
-    assert [trial.user_attrs[RAY_TRIAL_ID] for trial in read_study(tmp_path).trials] == list("abc")
-
-
 def test_the_baseline_goes_first_and_the_direction_is_the_studys(tmp_path: Path) -> None:
     first = suggest(searcher(tmp_path), "a")
     study = read_study(tmp_path)
@@ -235,28 +233,20 @@ def test_the_baseline_goes_first_and_the_direction_is_the_studys(tmp_path: Path)
 def test_the_seed_decides_what_is_drawn(sampler: str, tmp_path: Path) -> None:
     def draw(name: str, seed: int) -> list[dict[str, Any]]:
         (tmp_path / name).mkdir()
-        search = searcher(tmp_path / name, sampler=sampler, seed=seed)
-        configs = []
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            for i in range(14):  # past TPE's ten start-up trials
-                configs.append(suggest(search, str(i)))
-                complete(search, str(i), result(configs[-1]["epochs"], configs[-1]["momentum"]))
-        return configs
+            # past TPE's ten start-up trials
+            return draws(partial(searcher, tmp_path / name, sampler=sampler, seed=seed), 14)
 
     assert draw("one", 0) == draw("same", 0)
     assert draw("other", 1)[1:] != draw("again", 0)[1:]
 
 
 def test_the_best_values_draw_tpe_to_them(tmp_path: Path) -> None:
-    search = searcher(tmp_path)
-    momenta = []
-    for i in range(60):
-        config = suggest(search, str(i))
-        momenta.append(config["momentum"])
-        complete(search, str(i), result(config["epochs"], 1 - abs(config["momentum"] - 0.8)))
-    late = momenta[40:]
-    assert sum(abs(m - 0.8) for m in late) / len(late) < 0.08  # 0.17 where they are drawn at random
+    configs = draws(partial(searcher, tmp_path), 60, value=lambda config: 1 - abs(config["momentum"] - 0.8))
+    assert (
+        sum(abs(config["momentum"] - 0.8) for config in configs[40:]) / 20 < 0.08
+    )  # 0.17 where they are drawn at random
 
 
 def test_pruned_trials_count_as_the_worse_ones_for_tpe(tmp_path: Path) -> None:
@@ -295,14 +285,16 @@ def test_a_new_session_knows_what_has_ended_and_what_has_not(tmp_path: Path) -> 
     after = read_study(tmp_path).trials
     assert [trial.state.name for trial in after] == ["COMPLETE", "PRUNED", "RUNNING", "RUNNING"]
     for old, new in zip(before, after, strict=True):
-        assert (old.number, old.state, old.value, old.params) == (
-            new.number,
-            new.state,
-            new.value,
-            new.params,
-        )
-        assert (old.intermediate_values, old.user_attrs) == (new.intermediate_values, new.user_attrs)
-        assert old.distributions == new.distributions
+        for name in (
+            "number",
+            "state",
+            "value",
+            "params",
+            "intermediate_values",
+            "user_attrs",
+            "distributions",
+        ):
+            assert getattr(old, name) == getattr(new, name)
     search.report("running", result(3, 0.9))  # told already: the first value stays
     complete(search, "running", result(4, 0.4))
     search.end("complete", failed=True)  # has ended: nothing changes
@@ -313,25 +305,18 @@ def test_a_new_session_knows_what_has_ended_and_what_has_not(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_a_resumed_search_draws_what_it_would_have_drawn(sampler: str, tmp_path: Path) -> None:
-    drawn: dict[str, list[dict[str, Any]]] = {}
+    drawn = []
     for name, breaks in (("whole", ()), ("broken", (3, 12, 13))):
         (tmp_path / name).mkdir()
-        search = searcher(tmp_path / name, sampler=sampler)
-        for i in range(16):
-            if i in breaks:
-                search = searcher(tmp_path / name, sampler=sampler)
-            config = suggest(search, str(i))
-            drawn.setdefault(name, []).append(config)
-            complete(search, str(i), result(config["epochs"], config["momentum"]))
-    assert drawn["whole"] == drawn["broken"]
-    assert len({config["momentum"] for config in drawn["whole"]}) == 16
+        drawn.append(draws(partial(searcher, tmp_path / name, sampler=sampler), 16, breaks))
+    assert drawn[0] == drawn[1]
+    assert len({config["momentum"] for config in drawn[0]}) == 16
 
 
 def test_what_a_closed_session_had_cut_is_unended_in_the_next(tmp_path: Path) -> None:
     interrupted(tmp_path).close("SIGINT")
-    assert [trial.state.name for trial in read_study(tmp_path).trials] == [
-        *("COMPLETE", "PRUNED", "PRUNED", "FAIL")
-    ]
+    cut = read_study(tmp_path).trials
+    assert [trial.state.name for trial in cut] == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
     searcher(tmp_path)
     trials = read_study(tmp_path).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "RUNNING", "RUNNING"]
@@ -347,8 +332,8 @@ def test_a_torn_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) 
     assert len(read_study(tmp_path).trials) == 5
 
 
-def test_asha_goes_on_with_the_rungs_of_the_whole_run(tmp_path: Path) -> None:
-    """Driven through the same table, broken off after each of its lines, it decides the same."""
+def test_asha_decides_as_the_paper_says_and_goes_on_with_the_rungs_of_the_whole_run() -> None:
+    """Driven through the table, also broken off after each of its lines, it decides the same."""
     for broken_after in range(len(ASHA_TABLE)):
         ledger = Ledger()
         ledger.begin({}, FACTS)

@@ -3,18 +3,14 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import distribution_to_json as to_json
 
 from tests import toy
 from tests.conftest import TOY, Runner, WarmRunner
@@ -22,7 +18,7 @@ from tests.invariants import check, study_of
 from tests.made_runs import space_of
 from tests.searches import TOY_SAVE_ALL, kill, resume, wait_for_epochs
 from tests.tuning.test_dashboard import fetch
-from tests.tuning.test_search import complete, read_study, result, suggest
+from tests.tuning.test_search import complete, draws, read_study, result, suggest
 from tune_mnist import results
 from tune_mnist.mnist.facts import FACTS
 from tune_mnist.mnist.spaces import BLOG, WIDE, baseline, to_config
@@ -54,7 +50,7 @@ def earlier_run(run_dir: Path, trials: int = 12, space: Space = BLOG, **settings
     given = Settings(name=run_dir.name, **settings)
     (run_dir / "settings.json").write_text(given.to_json())
     ledger = Ledger.open(run_dir / LEDGER)
-    ledger.begin({name: distribution_to_json(one) for name, one in space.items()}, FACTS)
+    ledger.begin({name: to_json(one) for name, one in space.items()}, FACTS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
     if point := baseline_point(TASK, space, given.max_epochs):
         study.enqueue_trial(point)
@@ -162,21 +158,20 @@ def test_the_first_draws_are_what_a_search_draws_that_knows_20_trials(tmp_path: 
 def test_a_resumed_warm_started_search_draws_what_it_would_have_drawn(sampler: str, tmp_path: Path) -> None:
     earlier_run(tmp_path / "first")
     taken = inherit(tmp_path / "first")
-    drawn: dict[str, list[dict[str, Any]]] = {}
+    drawn = []
     for name, breaks in (("whole", ()), ("broken", (1, 4, 5))):
-        search = searcher(tmp_path / name, taken, sampler=sampler)
-        for i in range(7):
-            if i in breaks:
-                search = searcher(tmp_path / name, sampler=sampler)
-            config = suggest(search, str(i))
-            drawn.setdefault(name, []).append(config)
-            complete(search, str(i), result(config["epochs"], accuracy(config)))
-    assert drawn["whole"] == drawn["broken"]
+        given = iter([taken])  # to the first session; the later ones read it from the ledger
+
+        def session(name: str = name, given: Iterator[Inheritance] = given) -> TrialStudy:
+            return searcher(tmp_path / name, next(given, None), sampler=sampler)
+
+        drawn.append(draws(session, 7, breaks, accuracy))
+    assert drawn[0] == drawn[1]
     if sampler != "tpe":  # which alone looks at what is known
         search = searcher(tmp_path / "fresh", Inheritance(), sampler=sampler)
         suggest(search, "the baseline")
         fresh = [suggest(search, str(i)) for i in range(1, 7)]
-        assert fresh == drawn["whole"][1:]
+        assert fresh == drawn[0][1:]
 
 
 def test_the_baseline_is_tried_again_only_where_it_is_not_known(tmp_path: Path) -> None:
@@ -322,7 +317,7 @@ def earlier_toys(run_dir: Path) -> None:
     settings, space = Settings(task=TOY[1], name=run_dir.name, max_epochs=4), toy.FINAL.spaces["default"]
     (run_dir / "settings.json").write_text(settings.to_json())
     ledger = Ledger.open(run_dir / LEDGER)
-    distributions = {name: distribution_to_json(one) for name, one in space.items()}
+    distributions = {name: to_json(one) for name, one in space.items()}
     ledger.begin(distributions, describe_task(toy.FINAL, toy.Options(), dict(space), 4))
     for number in range(12):
         params = {"rate": 0.1 + 0.05 * number}
