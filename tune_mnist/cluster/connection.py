@@ -52,11 +52,11 @@ class Connection:
     "Whether it was started for this search, on this machine, and ends with it."
     address: str
     "HOST:PORT of its head."
-    dashboard: str | None
+    dashboard: str | None = None
     "HOST:PORT of its dashboard."
-    session: Callable[[], Path | None]
+    session: Callable[[], Path | None] = lambda: None
     "Gives the folder of Ray's session, where that is on this machine."
-    reconnect: Callable[[], None]
+    reconnect: Callable[[], None] = lambda: None
     """Leaves it and joins it again; one of our own is ended, and another one started. It does nothing where
     Ray was running in this process before. Raises `ClusterError`."""
 
@@ -80,13 +80,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
             runs other versions, or the dashboard is not installed.
     """
     if ray.is_initialized():
-        yield Connection(
-            embedded=False,
-            address=ray.get_runtime_context().gcs_address,
-            dashboard=None,
-            session=lambda: None,
-            reconnect=lambda: None,
-        )
+        yield Connection(embedded=False, address=ray.get_runtime_context().gcs_address)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
