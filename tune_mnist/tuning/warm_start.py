@@ -51,7 +51,8 @@ def read_earlier_runs(settings: Settings, task: TaskFacts, space: Space) -> Inhe
         _check_epochs(run, usable, settings)
         found = [_inherited(trial, folder.name, task.objective.metric) for trial in usable]
         trials += found
-        remarks += [known(run, found, task.objective), *_remarks(run, ledger, theirs, settings, task, space)]
+        remarks.append(known(run, found, task.objective))
+        remarks += [f"{run}: {remark}" for remark in _remarks(ledger, theirs, settings, task, space)]
     return Inheritance(trials=trials, remarks=remarks)
 
 
@@ -132,28 +133,23 @@ def _check_epochs(run: str, trials: list[TrialRecord], settings: Settings) -> No
         raise ValueError(f"max_epochs is {settings.max_epochs}, but {rule}")
 
 
-def _remarks(
-    run: str, ledger: Ledger, theirs: Settings, ours: Settings, task: TaskFacts, space: Space
-) -> list[str]:
+def _remarks(ledger: Ledger, theirs: Settings, ours: Settings, task: TaskFacts, space: Space) -> list[str]:
     """Say in what its trials are not like those of the new run, and what of them is not there."""
     remarks = []
     if ledger.lost_lines:
-        lost = count(ledger.lost_lines, "line")
-        remarks.append(f"{run}: {LEDGER} has {lost} that can't be read; the rest is taken")
-    if ledger.inherited:
-        number = len(ledger.inherited)
+        remarks.append(
+            f"{LEDGER} has {count(ledger.lost_lines, 'line')} that can't be read; the rest is taken"
+        )
+    if number := len(ledger.inherited):
         theirs_too = f"{count(number, 'trial')} that it had inherited {_are(number)} not taken"
-        remarks.append(f"{run}: {theirs_too}; name their runs too")
-    changed = _changed(theirs, ours)
-    if changed:
-        remarks.append(f"{run}: its values are of other data: {changed}")
+        remarks.append(f"{theirs_too}; name their runs too")
+    if changed := _changed(theirs, ours):
+        remarks.append(f"its values are of other data: {changed}")
     for name, value in ledger.task.defaults.items():
         if name not in space and task.defaults.get(name, value) != value:
-            remarks.append(f"{run}: {name} is {value} there, {task.defaults[name]} here")
+            remarks.append(f"{name} is {value} there, {task.defaults[name]} here")
     if "epochs" not in space and theirs.max_epochs != ours.max_epochs:
-        remarks.append(
-            f"{run}: its trials trained at most {theirs.max_epochs} epochs, here it is {ours.max_epochs}"
-        )
+        remarks.append(f"its trials trained at most {theirs.max_epochs} epochs, here it is {ours.max_epochs}")
     return remarks
 
 
