@@ -29,7 +29,6 @@ from tune_mnist.run.settings import Settings
 
 AWS, ON_PREMISES = ROOT / "cluster.yaml", ROOT / "cluster-onprem.yaml"
 KUBERAY, DOCKERFILE = ROOT / "cluster-kuberay.yaml", ROOT / "Dockerfile"
-FILES = [AWS, ON_PREMISES]
 REGION, ZONES = "eu-central-1", ["eu-central-1a", "eu-central-1c"]
 WORKER_TYPES = ["gpu_spot", "gpu_on_demand", "cpu"]
 Config = dict[str, Any]
@@ -110,11 +109,9 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 def values_to_change(path: Path) -> str:
     """Give the marked block at the top of a file."""
-    match = re.search(
-        r"^# ---- What to change.*?^ *# ---- The end of what to change", path.read_text(), re.S | re.M
-    )
-    assert match
-    return match.group()
+    pattern = r"^# ---- What to change.*?^ *# ---- The end of what to change"
+    (block,) = re.findall(pattern, path.read_text(), re.S | re.M)
+    return str(block)
 
 
 def changed(path: Path, changes: dict[str, str]) -> Config:
@@ -146,6 +143,13 @@ def aws_config(aws_changes: dict[str, str]) -> Config:
 @pytest.fixture(scope="module")
 def bootstrapped(launcher: Launcher, aws_config: Config) -> Config:
     return launcher.bootstrap(aws_config)
+
+
+@pytest.fixture(params=[AWS, ON_PREMISES], ids=lambda path: path.name)
+def launched(request: pytest.FixtureRequest) -> Config:
+    """Each file that Ray's cluster launcher reads."""
+    config: Config = yaml.safe_load(request.param.read_text())
+    return config
 
 
 def commands_of(config: Config) -> str:
@@ -216,17 +220,13 @@ def test_what_ec2_is_asked_for(launcher: Launcher, bootstrapped: Config) -> None
             ec2.create_instances.return_value = []
             launcher.start(provider, bootstrapped, name, count=2)
         calls[name] = ec2.create_instances.call_args.kwargs
+    disk = {"VolumeSize": 100, "VolumeType": "gp3", "DeleteOnTermination": True}
     common = {
         "ImageId": bootstrapped["provider"]["image"],
         "KeyName": f"ray-autoscaler_{REGION}",
         "MinCount": 1,
         "MaxCount": 2,
-        "BlockDeviceMappings": [
-            {
-                "DeviceName": "/dev/sda1",
-                "Ebs": {"VolumeSize": 100, "VolumeType": "gp3", "DeleteOnTermination": True},
-            }
-        ],
+        "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": disk}],
     }
     worker = common | {"IamInstanceProfile": {"Name": "tune-mnist-worker"}}
     spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
@@ -237,38 +237,26 @@ def test_what_ec2_is_asked_for(launcher: Launcher, bootstrapped: Config) -> None
         "cpu": {**worker, **spot, "InstanceType": "c7i.2xlarge"},
     }
     varying = {"SubnetId", "SecurityGroupIds", "TagSpecifications"}
-    assert {
-        name: {key: value for key, value in call.items() if key not in varying}
-        for name, call in calls.items()
-    } == expected
-    assert all(varying <= set(call) for call in calls.values())
+    for name, call in calls.items():
+        assert varying <= set(call)
+        assert {key: value for key, value in call.items() if key not in varying} == expected.pop(name)
+    assert not expected
 
 
-def test_the_instances_that_start(launcher: Launcher, bootstrapped: Config) -> None:
+def test_the_instances_start_with_the_projects_tags_and_end(launcher: Launcher, bootstrapped: Config) -> None:
     provider = launcher.provider(bootstrapped)
     for name in bootstrapped["available_node_types"]:
         launcher.start(provider, bootstrapped, name)
-    reservations = boto3.client("ec2").describe_instances()["Reservations"]
-    instances = [instance for reservation in reservations for instance in reservation["Instances"]]
-    tags = [{tag["Key"]: tag["Value"] for tag in instance["Tags"]} for instance in instances]
-    started = {
-        tag["ray-user-node-type"]: (
-            instance["InstanceType"],
-            instance.get("InstanceLifecycle", "on demand"),
-            instance["IamInstanceProfile"]["Arn"].rpartition("/")[2],
-        )
-        for instance, tag in zip(instances, tags, strict=True)
-    }
-    assert started == {
-        "head": ("m5.large", "on demand", "tune-mnist-head"),
-        "gpu_spot": ("g4dn.xlarge", "spot", "tune-mnist-worker"),
-        "gpu_on_demand": ("g4dn.xlarge", "on demand", "tune-mnist-worker"),
-        "cpu": ("c7i.2xlarge", "spot", "tune-mnist-worker"),
-    }
+    tags = [{tag["Key"]: tag["Value"] for tag in instance["Tags"]} for instance in instances()]
+    assert sorted(tag["ray-user-node-type"] for tag in tags) == sorted(bootstrapped["available_node_types"])
     assert {(tag["project"], tag["ray-cluster-name"]) for tag in tags} == {("tune-mnist", "tune-mnist")}
     provider.terminate_nodes(provider.non_terminated_nodes({}))
-    states = boto3.client("ec2").describe_instances()["Reservations"]
-    assert {instance["State"]["Name"] for each in states for instance in each["Instances"]} == {"terminated"}
+    assert {instance["State"]["Name"] for instance in instances()} == {"terminated"}
+
+
+def instances() -> list[Any]:
+    reservations = boto3.client("ec2").describe_instances()["Reservations"]
+    return [instance for reservation in reservations for instance in reservation["Instances"]]
 
 
 @pytest.mark.parametrize(
@@ -414,9 +402,8 @@ def test_kuberays_image_has_the_versions_of_the_project() -> None:
 # ---- Both that Ray's cluster launcher reads
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_nodes_get_the_versions_of_constraints_txt(path: Path) -> None:
-    commands = commands_of(yaml.safe_load(path.read_text()))
+def test_the_nodes_get_the_versions_of_constraints_txt(launched: Config) -> None:
+    commands = commands_of(launched)
     installs = [line for line in commands.splitlines() if "pip install" in line]
     assert installs
     assert all(
@@ -429,33 +416,31 @@ def test_the_nodes_get_the_versions_of_constraints_txt(path: Path) -> None:
         assert len([pin for pin in pins() if re.match(rf"{name}==[\d.]+$", pin)]) == 1, name
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_nodes_python_is_one_that_the_project_supports(path: Path) -> None:
-    commands = commands_of(yaml.safe_load(path.read_text()))
-    (minor,) = set(re.findall(r"python3\.(\d+)", commands))
+def test_the_nodes_python_is_one_that_the_project_supports(launched: Config) -> None:
+    (minor,) = set(re.findall(r"python3\.(\d+)", commands_of(launched)))
     requires = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     assert requires
     assert int(requires[1]) <= int(minor) < int(requires[2])
 
 
 def test_the_two_files_install_the_same() -> None:
-    aws, on_premises = (yaml.safe_load(path.read_text()) for path in FILES)
+    aws, on_premises = (yaml.safe_load(path.read_text()) for path in (AWS, ON_PREMISES))
     assert aws["file_mounts"] == on_premises["file_mounts"]
     assert aws["rsync_exclude"] == on_premises["rsync_exclude"]
     assert aws["setup_commands"][1:] == on_premises["setup_commands"][1:]
     assert not aws["head_setup_commands"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_mounts_hold_the_package_and_no_more(path: Path, launcher: Launcher, tmp_path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
+def test_the_mounts_hold_the_package_and_no_more(
+    launched: Config, launcher: Launcher, tmp_path: Path
+) -> None:
     mounts = {
         remote.removeprefix("~/tune-mnist/"): ROOT / local
-        for remote, local in config["file_mounts"].items()
+        for remote, local in launched["file_mounts"].items()
         if remote.startswith("~/tune-mnist/")
     }
     excluded = ["__pycache__", ".git", ".venv", "data", "runs"]
-    filters = launcher.rsync_filters(config)
+    filters = launcher.rsync_filters(launched)
     assert filters == [part for pattern in excluded for part in ("--exclude", pattern)]
     for local in mounts.values():
         assert not any(fnmatch.fnmatch(local.name, pattern) for pattern in excluded)
@@ -476,20 +461,16 @@ def test_the_mounts_hold_the_package_and_no_more(path: Path, launcher: Launcher,
     assert (project / "scripts" / "tune.py").is_file()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_ray_asks_for_a_token_everywhere(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
-    starts = [line for line in commands_of(config).splitlines() if "ray start" in line]
+def test_ray_asks_for_a_token_everywhere(launched: Config) -> None:
+    assert launched["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    starts = [line for line in commands_of(launched).splitlines() if "ray start" in line]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token ray start" in line for line in starts)
     assert not any("dashboard-host" in line for line in starts), "the dashboard belongs on loopback"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_login_finds_the_environment_and_sets_up_once(path: Path, tmp_path: Path) -> None:
-    commands = yaml.safe_load(path.read_text())["setup_commands"]
-    (profile,) = [command for command in commands if ".bashrc" in command]
+def test_a_login_finds_the_environment_and_sets_up_once(launched: Config, tmp_path: Path) -> None:
+    (profile,) = [command for command in launched["setup_commands"] if ".bashrc" in command]
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     for _ in range(2):
         subprocess.run(["bash", "-c", profile], env=environment, check=True)
