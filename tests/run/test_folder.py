@@ -17,6 +17,8 @@ from tune_mnist.run.ledger import LEDGER, Ledger
 from tune_mnist.run.saved import CHECKPOINT, REPORTS, TrialStorage, is_intact, list_checkpoints
 from tune_mnist.tuning.preflight import check_readable
 
+Run = tuple[RunFolder, Ledger, Path]
+
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
@@ -135,7 +137,7 @@ def save(trial: Path, index: int, epochs: int) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[RunFolder, Ledger, Path]:
+def run(tmp_path: Path) -> Run:
     """A run with one trial of 9 epochs, of which the ledger knows two, and a checkpoint of the second."""
     folder = created(RunFolder(tmp_path / "run"), "")
     ledger = Ledger.open(folder.local / LEDGER)
@@ -148,23 +150,18 @@ def run(tmp_path: Path) -> tuple[RunFolder, Ledger, Path]:
     return folder, ledger, trial
 
 
-def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(
-    run: tuple[RunFolder, Ledger, Path],
-) -> None:
+def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(run: Run) -> None:
     folder, ledger, trial = run
     save(trial, 1, epochs=4)
     checkpoints.take_in_checkpoints(folder, ledger)
     epochs = ledger.trials["a"].epochs
     assert [(one["epoch"], one["accuracy"]) for one in epochs] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
-    assert [one.get("checkpoint_dir_name") for one in epochs] == [
-        *(None, "checkpoint_000000", None, "checkpoint_000001")
-    ]
+    names = [one.get("checkpoint_dir_name") for one in epochs]
+    assert names == [None, "checkpoint_000000", None, "checkpoint_000001"]
 
 
 @pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS, "gone", "spoilt"])
-def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
-    torn: str, run: tuple[RunFolder, Ledger, Path]
-) -> None:
+def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(torn: str, run: Run) -> None:
     folder, ledger, trial = run
     newest = save(trial, 1, epochs=4)
     if torn == "gone":
@@ -180,7 +177,7 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(
     assert [(one.name, one.whole) for one in found] == [("checkpoint_000000", True)]
 
 
-def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Path]) -> None:
+def test_to_look_at_a_run_removes_nothing_of_it(run: Run) -> None:
     folder, ledger, trial = run
     for index in (1, 2, 3):
         save(trial, index, epochs=index + 2)
@@ -196,7 +193,7 @@ def test_to_look_at_a_run_removes_nothing_of_it(run: tuple[RunFolder, Ledger, Pa
     assert not (folder.local / ".validate_storage_marker").exists()
 
 
-def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: tuple[RunFolder, Ledger, Path]) -> None:
+def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: Run) -> None:
     """Of two trials in turns, as the scheduler had judged them."""
     folder, ledger, _ = run
     ledger.suggested("b", 1, {}, {"epochs": 9}, hand_set=False)
@@ -209,9 +206,7 @@ def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: tuple[RunFolder, 
     assert ledger.order[2:] == [("b", 1), ("a", 3), ("b", 2), ("b", 3), ("a", 4)]
 
 
-def test_a_folder_that_no_line_speaks_of_stops_a_resume_only_where_a_line_is_lost(
-    run: tuple[RunFolder, Ledger, Path],
-) -> None:
+def test_a_folder_that_no_line_speaks_of_stops_a_resume_only_where_a_line_is_lost(run: Run) -> None:
     folder, ledger, _ = run
     ledger.begin({"lr": "{}"}, FACTS)
     save(folder.local / "trial_00001_b", 0, epochs=1)
