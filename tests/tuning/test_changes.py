@@ -20,17 +20,20 @@ def recorded(drawn: dict[str, Any], **changes: Any) -> Ledger:
     return ledger
 
 
-def test_nothing_is_said_where_nothing_has_changed() -> None:
-    ledger = recorded({"lr": 0.1})
+@pytest.mark.parametrize(
+    ("drawn", "changes", "told"),
+    [
+        ({"lr": 0.1}, {}, ""),
+        ({"batch_size": 32}, {"batch_size": 128}, ""),  # another default of what was drawn is no matter
+        ({"lr": 0.1}, {"shift": None}, "shift is new, 0 by default"),
+    ],
+)
+def test_what_is_new_hinders_nothing_and_is_told(
+    drawn: dict[str, Any], changes: dict[str, Any], told: str
+) -> None:
+    ledger = recorded(drawn, **changes)
     check_unchanged(ledger, TASK, "run")
-    assert describe_changes(ledger, TASK) == ""
-
-
-def test_what_is_new_hinders_nothing_and_is_told() -> None:
-    ledger = recorded({"lr": 0.1}, shift=None)
-    check_unchanged(ledger, TASK, "run")
-    told = "the hyper-parameters have changed since (shift is new, 0 by default)"
-    assert describe_changes(ledger, TASK) == told
+    assert describe_changes(ledger, TASK) == (told and f"the hyper-parameters have changed since ({told})")
 
 
 @pytest.mark.parametrize(
@@ -45,12 +48,7 @@ def test_a_run_that_could_not_be_trained_as_before_is_not_resumed(
     drawn: dict[str, Any], changes: dict[str, Any], conflict: str
 ) -> None:
     ledger = recorded(drawn, **changes)
-    with pytest.raises(
-        ValueError, match=r"^run cannot be resumed: the hyper-parameters have changed"
-    ) as error:
+    with pytest.raises(ValueError) as error:
         check_unchanged(ledger, TASK, "run")
-    assert str(error.value).endswith(f"({conflict})") and conflict in describe_changes(ledger, TASK)
-
-
-def test_another_default_of_what_was_drawn_is_no_matter() -> None:
-    check_unchanged(recorded({"batch_size": 32}, batch_size=128), TASK, "run")
+    assert str(error.value) == f"run cannot be resumed: the hyper-parameters have changed ({conflict})"
+    assert conflict in describe_changes(ledger, TASK)
