@@ -36,12 +36,10 @@ class Loop:
     """Ray's loop in small: what it asks and says about attempts, in its order."""
 
     def __init__(self, run_dir: Path, **changes: Any) -> None:
-        settings = Settings(
-            **{"max_concurrent_trials": 2, "num_samples": 3, "reduction_factor": 2, **changes}
-        )
-        run_dir.mkdir(exist_ok=True)
+        few = {"max_concurrent_trials": 2, "num_samples": 3, "reduction_factor": 2}
+        settings = Settings(**{**few, **changes})
         self.run_dir, self.folder = run_dir, RunFolder(run_dir)
-        study = searcher(run_dir, **{"num_samples": settings.num_samples})
+        study = searcher(run_dir, num_samples=settings.num_samples)
         self.ledger = study.ledger
         take_in_checkpoints(self.folder, self.ledger)
         asha, self.stop = ASHA(settings, self.ledger), StopRequest(settings)
@@ -65,19 +63,21 @@ class Loop:
 
     def report(self, trial: Any, epoch: int, accuracy: float, *, saved: bool = False) -> bool:
         """Report an epoch; give whether the trial goes on."""
-        number = trial.config[OPTUNA_NUMBER]
         result: dict[str, Any] = {"epoch": epoch, "accuracy": accuracy, "timestamp": epoch}
         if saved:
-            path = f"{self.run_dir}/{trial.config[ATTEMPT]['directory']}"
-            reports = [{**result, "epoch": n, "timestamp": n} for n in range(1, epoch + 1)]
-            result[SAVED] = TrialStorage(fs=LocalFileSystem(), path=path).write(
-                epoch, lambda file: torch.save({"epoch": epoch, "number": number}, file), reports
-            )
+            result[SAVED] = self.save(trial, epoch, accuracy)
         goes_on = self.hear(trial, result) and epoch < trial.config["epochs"]
         if not goes_on and trial.status == "RUNNING":  # its function has returned
             trial.status = "TERMINATED"
             self.searcher.on_trial_complete(trial.trial_id, result)
         return goes_on
+
+    def save(self, trial: Any, epochs: int, accuracy: float) -> str:
+        """Write a checkpoint, with a report of each epoch up to there; give its name."""
+        path = f"{self.run_dir}/{trial.config[ATTEMPT]['directory']}"
+        reports = [{"epoch": n, "accuracy": accuracy, "timestamp": n} for n in range(1, epochs + 1)]
+        storage = TrialStorage(fs=LocalFileSystem(), path=path)
+        return storage.write(epochs, lambda file: torch.save({}, file), reports)
 
     def hear(self, trial: Any, result: dict[str, Any]) -> bool:
         stops = self.stopper(trial.trial_id, result) or (
@@ -140,10 +140,8 @@ def test_a_checkpoint_whose_report_was_lost_counts(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     trial = loop.begin("a")
     loop.report(trial, 1, 0.1)
-    path = f"{tmp_path}/{trial.config[ATTEMPT]['directory']}"
-    reports = [{"epoch": n, "accuracy": n / 10, "timestamp": n} for n in (1, 2)]
-    TrialStorage(fs=LocalFileSystem(), path=path).write(2, lambda file: torch.save({}, file), reports)
-    half = Path(path, ".checkpoint_000003-xyz")
+    loop.save(trial, 2, 0.2)
+    half = tmp_path / trial.config[ATTEMPT]["directory"] / ".checkpoint_000003-xyz"
     half.mkdir()
     loop.lose(trial, RuntimeError("killed"))
     assert loop.begin("b").config[ATTEMPT]["resume_from"] == "checkpoint_000002"
@@ -154,9 +152,7 @@ def test_asha_judges_what_only_a_checkpoint_tells(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     good, bad = loop.begin("good"), loop.begin("bad")
     loop.report(good, 1, 0.5)
-    path = f"{tmp_path}/{bad.config[ATTEMPT]['directory']}"
-    report = {"epoch": 1, "accuracy": 0.1, "timestamp": 1}
-    TrialStorage(fs=LocalFileSystem(), path=path).write(1, lambda file: torch.save({}, file), [report])
+    loop.save(bad, 1, 0.1)
     loop.lose(bad)
     assert loop.begin("next").config[OPTUNA_NUMBER] == 2
     assert loop.states() == [None, "PRUNED", None]
@@ -179,8 +175,7 @@ def test_a_trial_is_lost_at_most_max_failures_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "state"),
-    [(DeviceMemoryError("ask for more"), "FAIL"), (OSError("storage is away"), None)],
+    ("cause", "state"), [(DeviceMemoryError("ask for more"), "FAIL"), (OSError("storage is away"), None)]
 )
 def test_what_training_raises_out_of_its_process_is_not_tried_again(
     cause: Exception, state: str | None, tmp_path: Path
@@ -308,10 +303,9 @@ def test_a_trial_that_ran_out_of_memory_waits_and_counts(
     monkeypatch.setattr("time.monotonic", lambda: 1000.0 + sum(slept))
     monkeypatch.setattr("time.sleep", slept.append)
     loop = Loop(tmp_path, max_failures=1)
+    error = RayError("1 worker(s) were killed due to the node running low on memory.")
     for name in ("a", "b"):
-        loop.lose(
-            loop.begin(name), RayError("1 worker(s) were killed due to the node running low on memory.")
-        )
+        loop.lose(loop.begin(name), error)
     assert loop.states() == ["FAIL"] and sum(slept) == pytest.approx(10)
 
 
@@ -331,9 +325,7 @@ def test_ray_that_starts_no_worker_or_has_lost_its_folder_ends_the_search(
     assert watchdog.is_silent(training=False)
     assert watchdog.reason == "Ray has started no worker in 30 s: ModuleNotFoundError: No module named 'ray'"
     watchdog = Watchdog(Settings(stall_seconds=30), lambda: session, 0.0)
-    watchdog.heard(
-        started=True
-    )  # so Ray can: the worker that was to be used again hangs, and all room is taken
+    watchdog.heard(started=True)  # so Ray can: the worker to be used again hangs, and all room is taken
     clock.now += 31
     assert watchdog.is_silent(training=False) and not watchdog.reason
     watchdog = Watchdog(Settings(), lambda: session, 0.0)
@@ -384,9 +376,7 @@ def test_silence_ends_a_round_unless_there_is_a_reason_for_it(
     loop.attempts.begin_round()
     trial = loop.begin("b")
     clock.now += 599
-    assert (
-        not loop.stopper.stop_all()
-    )  # twice as long as the first time, and 10 times before an epoch is known
+    assert not loop.stopper.stop_all()  # twice as long as first, and 10 times before an epoch is known
     loop.hear(trial, {"epoch": 1, "accuracy": 0.1, "epoch_seconds": 20.0, "timestamp": 1})
     clock.now += 399
     assert not loop.stopper.stop_all()  # twice 10 times the slowest epoch
@@ -401,7 +391,7 @@ def test_of_an_unfinished_trial_the_newest_and_the_best_checkpoint_are_kept(tmp_
     for epoch, accuracy in enumerate((0.1, 0.5, 0.3, 0.4), start=1):
         loop.report(trial, epoch, accuracy, saved=True)
         kept.append(loop.checkpoints()[0])
-    assert kept == [[1], [1, 2][1:], [2, 3], [2, 4]]
+    assert kept == [[1], [2], [2, 3], [2, 4]]
 
 
 def test_of_the_ended_trials_the_best_keep_their_best_checkpoint(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_the_printed_commands_serve_the_run(runner: Runner, finished: tuple[Path
         assert all("ray/tune/accuracy" in tags[trial] for trial in trials)
 
 
+NOTES = ["see 4", "see 5", "see 6", "see 7", "", "", "", ""]
+
+
+def notes_in(study: Any) -> list[str]:
+    return [trial["note"]["body"] for trial in study["trials"]]
+
+
 def test_the_dashboard_serves_a_study_that_is_written_to_and_its_notes_outlive_a_resume(
     tmp_path: Path,
 ) -> None:
@@ -108,24 +116,13 @@ def test_the_dashboard_serves_a_study_that_is_written_to_and_its_notes_outlive_a
         assert time.monotonic() - started < 10  # nobody waited for a lock
         study = json.loads(fetch(f"{url}/api/studies/0"))
         assert [trial["state"] for trial in study["trials"]][4:] == ["Pruned"] * 4
-        assert [trial["note"]["body"] for trial in study["trials"][:4]] == [
-            "see 4",
-            "see 5",
-            "see 6",
-            "see 7",
-        ]
+        assert notes_in(study) == NOTES
     assert is_gone(url)
     search = searcher(tmp_path)  # which makes the journal anew
     assert len(read_study(tmp_path).trials) == 8
     with dashboard.served(tmp_path / JOURNAL) as url:
         study = json.loads(fetch(f"{url}/api/studies/0"))
-        assert [trial["note"]["body"] for trial in study["trials"][:5]] == [
-            "see 4",
-            "see 5",
-            "see 6",
-            "see 7",
-            "",
-        ]
+        assert notes_in(study) == NOTES
     (tmp_path / JOURNAL).write_bytes(b"\x00spoilt\n" + (tmp_path / JOURNAL).read_bytes())
     searcher(tmp_path)
     assert len(read_study(tmp_path).trials) == 8
@@ -162,9 +159,8 @@ def test_without_the_packages_it_is_said_what_brings_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
-    with pytest.raises(
-        ValueError, match=r"^open_dashboard is True, but must be left out: .* is not installed"
-    ):
+    complaint = r"^open_dashboard is True, but must be left out: .* is not installed"
+    with pytest.raises(ValueError, match=complaint):
         dashboard.check_installed()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.chdir(tmp_path)
