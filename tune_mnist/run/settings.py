@@ -7,7 +7,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ def setting(default: Any, group: str, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"group": group, "help": help})
 
 
+def _of(group: str) -> Callable[[Any, str], Any]:
+    return lambda default, help: setting(default, group, help)
+
+
+most_used, of_search, of_stopping, of_cluster, of_storage, of_task = map(_of, GROUPS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a search.
@@ -40,89 +47,67 @@ class Settings:
         ValueError: for a value out of range; the text states the value and the rule.
     """
 
-    task: str = setting(
-        "mnist", "task", "mnist, or FILE.py:NAME or package.module:NAME of a task of your own"
+    task: str = of_task("mnist", "mnist, or FILE.py:NAME or package.module:NAME of a task of your own")
+    trainable: str | None = of_task(
+        None, "FILE.py:NAME or package.module:NAME of a Ray Tune function, instead of a task"
     )
-    trainable: str | None = setting(
-        None, "task", "FILE.py:NAME or package.module:NAME of a Ray Tune function, instead of a task"
-    )
-    metric: str | None = setting(None, "task", "reported value of a --trainable that the search optimises")
-    mode: str | None = setting(None, "task", "max or min: whether a large or a small value is good")
+    metric: str | None = of_task(None, "reported value of a --trainable that the search optimises")
+    mode: str | None = of_task(None, "max or min: whether a large or a small value is good")
 
-    num_samples: int = setting(20, "most used", "trials in all")
-    max_epochs: int = setting(5, "most used", "most epochs of a trial")
-    space: str = setting(
-        "", "most used", "search space: one of the task's (mnist: blog, wide), or FILE.py:NAME of a dict"
+    num_samples: int = most_used(20, "trials in all")
+    max_epochs: int = most_used(5, "most epochs of a trial")
+    space: str = most_used(
+        "", "search space: one of the task's (mnist: blog, wide), or FILE.py:NAME of a dict"
     )
-    sampler: str = setting(
-        "tpe", "search", "Optuna's tpe, random or qmc, or FILE.py:NAME of a function of a seed"
+    sampler: str = of_search("tpe", "Optuna's tpe, random or qmc, or FILE.py:NAME of a function of a seed")
+    seed: int = of_search(0, "seed of sampler, validation split and trials")
+    time_budget: float | None = most_used(None, "end the search after SECONDS, or 10m, or 2h")
+    target: float | None = of_search(None, "end the search when a trial's metric reaches this")
+    warm_start: tuple[str, ...] = of_search(
+        (), "earlier runs (folders or URIs), whose trials the sampler knows from the start"
     )
-    seed: int = setting(0, "search", "seed of sampler, validation split and trials")
-    time_budget: float | None = setting(None, "most used", "end the search after SECONDS, or 10m, or 2h")
-    target: float | None = setting(None, "search", "end the search when a trial's metric reaches this")
-    warm_start: tuple[str, ...] = setting(
-        (), "search", "earlier runs (folders or URIs), whose trials the sampler knows from the start"
-    )
-    points: Path | None = setting(
-        None, "search", "JSON file of configurations to try first; what one leaves out is drawn"
+    points: Path | None = of_search(
+        None, "JSON file of configurations to try first; what one leaves out is drawn"
     )
 
-    scheduler: str = setting("asha", "stopping trials early", "asha, or none to stop no trial early")
-    grace_period: int = setting(
-        1, "stopping trials early", "epochs before a trial can be stopped: the first rung"
-    )
+    scheduler: str = of_stopping("asha", "asha, or none to stop no trial early")
+    grace_period: int = of_stopping(1, "epochs before a trial can be stopped: the first rung")
     # 4 is that of Li et al., 2020, and of Ray. On recorded curves (benchmarks/README.md) an epoch is worth as
     # much with 2 and 3; 4 gets through the most trials. A grace period of 3 is worse at first.
-    reduction_factor: float = setting(
-        4.0, "stopping trials early", "keep the best 1/X of the trials at a rung"
-    )
+    reduction_factor: float = of_stopping(4.0, "keep the best 1/X of the trials at a rung")
 
-    cpus_per_trial: float = setting(1.0, "resources and cluster", "CPU cores of a trial")
-    gpus_per_trial: float | None = setting(
-        None, "most used", "GPUs of a trial; 0.5 runs two on one (default: 0.5 where there are GPUs, else 0)"
+    cpus_per_trial: float = of_cluster(1.0, "CPU cores of a trial")
+    gpus_per_trial: float | None = most_used(
+        None, "GPUs of a trial; 0.5 runs two on one (default: 0.5 where there are GPUs, else 0)"
     )
-    max_concurrent_trials: int | None = setting(
-        None, "resources and cluster", "trials in parallel (default: as many as the resources hold)"
+    max_concurrent_trials: int | None = of_cluster(
+        None, "trials in parallel (default: as many as the resources hold)"
     )
-    max_failures: int = setting(
-        3, "resources and cluster", "retries of a trial whose process or node was lost"
-    )
-    stall_seconds: float = setting(
+    max_failures: int = of_cluster(3, "retries of a trial whose process or node was lost")
+    stall_seconds: float = of_cluster(
         120.0,
-        "resources and cluster",
         "silence of all trials after which their processes are replaced; while they train, at least 10 times "
         "the slowest epoch (before the first one: 10 times this)",
     )
-    fresh_actors: bool = setting(
-        False, "resources and cluster", "start a new process for every trial: slower, but nothing is shared"
+    fresh_actors: bool = of_cluster(
+        False, "start a new process for every trial: slower, but nothing is shared"
     )
-    address: str | None = setting(
+    address: str | None = of_cluster(
         None,
-        "resources and cluster",
         "running Ray cluster, or auto (default: RAY_ADDRESS, else the cluster of this machine, else a Ray of "
         "the search's own)",
     )
-    dashboard: bool = setting(
-        False, "resources and cluster", "start Ray's dashboard with a Ray of its own, on loopback"
-    )
+    dashboard: bool = of_cluster(False, "start Ray's dashboard with a Ray of its own, on loopback")
 
-    checkpoint_seconds: float = setting(
-        30.0, "storage and run", "longest time without a checkpoint, at epoch ends"
-    )
-    keep_checkpoints: int = setting(
-        5, "storage and run", "ended trials that keep their checkpoints: the best"
-    )
+    checkpoint_seconds: float = of_storage(30.0, "longest time without a checkpoint, at epoch ends")
+    keep_checkpoints: int = of_storage(5, "ended trials that keep their checkpoints: the best")
 
-    name: str | None = setting(None, "most used", "name of the run (default: task, date and time)")
-    storage_path: str = setting(
-        "runs", "storage and run", "folder of the runs, or s3://BUCKET/PATH; this run is PATH/NAME"
+    name: str | None = most_used(None, "name of the run (default: task, date and time)")
+    storage_path: str = of_storage("runs", "folder of the runs, or s3://BUCKET/PATH; this run is PATH/NAME")
+    open_dashboard: bool = of_storage(
+        False, "serve optuna-dashboard on loopback during the search, and open a browser"
     )
-    open_dashboard: bool = setting(
-        False, "storage and run", "serve optuna-dashboard on loopback during the search, and open a browser"
-    )
-    log: tuple[str, ...] = setting(
-        (), "storage and run", "mlflow, wandb, or both: show each trial there as a run"
-    )
+    log: tuple[str, ...] = of_storage((), "mlflow, wandb, or both: show each trial there as a run")
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     "Those of the task that are not its defaults, as JSON has them."
