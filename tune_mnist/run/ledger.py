@@ -227,21 +227,18 @@ class Ledger:
         if kind == "inherited":
             event["epochs"] = [(int(epoch), float(value)) for epoch, value in event["epochs"]]
             self.inherited.append(InheritedTrial(**event))
-            return
-        if kind == "points":
+        elif kind == "points":
             self.points = [FirstPoint(**point) for point in event["points"]]
-            return
-        if kind == "trial":
+        elif kind == "trial":
             self.trials[event["trial_id"]] = TrialRecord(started=now, **event)
-            return
-        if kind == "close":
+        elif kind == "close":
             self.closed_by = event["reason"]
             for trial in self.unended():
                 trial.stopped_by = event["reason"]
-            return
-        if kind == "broke":
-            return
-        trial_id = event.pop("trial_id")
+        elif kind != "broke":
+            self._apply_to_trial(event.pop("trial_id"), kind, now, event)
+
+    def _apply_to_trial(self, trial_id: str, kind: str, now: float, event: dict[str, Any]) -> None:
         if trial_id not in self.trials:
             self.lost_trials.add(trial_id)
         trial = self.trials[trial_id]
@@ -255,8 +252,6 @@ class Ledger:
             trial.state, trial.ended = event["state"], now
         elif kind == "attempt":
             trial.attempts += 1
-        elif kind == "lost":
-            trial.lost += 1
+        else:
             trial.error = event["error"]
-        elif kind == "error":
-            trial.error = event["error"]
+            trial.lost += kind == "lost"
