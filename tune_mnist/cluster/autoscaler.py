@@ -69,9 +69,7 @@ def find() -> Autoscaler | None:
             found = ray.get(task.remote(context.gcs_address), timeout=HEAD_SECONDS)
     if found is None:
         return Autoscaler(uncounted=True) if _runs_elsewhere() else None
-    if not found:
-        return None
-    return _from_config(found, workers=len(nodes) - 1)
+    return _from_config(found, workers=len(nodes) - 1) if found else None
 
 
 def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:

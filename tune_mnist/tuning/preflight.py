@@ -26,9 +26,6 @@ PRELOAD = "tune_mnist.tuning.preload"
 """Name of the module that a worker imports before its first trial, besides the task's own."""
 
 
-_SUFFIXES = [f"-{number}" for number in range(2, 1000)]
-
-
 def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Settings, RunFolder]:
     """Settle a new run's name and folder, and keep others off it for ``stack``.
 
@@ -42,7 +39,8 @@ def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Setting
     if "://" not in storage_path:
         storage_path = str(Path(storage_path).expanduser().absolute())
     by_time = f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}"
-    for name in [settings.name] if settings.name else map(by_time.__add__, ("", *_SUFFIXES)):
+    numbered = (f"{by_time}-{number}" for number in range(2, 1000))
+    for name in [settings.name] if settings.name else [by_time, *numbered]:
         folder = RunFolder(f"{storage_path}/{name}")
         if not folder.exists():
             folder.check_writable()
