@@ -11,13 +11,7 @@ import torch
 from tests.conftest import ROOT
 from tune_mnist.mnist.precision import allow_tf32, resolve_precision
 from tune_mnist.tuning import device
-from tune_mnist.tuning.device import (
-    DeviceMemoryError,
-    device_memory_errors,
-    prepare_gpu,
-    release_memory,
-    use_threads,
-)
+from tune_mnist.tuning.device import DeviceMemoryError, device_memory_errors
 
 GIB = 2**30
 CUBLAS = "CUDA error: CUBLAS_STATUS_{} when calling `cublasCreate(handle)`"
@@ -39,7 +33,7 @@ def test_bf16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_trial_uses_a_thread_for_each_of_its_cores(cpus: float, threads: int) -> None:
     before = torch.get_num_threads()
     try:
-        use_threads(cpus)
+        device.use_threads(cpus)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -107,7 +101,7 @@ def test_releasing_memory_never_hides_why_a_trial_failed(monkeypatch: pytest.Mon
         try:
             raise ValueError("the cause")
         finally:
-            release_memory()
+            device.release_memory()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +117,7 @@ def test_a_fraction_of_a_gpu_is_a_limit_of_its_memory(
     properties = SimpleNamespace(total_memory=gib * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
-    prepare_gpu(gpus)
+    device.prepare_gpu(gpus)
     allowed = limits[-1] * gib * GIB
     if limit == gib:
         assert limits == [1.0]

@@ -168,12 +168,10 @@ class AutoscalerState:
         "Nodes that are asked for or starting, by type."
         self.v1_node_types: list[str] = []
         "Types of the nodes, as v1's autoscaler reports them."
-        loss = "nothing is known of an autoscaler"
-        with _optional(loss):
-            self._read_v2()
-        if not self.version:
-            with _optional(loss):
-                self._read_v1()
+        for read in (self._read_v2, self._read_v1):
+            if not self.version:
+                with _optional("nothing is known of an autoscaler"):
+                    read()
 
     def _read_v2(self) -> None:
         from ray.core.generated import autoscaler_pb2
