@@ -25,6 +25,9 @@ class FolderError(ValueError):
 class RunFolder:
     """Gives a run's files one face, whether they lie on a disk or behind a URI such as s3://BUCKET/runs/NAME.
 
+    Its methods raise `FolderError` where the storage can't be read or written, and OSError where the driver's
+    own files can't, as in `created` and `write`.
+
     Attributes:
         uri: the folder as a person writes it; absolute.
         name: its last part, which is the run's name.
@@ -75,11 +78,7 @@ class RunFolder:
             return bool(self.fs.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def check_writable(self) -> None:
-        """Write and remove a file next to the run.
-
-        Raises:
-            FolderError: if that fails.
-        """
+        """Write and remove a file next to the run."""
         probe = f"{PurePosixPath(self.path).parent}/.{self.name}.probe"
         with self.errors("storage_path is {where}, but must be a folder that can be written"):
             if not self.remote:
@@ -96,11 +95,7 @@ class RunFolder:
             return False
 
     def trial_folders(self) -> set[str]:
-        """List the names of the trials' folders.
-
-        Raises:
-            FolderError: if the storage can't be read.
-        """
+        """List the names of the trials' folders."""
         with self.errors():
             infos = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name for info in infos if info.base_name.startswith("trial_")}
@@ -159,9 +154,6 @@ class RunFolder:
         """Write a file of a run that nobody is searching: on the disk, or straight into the bucket.
 
         After a kill or a power cut it is the old one or the new one.
-
-        Raises:
-            FolderError: if that fails.
         """
         with self.errors():
             if self.remote:
@@ -171,22 +163,14 @@ class RunFolder:
                 self._replace(self.local / name, content)
 
     def remove(self, name: str) -> None:
-        """Remove one of the driver's files, in the bucket too.
-
-        Raises:
-            FolderError: if that fails.
-        """
+        """Remove one of the driver's files, in the bucket too."""
         (self.local / name).unlink(missing_ok=True)
         if self.remote:
             with self.errors(), suppress(FileNotFoundError):
                 self.fs.delete_file(f"{self.path}/{name}")
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder of the driver's with its files, in the bucket too.
-
-        Raises:
-            FolderError: if that fails.
-        """
+        """Remove a folder of the driver's with its files, in the bucket too."""
         with self.errors():
             shutil.rmtree(self.local / name, ignore_errors=True)
             if self.remote:
@@ -195,10 +179,8 @@ class RunFolder:
     def push(self, *, wait: bool = False) -> None:
         """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
 
-        With ``wait`` it is copied now, and there when this comes back.
-
-        Raises:
-            FolderError: if it fails, where waited for; else the next one tries again.
+        With ``wait`` it is copied now, and there when this comes back; else, where it fails, the next one
+        tries again.
         """
         if self.remote and wait:
             with self.errors():
