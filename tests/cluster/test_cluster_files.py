@@ -107,16 +107,10 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     launcher.clear_caches()
 
 
-def values_to_change(path: Path) -> str:
-    """Give the marked block at the top of a file."""
-    pattern = r"^# ---- What to change.*?^ *# ---- The end of what to change"
-    (block,) = re.findall(pattern, path.read_text(), re.S | re.M)
-    return str(block)
-
-
 def changed(path: Path, changes: dict[str, str]) -> Config:
-    """Read a file as a user has changed it: inside the block at the top, and nowhere else."""
-    text, block = path.read_text(), values_to_change(path)
+    """Read a file as a user has changed it: inside the marked block at the top, and nowhere else."""
+    text = path.read_text()
+    (block,) = re.findall(r"^# ---- What to change.*?^ *# ---- The end of what to change", text, re.S | re.M)
     new = block
     for old, value in changes.items():
         assert old in new, f"{old} is not at the top of {path.name}"
