@@ -47,11 +47,7 @@ def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
 
 
 def take_in_trial(folder: RunFolder, ledger: Ledger, trial: TrialRecord) -> str | None:
-    """Do the same for a trial whose attempt was lost; give the name of its newest checkpoint.
-
-    Raises:
-        FolderError: as above.
-    """
+    """Do the same for a trial whose attempt was lost; give the name of its newest checkpoint."""
     saved = list_checkpoints(folder, trial.directory).get(trial.directory, [])
     for report in _ahead(folder, trial, saved):
         ledger.reported(trial.trial_id, report)
