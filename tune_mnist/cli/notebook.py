@@ -24,7 +24,7 @@ from tune_mnist.run.resuming import ResumeRequest
 from tune_mnist.run.settings import Settings
 from tune_mnist.task import Task
 from tune_mnist.tuning import tuner
-from tune_mnist.tuning.progress import EndedTrial, Progress
+from tune_mnist.tuning.progress import Listener, Progress
 
 
 class Run:
@@ -181,7 +181,7 @@ def _console() -> SearchConsole | NotebookLine:
     return NotebookLine() if shell is not None and hasattr(shell, "kernel") else SearchConsole()
 
 
-class NotebookLine:
+class NotebookLine(Listener):
     """Shows a search in a cell: what is worth a line, and one line that is updated in place."""
 
     SECONDS = 0.5
@@ -211,6 +211,3 @@ class NotebookLine:
             self.shown = time.monotonic()
             text = live_line(progress, time.monotonic() - self.started)
             self.line.update({"text/plain": text}, raw=True)
-
-    def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None:
-        """Nothing: the line has it."""
