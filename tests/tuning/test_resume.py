@@ -142,6 +142,10 @@ def test_a_search_in_a_bucket_goes_on_on_another_machine(
     assert not copy.exists()  # the bucket has it all
     code, out, err = warm_joining.run(uri, script="analyse.py")
     assert (code, err) == (0, "") and out.endswith(f"In {uri}: report.html, epochs.parquet, trials.parquet\n")
+    code, out, err = warm_joining.run(uri, "--out", f"{bucket}/shown/page.html", script="analyse.py")
+    assert (code, err) == (0, "") and out.endswith(
+        f"In {bucket}/shown: page.html, epochs.parquet, trials.parquet\n"
+    )
     here = tmp_path / name
     pyarrow.fs.copy_files(uri, str(here))
     assert (here / "report.html").read_text().startswith("<!DOCTYPE html>")

@@ -12,7 +12,6 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 from rich.console import Console
@@ -53,9 +52,8 @@ def main() -> int:
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        help="a folder for what is written, or the page's file, NAME.html (default: the run's folder; for a "
-        "comparison this one)",
+        help="a folder or URI for what is written, or the page's file, NAME.html (default: the run's folder; "
+        "for a comparison this one)",
     )
     parser.add_argument("--csv", action="store_true", help="write the tables as CSV too")
     parser.add_argument("--png", action="store_true", help="write the plots as PNG too, into plots/")
@@ -70,6 +68,7 @@ def main() -> int:
     if len(set(flags.runs)) < len(flags.runs):
         parser.error("a run is named twice, but each must be another one")
     try:
+        out = None if flags.out is None else _place(flags.out)
         views = [View(tuner.load_run(run)) for run in flags.runs]
     except ValueError as error:  # a FolderError too
         parser.error(str(error))
@@ -91,12 +90,10 @@ def main() -> int:
         print_comparison(console, views)
     # Without --out the files go into the run's folder, and a comparison into the working folder.
     folder, page = (views[0].outcome.folder, REPORT) if alone else (RunFolder("."), COMPARISON)
+    if out:
+        folder, page = out[0], out[1] or page
     complaint, code = [], 0
     try:
-        if flags.out is not None and flags.out.suffix == ".html":
-            folder, page = RunFolder(flags.out.parent), flags.out.name
-        elif flags.out is not None:
-            folder = RunFolder(flags.out)
         written, plots = _write(views, folder, page, csv=flags.csv)
         pictures = pictures_of(plots) if flags.png else {}
         for name, content in pictures.items():
@@ -110,6 +107,14 @@ def main() -> int:
     for failure in [*(failure for view in views for failure in view.failures), *complaint]:
         complain(failure, code)
     return code
+
+
+def _place(out: str) -> tuple[RunFolder, str]:
+    """Give the folder that ``--out`` names, and the page's name in it, "" where it names none."""
+    if not out.endswith(".html"):
+        return RunFolder(out), ""
+    parent, slash, page = out.rpartition("/")
+    return RunFolder(parent or slash or "."), page
 
 
 def _write(views: list[View], folder: RunFolder, page: str, *, csv: bool) -> tuple[list[str], list[Plot]]:
