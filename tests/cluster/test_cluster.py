@@ -26,7 +26,7 @@ from tests.lab import isolated
 from tests.lab.fake_autoscaler import add_node, start_head
 from tune_mnist.cluster import autoscaler, machine, shared
 from tune_mnist.cluster import connection as cluster
-from tune_mnist.cluster.address import ClusterError
+from tune_mnist.cluster.address import ClusterError, check_answers
 from tune_mnist.cluster.autoscaler import pending_nodes
 from tune_mnist.cluster.connection import TRIAL_ENVIRONMENT, connected
 from tune_mnist.cluster.resources import Resources, count_slots, fit_resources
@@ -136,6 +136,22 @@ def test_an_address_where_something_else_listens() -> None:
         threading.Thread(target=lambda: server.accept()[0].recv(1), daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
         assert connect(address).startswith(f"what answers at {address} is no Ray cluster of version")
+
+
+@pytest.mark.parametrize(
+    ("client", "healthy"), [("while time.process_time() < 1.5: pass", True), ("time.sleep(9)", False)]
+)
+def test_a_client_that_works_gets_more_time_than_one_that_waits(
+    client: str, healthy: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "python").write_text(f"#!{sys.executable}\nimport time\n{client}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr("tune_mnist.cluster.address.ADDRESS_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("tune_mnist.cluster.address.TICK_SECONDS", 0.25)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        assert check_answers(place) == "disabled" if healthy else "or takes longer than 0 s" in connect(place)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         preload: modules, with commas, that one of our own imports in a worker for each core in advance.
 
     Raises:
-        ClusterError: within 15 seconds, if nothing answers at ``address``, the cluster wants a token or
-            runs other versions, or the dashboard is not installed.
+        ClusterError: within 15 seconds, or 90 on a busy machine, if nothing answers at ``address``, the
+            cluster wants a token or runs other versions, or the dashboard is not installed.
     """
     if ray.is_initialized():
         yield Connection(embedded=False, address=ray.get_runtime_context().gcs_address)
