@@ -16,6 +16,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD_TYPE = "ray.head.default"  # the name that the provider has for it
 IDLE_SECONDS = 3.0
+SMALL_NODE = (f"--object-store-memory={150 * 2**20}", "--include-log-monitor=false")
+"""Flags of `ray start`: little memory, and nobody who sends the driver the logs, which it does not want."""
 
 
 def node_type(max_workers: int, **resources: float) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def start_head(cpus: int, *flags: str, environment: dict[str, str] | None = None
     """Run `ray start --head` with little memory and no dashboard; its processes end with the namespace."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"),
-        *("--include-dashboard=false", f"--num-cpus={cpus}", f"--object-store-memory={150 * 2**20}", *flags),
+        *("--include-dashboard=false", f"--num-cpus={cpus}", *SMALL_NODE, *flags),
     ]
     subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **(environment or {})}
@@ -82,5 +84,5 @@ def start_head(cpus: int, *flags: str, environment: dict[str, str] | None = None
 def add_node(before: str = ":", cpus: int = 1) -> None:
     """Start one more node in this pid namespace, in a mount namespace where a command was run before."""
     start = f"{sys.executable} -m ray.scripts.scripts start --address=127.0.0.1:6379 --num-cpus={cpus}"
-    command = f"{before} && {start} --object-store-memory={150 * 2**20}"
+    command = f"{before} && {start} {' '.join(SMALL_NODE)}"
     subprocess.run(["unshare", "--mount", "bash", "-c", command], check=True, capture_output=True)
