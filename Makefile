@@ -17,8 +17,8 @@ SYNE_TUNE = $(VENV)/syne-tune
 # in many images, every process of a search would otherwise compile what it imports, which takes it twice as long.
 PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt
 COMPILE = $(RUN) -m compileall -q -j 0 -x '/tests/' $(VENV)/lib tune_mnist > /dev/null || true
-# A third worker makes it no faster on two cores.
-WORKERS = -n 2 --dist loadfile --no-loadscope-reorder
+# Most tests wait for Ray's processes, so a third worker pays on two cores.
+WORKERS = -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help tune test test-benchmarks compat stress bench gpu screenshots setup format clean
 
