@@ -118,15 +118,15 @@ def test_how_things_are_written_for_people(written: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended_by", "asked", "code"),
+    ("stop_reason", "asked", "code"),
     [(FINISHED, 8, 0), (FINISHED, 9, 1), ("time budget", 9, 0), ("SIGINT", 9, 130), ("SIGTERM", 9, 143)],
 )
-def test_exit_codes(ended_by: str, asked: int, code: int, finished: tuple[Path, str, str]) -> None:
+def test_exit_codes(stop_reason: str, asked: int, code: int, finished: tuple[Path, str, str]) -> None:
     outcome = Outcome(
         settings=Settings(num_samples=asked),
         folder=RunFolder(finished[0]),
         grid=results.load(finished[0]),
-        ended_by=ended_by,
+        stop_reason=stop_reason,
         seconds=1.0,
         winner=object(),  # type: ignore[arg-type]
     )

@@ -197,7 +197,7 @@ def newly_begun(run_dir: Path, hosts: list[str], *, since: float = 0) -> TrialRe
     Args:
         since: when the driver was started; where the trials of an earlier one are now is not known.
     """
-    for trial in unended(run_dir):
+    for trial in unfinished(run_dir):
         last = trial.last
         if trial.epoch == GRACE_PERIOD - 2 and last.get("hostname") in hosts and last["timestamp"] > since:
             return trial
@@ -214,8 +214,8 @@ def processes(trial: TrialRecord) -> set[tuple[str, int]]:
     return {(epoch["hostname"], epoch["pid"]) for epoch in trial.epochs if "pid" in epoch}
 
 
-def unended(run_dir: Path) -> list[TrialRecord]:
-    return RunFolder(run_dir).ledger().unended() if (run_dir / "ledger.jsonl").exists() else []
+def unfinished(run_dir: Path) -> list[TrialRecord]:
+    return RunFolder(run_dir).ledger().unfinished() if (run_dir / "ledger.jsonl").exists() else []
 
 
 def test_ray_down_ends_ray_on_the_head(cluster: Lab, timed: Timed) -> None:

@@ -39,7 +39,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         *(("COMPLETE", 2), ("RUNNING", 1), ("RUNNING", 0))
     ]
     assert again.order == [("a", 1), ("b", 1), ("a", 2)]
-    assert [trial.trial_id for trial in again.unended()] == ["b", "c"]
+    assert [trial.trial_id for trial in again.unfinished()] == ["b", "c"]
     assert again.trials["a"].hand_set and not again.trials["b"].hand_set
 
 
@@ -106,13 +106,13 @@ def test_a_closed_session_shows_how_far_its_trials_came_and_a_new_one_goes_on_wi
 ) -> None:
     ledger = written(tmp_path / "ledger.jsonl")
     ledger.close("SIGINT")
-    assert ledger.closed_by == "SIGINT"
+    assert ledger.stop_reason == "SIGINT"
     assert [trial.shown_state for trial in ledger.trials.values()] == ["COMPLETE", "PRUNED", "FAIL"]
     assert [trial.stopped_by for trial in ledger.trials.values()] == [None, "SIGINT", "SIGINT"]
-    assert len(ledger.unended()) == 2
+    assert len(ledger.unfinished()) == 2
     ledger = Ledger.open(tmp_path / "ledger.jsonl")
     ledger.begin({}, FACTS)
-    assert ledger.closed_by is None
+    assert ledger.stop_reason is None
     assert [trial.shown_state for trial in ledger.trials.values()] == ["COMPLETE", "RUNNING", "RUNNING"]
 
 

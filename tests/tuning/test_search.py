@@ -313,7 +313,7 @@ def test_a_resumed_search_draws_what_it_would_have_drawn(sampler: str, tmp_path:
     assert len({config["momentum"] for config in drawn[0]}) == 16
 
 
-def test_what_a_closed_session_had_cut_is_unended_in_the_next(tmp_path: Path) -> None:
+def test_what_a_closed_session_had_cut_is_unfinished_in_the_next(tmp_path: Path) -> None:
     interrupted(tmp_path).close("SIGINT")
     cut = read_study(tmp_path).trials
     assert [trial.state.name for trial in cut] == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]

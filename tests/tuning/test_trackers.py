@@ -132,7 +132,7 @@ def test_a_search_that_is_stopped_and_resumed_has_one_run_for_each_trial(folder:
         log=("mlflow", "wandb"),
         options={"epoch_seconds": 0.1},
     )
-    assert tuner.run(settings, listener, task=TASK).ended_by == "SIGINT"
+    assert tuner.run(settings, listener, task=TASK).stop_reason == "SIGINT"
     assert {run.info.status for run in mlflow_runs(folder, "both").values()} == {"RUNNING"}
     places = [line.partition(",")[0] for line in listener.lines if line.startswith(("MLflow", "W&B"))]
     assert places[0] == "MLflow: experiment both" and places[1].startswith("W&B: group both of project toy")

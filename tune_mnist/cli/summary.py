@@ -38,7 +38,7 @@ REPORT = "report.html"
 
 def print_summary(console: Console, outcome: Outcome) -> None:
     """Print the best trials, the winner with its test score, what ASHA saved, and how to look further."""
-    view, finished = View(outcome), outcome.ended_by == FINISHED
+    view, finished = View(outcome), outcome.stop_reason == FINISHED
     of_asked, took = f"{len(view.trials)} of {outcome.settings.num_samples}", duration(outcome.seconds)
     ended = "" if finished else f"; {say_how_it_ended(outcome)}"
     console.print(f"\n{of_asked} trials ({count_states(view)}) in {took}{ended}")
@@ -100,12 +100,12 @@ def next_command(view: View, step: str | None = None) -> str:
     search = "tune" if (SCRIPTS / "tune.py").exists() else "search"
     if step == "wait":
         return command("analyse", where)
-    if step == "resume" and view.outcome.ended_by not in REACHED:
+    if step == "resume" and view.outcome.stop_reason not in REACHED:
         return command(search, "--resume", where)
     winner = view.outcome.winner
-    if winner and winner.test and (step == "confirm" or view.outcome.ended_by in REACHED):
+    if winner and winner.test and (step == "confirm" or view.outcome.stop_reason in REACHED):
         return command("finalize", where)
-    if step == "confirm" or view.outcome.ended_by in REACHED:
+    if step == "confirm" or view.outcome.stop_reason in REACHED:
         return command("analyse", where, "--trial", str(view.best.number)) if view.best else ""
     return command(search, "--resume", where, "--num-samples", str(2 * view.settings.num_samples))
 
@@ -145,7 +145,7 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
     python = shlex.quote(str(short_path(Path(sys.executable))))
     where = place_of(outcome.folder)
     table = f"import pandas as pd; print(pd.read_parquet({str(Path(where) / TRIALS_TABLE)!r}))"
-    if outcome.folder.remote or outcome.ended_by is None:
+    if outcome.folder.remote or outcome.stop_reason is None:
         table = f"from tune_mnist import results; print(results.trials_frame(results.load({where!r})))"
     analyse = f"  {command('analyse', where)}  # writes {REPORT}"
     quoted = shlex.quote(table) if set(table) & set('"$`\\!') else f'"{table}"'
@@ -155,9 +155,9 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
 def exit_code(outcome: Outcome) -> int:
     """Give 0 for a search that came to what was asked; 130 and 143 for Ctrl-C and SIGTERM; else 1."""
     signals = {"SIGINT": 130, "SIGTERM": 143}
-    if outcome.ended_by in signals:
-        return signals[outcome.ended_by]
-    short = outcome.ended_by == FINISHED and len(outcome.grid) < outcome.settings.num_samples
+    if outcome.stop_reason in signals:
+        return signals[outcome.stop_reason]
+    short = outcome.stop_reason == FINISHED and len(outcome.grid) < outcome.settings.num_samples
     return 1 if short or outcome.winner is None else 0
 
 
@@ -200,7 +200,7 @@ def _print_best(console: Console, view: View, *, most: int) -> None:
 def _print_winner(console: Console, view: View) -> None:
     winner = view.outcome.winner
     if winner is None:
-        ended = view.outcome.ended_by is not None
+        ended = view.outcome.stop_reason is not None
         why = "No trial has a checkpoint that can be read" if ended else "The search has not ended"
         console.print(f"{why}, so there is no winner.")
         return

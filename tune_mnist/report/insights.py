@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from tune_mnist.report.timeline import stretches
 from tune_mnist.report.view import STATES, View
 from tune_mnist.run.ledger import LEDGER
-from tune_mnist.run.records import EPOCH, UNENDED, TrialRecord
+from tune_mnist.run.records import EPOCH, RUNNING, TrialRecord
 from tune_mnist.run.space import LENGTH
 from tune_mnist.run.words import count, duration, short_value
 from tune_mnist.task import Objective
@@ -33,13 +33,13 @@ class Fact(NamedTuple):
 def count_states(view: View) -> str:
     """Count the trials of each state: 7 COMPLETE, 13 PRUNED, 0 FAIL."""
     counts = {state: len(view.of_state(state)) for state in STATES}
-    return ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != UNENDED)
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n or state != RUNNING)
 
 
 def say_how_it_ended(outcome: Outcome) -> str:
     """Say that a search has finished, or what ended it, or that it has not ended."""
     words = {None: "it runs, or was killed", FINISHED: "finished"}
-    return words.get(outcome.ended_by, f"ended by {outcome.ended_by}")
+    return words.get(outcome.stop_reason, f"ended by {outcome.stop_reason}")
 
 
 def count_epochs(view: View) -> tuple[int, str]:
@@ -65,7 +65,7 @@ def facts(view: View) -> list[Fact]:
     side_by_side = len({stretch.worker for stretch in stretches(view.ledger)})
     most = f"; at most {count(side_by_side, 'trial')} in parallel" if side_by_side else ""
     hours = max(outcome.seconds, 1e-9) / 3600
-    over = len(view.trials) - len(view.of_state(UNENDED))
+    over = len(view.trials) - len(view.of_state(RUNNING))
     how = f"seed {settings.seed}; {data}; {say_how_it_ended(outcome)}"
     return [
         Fact("Search", f"{settings.sampler} in space {settings.space}", how),

@@ -64,9 +64,9 @@ def learned(view: View) -> Learned:
 def _learned(view: View) -> Learned:
     pays, why = more_trials(view)
     over = sum(trial.state is not None for trial in view.trials)
-    unended = f"The search has not ended: this is of {over} of {view.settings.num_samples} trials that have."
+    note = f"The search has not ended: this is of {over} of {view.settings.num_samples} trials that have."
     sentences = [
-        unended if view.outcome.ended_by is None else "",
+        note if view.outcome.stop_reason is None else "",
         *[dead.sentence for dead in dead_choices(view)][:MOST_DEAD],
         stuck_sentence(view),
         matter_sentence(view),
@@ -74,7 +74,7 @@ def _learned(view: View) -> Learned:
         lead_sentence(view),
         why,
     ]
-    step = {None: "wait", FINISHED: "more" if pays else "confirm"}.get(view.outcome.ended_by, "resume")
+    step = {None: "wait", FINISHED: "more" if pays else "confirm"}.get(view.outcome.stop_reason, "resume")
     return Learned(sentences=[sentence for sentence in sentences if sentence][:MOST], next=step)
 
 

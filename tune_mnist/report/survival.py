@@ -10,7 +10,7 @@ import pandas as pd
 from optuna.distributions import CategoricalDistribution
 
 from tune_mnist.report.view import View
-from tune_mnist.run.records import UNENDED, TrialRecord
+from tune_mnist.run.records import RUNNING, TrialRecord
 from tune_mnist.run.words import count, short_value
 from tune_mnist.tuning.asha import Judgement, rungs
 
@@ -102,7 +102,7 @@ def why_it_stopped(view: View, trial: TrialRecord) -> str:
     """Say in a sentence why a trial ended where it did, or that it has not."""
     judgements = judgements_of(view, trial)
     of_planned = f"{trial.epoch} of {count(trial.epochs_planned, 'epoch')}"
-    if trial.shown_state == UNENDED:
+    if trial.shown_state == RUNNING:
         return f"It has not ended: {of_planned} so far."
     if trial.shown_state == "FAIL":
         return f"It failed after {of_planned}: {trial.error or 'why is not known'}."

@@ -14,7 +14,7 @@ from tune_mnist.report.importance import FEWER, MANY, ROUNDS, GivenStudy, Import
 from tune_mnist.report.rungs import Level, choose_level, find_levels
 from tune_mnist.report.scale import Scale
 from tune_mnist.run.ledger import Ledger
-from tune_mnist.run.records import UNENDED, TrialRecord
+from tune_mnist.run.records import RUNNING, TrialRecord
 from tune_mnist.run.space import LENGTH
 from tune_mnist.run.words import first_line
 from tune_mnist.tuning.asha import ASHA
@@ -22,7 +22,7 @@ from tune_mnist.tuning.tuner import Outcome
 
 T = TypeVar("T")
 
-STATES = ("COMPLETE", "PRUNED", "FAIL", UNENDED)
+STATES = ("COMPLETE", "PRUNED", "FAIL", RUNNING)
 """States of trials, in the order in which they are listed."""
 
 

@@ -14,7 +14,7 @@ from ray.tune import Checkpoint, Result, ResultGrid
 from tune_mnist.run.checkpoints import kept_checkpoints
 from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.ledger import Ledger
-from tune_mnist.run.records import UNENDED, TrialRecord, ray_config
+from tune_mnist.run.records import RUNNING, TrialRecord, ray_config
 from tune_mnist.run.saved import SavedCheckpoint, list_checkpoints
 
 
@@ -89,7 +89,7 @@ class LedgerGrid(ResultGrid):
     @property
     def num_terminated(self) -> int:
         """Number of trials that ended well; those of a running search are in neither."""
-        return sum(record.shown_state not in ("FAIL", UNENDED) for record in self.records)
+        return sum(record.shown_state not in ("FAIL", RUNNING) for record in self.records)
 
     def get_best_result(
         self,

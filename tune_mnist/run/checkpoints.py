@@ -39,7 +39,7 @@ def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
     found = list_checkpoints(folder)
     ahead = [
         (report["timestamp"], trial.trial_id, report)
-        for trial in ledger.unended()
+        for trial in ledger.unfinished()
         for report in _ahead(folder, trial, found.get(trial.directory, []))
     ]
     for _, trial_id, report in sorted(ahead, key=lambda entry: entry[0]):

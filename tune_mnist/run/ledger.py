@@ -58,7 +58,7 @@ class Ledger:
         "Trial and epoch of every report, in the order in which the scheduler judged them."
         self.sessions: list[list[float]] = []
         "First and last time of each session."
-        self.closed_by: str | None = None
+        self.stop_reason: str | None = None
         "Why the last session was closed; None while it runs, or where it was killed."
         self.lost_lines = 0
         self.lost_trials: set[str] = set()
@@ -101,7 +101,7 @@ class Ledger:
         return self.task.objective
 
     def begin(self, distributions: Mapping[str, str], task: TaskFacts) -> None:
-        """Begin a session. Trials that an earlier one closed are unended again."""
+        """Begin a session. Trials that an earlier one closed are unfinished again."""
         facts = dataclasses.asdict(task)
         self._write({"event": "session", "distributions": dict(distributions), "task": facts}, durable=True)
 
@@ -179,11 +179,11 @@ class Ledger:
 
         Those with the ids in ``stopped`` are what the scheduler stops, going by the reports so far.
         """
-        for trial in self.unended():
+        for trial in self.unfinished():
             if trial.trial_id in stopped or trial.is_over:
                 self.ended(trial.trial_id, failed=False)
 
-    def unended(self) -> list[TrialRecord]:
+    def unfinished(self) -> list[TrialRecord]:
         """List the trials that have not ended."""
         return [trial for trial in self.trials.values() if trial.state is None]
 
@@ -215,7 +215,7 @@ class Ledger:
             self.distributions = event["distributions"]
             self.facts = TaskFacts.from_json(event["task"]) if "task" in event else None
             self.sessions.append([now, now])
-            self.closed_by = None
+            self.stop_reason = None
             for trial in self.trials.values():
                 trial.stopped_by, trial.lost = None, 0
             return
@@ -232,8 +232,8 @@ class Ledger:
         elif kind == "trial":
             self.trials[event["trial_id"]] = TrialRecord(started=now, **event)
         elif kind == "close":
-            self.closed_by = event["reason"]
-            for trial in self.unended():
+            self.stop_reason = event["reason"]
+            for trial in self.unfinished():
                 trial.stopped_by = event["reason"]
         elif kind != "broke":
             self._apply_to_trial(event.pop("trial_id"), kind, now, event)

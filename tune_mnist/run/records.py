@@ -12,7 +12,7 @@ from tune_mnist.task import Objective
 
 CHECKPOINT_NAME = "checkpoint_dir_name"
 """Key of a reported epoch: the folder of the checkpoint that was saved with it, or None."""
-UNENDED = "RUNNING"
+RUNNING = "RUNNING"
 """State of a trial that has not ended, in a run that has not been closed."""
 
 
@@ -130,7 +130,7 @@ class TrialRecord:
     def shown_state(self) -> str:
         """Its state for people: RUNNING only where the run was not closed."""
         if self.state is None and self.stopped_by is None:
-            return UNENDED
+            return RUNNING
         return self.state or trial_state(self.epoch, self.epochs_planned, failed=False)
 
     @property

@@ -67,7 +67,7 @@ class Attempts:
     @property
     def unfinished(self) -> bool:
         """Whether there is a trial that has not ended, or still to be drawn."""
-        return bool(self.ledger.unended()) or len(self.ledger.trials) < self.settings.num_samples
+        return bool(self.ledger.unfinished()) or len(self.ledger.trials) < self.settings.num_samples
 
     @property
     def hopeless(self) -> str:
@@ -84,7 +84,7 @@ class Attempts:
         """Take back what an earlier call of ``fit()`` has left under way; it does not count as lost."""
         self.live.clear()
         self.training.clear()
-        self.waiting = deque(sorted(self.ledger.unended(), key=lambda trial: trial.number))
+        self.waiting = deque(sorted(self.ledger.unfinished(), key=lambda trial: trial.number))
         self.stalled = False
         self.watchdog.heard()
 

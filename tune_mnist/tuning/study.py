@@ -131,7 +131,7 @@ class TrialStudy:
 
         In the ledger such trials are unfinished: a resume continues them.
         """
-        for trial in self.ledger.unended():
+        for trial in self.ledger.unfinished():
             self._asked[trial.trial_id].set_user_attr(STOPPED_BY, reason)
             self._tell(trial.trial_id, trial_state(trial.epoch, trial.epochs_planned, failed=False))
         sync(self._folder.local / JOURNAL)

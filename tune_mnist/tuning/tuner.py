@@ -61,7 +61,7 @@ class Outcome:
     settings: Settings
     folder: RunFolder
     grid: LedgerGrid
-    ended_by: str | None
+    stop_reason: str | None
     "FINISHED, or what stopped it; None while it runs, or where it was killed."
     seconds: float
     "Wall time, that of earlier sessions included."
@@ -191,7 +191,7 @@ def load_run(run: str) -> Outcome:
         settings=settings,
         folder=folder,
         grid=grid,
-        ended_by=ledger.closed_by,
+        stop_reason=ledger.stop_reason,
         seconds=ledger.seconds(),
         winner=read_winner(folder, ledger.task),
     )
@@ -230,7 +230,7 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
         settings=settings,
         folder=folder,
         grid=grid,
-        ended_by=stop.reason or FINISHED,
+        stop_reason=stop.reason or FINISHED,
         seconds=ledger.seconds(),
         winner=winner,
     )
@@ -276,14 +276,14 @@ def _is_finished(folder: RunFolder, ledger: Ledger, before: Settings, settings: 
     Raises:
         ValueError: for more trials of a run that has reached its target, which would end it at once.
     """
-    if ledger.closed_by in REACHED and settings.num_samples > before.num_samples:
+    if ledger.stop_reason in REACHED and settings.num_samples > before.num_samples:
         raise ValueError(
             f"num_samples is {settings.num_samples}, but must be left out: the run has reached its target, "
             f"{settings.target:g}, and keeps it"
         )
-    all_ended = len(ledger.trials) >= settings.num_samples and not ledger.unended()
+    all_ended = len(ledger.trials) >= settings.num_samples and not ledger.unfinished()
     # scripts/analyse.py writes the tables of unfinished runs too: that a run was closed, the ledger says, and
     # that the kill did not come after that, the winner.
-    closed = ledger.closed_by is not None and folder.read(TRIALS_TABLE) is not None
+    closed = ledger.stop_reason is not None and folder.read(TRIALS_TABLE) is not None
     scored = closed and (read_winner(folder, ledger.task) is not None or not load_grid(folder).saved_epochs())
-    return (all_ended or ledger.closed_by in REACHED) and scored
+    return (all_ended or ledger.stop_reason in REACHED) and scored

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.records import EPOCH, UNENDED, TaskFacts, TrialRecord
+from tune_mnist.run.records import EPOCH, RUNNING, TaskFacts, TrialRecord
 from tune_mnist.run.words import short_path, without_password
 from tune_mnist.tuning.dashboard import command
 from tune_mnist.tuning.trackers.feed import Tracker
@@ -84,7 +84,7 @@ class MlflowRuns(Tracker):
         from mlflow.entities import Param
 
         if trial.trial_id not in self.run_ids:
-            tags: dict[str, Any] = {"search": self.search, "trial": str(trial.number), "state": UNENDED}
+            tags: dict[str, Any] = {"search": self.search, "trial": str(trial.number), "state": RUNNING}
             tags["trial_id"] = trial.trial_id
             start, name = round(1000 * trial.started), f"{self.search}-{trial.number}"
             run = self.client.create_run(self.id, start, tags, run_name=name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_mnist.run.folder import RunFolder
-from tune_mnist.run.records import EPOCH, UNENDED, TaskFacts, TrialRecord
+from tune_mnist.run.records import EPOCH, RUNNING, TaskFacts, TrialRecord
 from tune_mnist.run.words import short_path
 from tune_mnist.tuning.dashboard import command
 from tune_mnist.tuning.trackers.feed import Tracker
@@ -110,5 +110,5 @@ class WandbRuns(Tracker):
                 finish_timeout_raises=True,
             ),
         )
-        run.summary["state"] = UNENDED
+        run.summary["state"] = RUNNING
         return run, max(run.step - 1, 0)
