@@ -250,7 +250,7 @@ def test_a_network_runs_with_torch_alone_and_scores_what_the_card_says(
     network = Network(Hyperparameters(**written))
     network.load_state_dict(torch.load(best / "model.pt", weights_only=True))
     accuracy, _ = evaluate(network, load_test("mnist", mnist_dir))
-    assert f"Test accuracy {accuracy:.2%} (n = 10000)" in (best / "card.md").read_text()
+    assert f"Test accuracy {accuracy:.2%} (n = 10,000)" in (best / "card.md").read_text()
     images = load_test("mnist", mnist_dir).images[:64]
     with torch.inference_mode():
         expected = network.eval()(images)

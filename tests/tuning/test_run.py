@@ -57,7 +57,7 @@ def test_the_summary_names_the_winner_with_its_errors(finished: tuple[Path, str,
     metrics = json.loads((run_dir / "best" / "metrics.json").read_text())
     assert f"Winner, trial {metrics['number']} at epoch {metrics['epoch']}: " in out
     error = (metrics["test_accuracy"] * (1 - metrics["test_accuracy"]) / 10_000) ** 0.5
-    assert f"test {metrics['test_accuracy']:.2%} ± {error:.2%} (n = 10000" in out
+    assert f"test {metrics['test_accuracy']:.2%} ± {error:.2%} (n = 10,000" in out
     assert "Baseline: " in out or metrics["number"] == 0
 
 

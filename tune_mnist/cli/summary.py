@@ -216,7 +216,7 @@ def _print_winner(console: Console, view: View) -> None:
 
 
 def _examples(n: int | None) -> str:
-    return f" (n = {n})" if n else ""
+    return f" (n = {n:,})" if n else ""
 
 
 def _print_failures(console: Console, view: View) -> None:

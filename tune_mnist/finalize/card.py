@@ -92,7 +92,7 @@ the search, where the best of many noisy scores is optimistically biased.
 
 def examples(n: int | None) -> str:
     """Write a number of examples behind what was measured on them; nothing where it is unknown."""
-    return f" (n = {n})" if n is not None else ""
+    return f" (n = {n:,})" if n is not None else ""
 
 
 def interval(scores: Scores, objective: Objective) -> str:

@@ -163,7 +163,7 @@ def _add_trials(figure: go.Figure, view: View, trials: Sequence[TrialRecord], x:
     """Mark trials by their state; several at the same place as one larger mark, with their number."""
     for look, some in by_look(view, trials):
         places = Counter((_place(view, x, trial), _place(view, y, trial)) for trial in some)
-        marker = look.mark()
+        marker = look.mark_on_color()
         marker["size"] = [round(marker["size"] * math.sqrt(n), 1) for n in places.values()]
         figure.add_scatter(
             x=[place[0] for place in places],

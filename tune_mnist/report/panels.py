@@ -30,13 +30,20 @@ class Look:
     def mark(self, *, size: float = 7, count: int = 1) -> dict[str, Any]:
         """Give their mark, in pixels; a fainter one where it is one of many."""
         if self is LOOKS[BEST]:
-            line = {"width": 1, "color": "rgba(255,255,255,.8)"}
-            return {"symbol": self.symbol, "size": 2 * size, "opacity": 1, "color": self.color, "line": line}
+            return {"symbol": self.symbol, "size": 2 * size, "opacity": 1, "color": self.color, "line": EDGE}
         marker = {"symbol": self.symbol, "size": size, "opacity": 0.85 if count <= 200 else 0.5}
         if self.symbol.endswith("-thin"):
             return {**marker, "line": {"width": 1.4, "color": self.color}}
         return {**marker, "color": self.color}
 
+    def mark_on_color(self) -> dict[str, Any]:
+        """Return their mark for a coloured ground, on which thin grey lines are hard to see."""
+        solid = self.symbol.removesuffix("-thin")
+        return {**self.mark(), "symbol": solid, "color": self.color, "opacity": 1, "line": EDGE}
+
+
+EDGE = {"width": 1, "color": "rgba(255,255,255,.8)"}
+"""Of marks that must stand out."""
 
 BEST = "best"
 """In place of the state of the best trial."""
