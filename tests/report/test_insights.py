@@ -210,7 +210,8 @@ def test_the_summary_says_what_the_facts_say(tmp_path: Path) -> None:
     assert baseline.note == f"stopped at epoch {pruned.epoch}, {best_then}"
     assert f"Baseline: {baseline.value}, {baseline.note}" in lines
     (line,) = (line for line in lines if line.startswith("Winner, "))
-    assert f": validation {told['Best, validation'].value} (n = 5,000), test 98.00% ± 0.14% (n = 10,000" in line
+    best = told["Best, validation"].value
+    assert f": validation {best} (n = 5,000), test 98.00% ± 0.14% (n = 10,000" in line
 
 
 def test_the_baseline_that_finished_is_compared_with_the_best_as_they_are(tmp_path: Path) -> None:
