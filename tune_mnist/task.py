@@ -214,7 +214,7 @@ class Task:
         plain = self.name.replace("-", "").replace("_", "")
         rule = "letters, digits, '_' and '-'"
         require(plain.isascii() and plain.isalnum(), "a task's name", self.name or "empty", rule)
-        require(bool(self.spaces), f"spaces of task {self.name}", "empty", "a dict with a space or more")
+        require(bool(self.spaces), f"spaces of task {self.name}", "empty", "a dict with at least one space")
 
 
 def option(default: Any, help: str, *, group: str = "task", resumable: bool = False) -> Any:

@@ -50,11 +50,11 @@ class RunFolder:
         if self.remote and "?" in text:
             without = text.partition("?")[0]
             raise FolderError(
-                f"{without} has options behind it, but must not: AWS_ENDPOINT_URL names another S3"
+                f"{without} has options after it, but must not: AWS_ENDPOINT_URL selects another S3"
             )
         if not re.match(r"[\w.+-]+://[^/]+/.|(?![\w.+-]+:/).", text):
             raise FolderError(
-                f"{text or 'the empty name'} is no run: it must be a folder, or as s3://BUCKET/PATH"
+                f"{text or 'the empty name'} is not a run: it must be a folder or like s3://BUCKET/PATH"
             )
         if self.remote:
             self.uri = text.rstrip("/")

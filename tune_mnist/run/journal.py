@@ -64,7 +64,7 @@ class _UnsyncedFile(JournalFileBackend):
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         lock, waits = Path(f"{self._path}.lock"), None
         if lock.is_symlink():
-            text = f"waiting for {lock}: another process holds it, or has died with it and it can be deleted"
+            text = f"waiting for {lock}: another process holds it; if that has died, delete it"
             waits = threading.Timer(PATIENCE_SECONDS, self._tell, [text])
             waits.start()
         self._lock.acquire()

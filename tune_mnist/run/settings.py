@@ -94,10 +94,9 @@ class Settings:
     )
     address: str | None = of_cluster(
         None,
-        "running Ray cluster, or auto (default: RAY_ADDRESS, else the cluster of this machine, else a Ray of "
-        "the search's own)",
+        "running Ray cluster, or auto (default: RAY_ADDRESS, else this machine's cluster, else a new Ray)",
     )
-    dashboard: bool = of_cluster(False, "start Ray's dashboard with a Ray of its own, on loopback")
+    dashboard: bool = of_cluster(False, "start Ray's dashboard with a new Ray, on loopback")
 
     checkpoint_seconds: float = of_storage(30.0, "longest time without a checkpoint, at epoch ends")
     keep_checkpoints: int = of_storage(5, "ended trials that keep their checkpoints: the best")
@@ -196,7 +195,7 @@ class Settings:
                     raise TypeError(f"{name} is {values[name]!r}, but must be {hint}")
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"these are no settings of a run: {error}") from error
+            raise ValueError(f"these are not the settings of a run: {error}") from error
 
 
 LEGACY_DEFAULTS: dict[str, Any] = {

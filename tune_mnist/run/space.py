@@ -28,7 +28,7 @@ def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[st
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError(
-            f"space {name} is {space!r}, but must be a dict of optuna.distributions with an entry or more"
+            f"space {name} is {space!r}, but must be a dict of optuna.distributions with at least one entry"
         )
     for parameter, distribution in space.items():
         if not isinstance(distribution, BaseDistribution):
