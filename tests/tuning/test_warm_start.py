@@ -257,7 +257,7 @@ def test_another_space_is_refused_by_the_name_of_the_parameter(
         return
     with pytest.raises(ValueError, match=f"^warm_start is {run}, but must have a space that this") as error:
         inherit(run, space=ours)
-    assert str(error.value).endswith(f"this one holds: {complaint}")
+    assert str(error.value).endswith(f"this one includes: {complaint}")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path: Path) -> None
         inherit(tmp_path / "other")
     lost = (run / LEDGER).read_text().replace("distributions", "distribution")
     (run / LEDGER).write_text(lost)
-    with pytest.raises(ValueError, match=r"must have a search space: the lines of its ledger.jsonl that say"):
+    with pytest.raises(ValueError, match=r"must have a search space: its lines in ledger.jsonl are lost"):
         inherit(run)
 
 
