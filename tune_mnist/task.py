@@ -166,7 +166,7 @@ class Task:
     """A training loop to be tuned.
 
     Raises:
-        ValueError: for a name with characters that are not allowed, or without a space.
+        ValueError: for a name with characters that are not allowed, or if ``spaces`` is empty.
     """
 
     name: str
@@ -184,8 +184,8 @@ class Task:
     options: type | None = None
     "A dataclass whose fields become flags, see `option`."
     baseline: Mapping[str, Any] | Callable[[Space, int], Mapping[str, Any]] | None = None
-    """A configuration in the terms of the space, which is tried first, or ``baseline(space, max_epochs)``
-    that returns one. Left out if the space does not contain it."""
+    """A configuration in the terms of the space, which is tried first, or a function
+    ``baseline(space, max_epochs)`` that returns one. Left out if the space does not contain it."""
     complete: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
     """``complete(parameters, max_epochs)`` turns drawn parameters into the configuration to train. Raises
     ValueError if that is impossible. An integer ``epochs`` in it is the trial's own budget."""

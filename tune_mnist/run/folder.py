@@ -140,11 +140,11 @@ class RunFolder:
         """Update the working copy from the bucket; what only the copy has is kept."""
         if not self.remote:
             return
-        remote, local = self.read(LEDGER) or b"", self.local / LEDGER
-        if not local.exists() or not local.read_bytes().startswith(remote):
+        stored, copy = self.read(LEDGER) or b"", self.local / LEDGER
+        if not copy.exists() or not copy.read_bytes().startswith(stored):
             shutil.rmtree(self.local, ignore_errors=True)  # another machine has continued the run
             self.local.mkdir(parents=True)
-            local.write_bytes(remote)
+            copy.write_bytes(stored)
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write one of the driver's files; a kill or a power cut leaves the old one or the new one."""

@@ -78,11 +78,9 @@ class Settings:
 
     cpus_per_trial: float = of_cluster(1.0, "CPU cores of a trial")
     gpus_per_trial: float | None = most_used(
-        None, "GPUs of a trial; 0.5 runs two on one (default: 0.5 where there are GPUs, else 0)"
+        None, "GPUs of a trial; 0.5 runs two on one (default: 0.5 if there are GPUs, else 0)"
     )
-    max_concurrent_trials: int | None = of_cluster(
-        None, "trials in parallel (default: as many as the resources hold)"
-    )
+    max_concurrent_trials: int | None = of_cluster(None, "trials in parallel (default: as many as fit)")
     max_failures: int = of_cluster(3, "retries of a trial whose process or node was lost")
     stall_seconds: float = of_cluster(
         120.0,

@@ -15,7 +15,7 @@ from tune_mnist.tuning.trackers.feed import Feed
 LOOK_SECONDS = 2.0
 """Minimum time between two queries of the cluster."""
 IDLE_SECONDS = 20.0
-"""Time without a running trial before it is shown what trials wait for; a new process takes 10."""
+"""Time without a running trial before showing what trials wait for; a new process takes 10."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ class SobolSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw a parameter at random that is not in the space."""
+        """Draw a parameter outside the space at random."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
 

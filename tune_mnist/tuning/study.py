@@ -1,4 +1,4 @@
-"""The Optuna study of a run, which draws the trials by Optuna's public ask and tell.
+"""The Optuna study of a run, which draws the trials with Optuna's public ask and tell.
 
 Each session rebuilds it from the ledger, in a new run as in a resumed one: a sampler's random numbers depend
 only on the seed and the number of the trial.

@@ -70,7 +70,7 @@ class Trouble:
         return reason
 
     def memory(self, error: BaseException | str, details: str, losses: int) -> None:
-        """Delay the next attempt if one was killed for lack of memory, longer with each of its losses."""
+        """Delay the next attempt if one was killed for lack of memory, longer after each loss."""
         if isinstance(error, OutOfMemoryError) or "running low on memory" in details:
             self._wait(5 * 2.0**losses)
             self._say(

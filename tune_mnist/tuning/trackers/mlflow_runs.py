@@ -41,7 +41,7 @@ class MlflowRuns(Tracker):
 
     def open(self) -> None:
         """Find or create the experiment, and find the runs of this search in it."""
-        # MLflow retries 7 times, for 4 minutes. The feed retries itself, and meanwhile shows what is wrong.
+        # MLflow tries 7 times, for 4 minutes. The feed retries itself, and meanwhile shows what is wrong.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient
 
