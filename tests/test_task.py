@@ -176,7 +176,7 @@ def test_a_ray_function_is_searched_as_it_is(warm_joining: WarmRunner) -> None:
     rest = ("--mode", "min", "--max-epochs", "20", "--num-samples", "4", "--name", "function")
     code, out, err = warm_joining.run(*flags, *rest)
     assert (code, err) == (0, ""), out
-    assert out.count("A Ray Tune function decides on its seeds itself") == 1
+    assert out.count("A Ray Tune function chooses its own seeds") == 1
     run_dir = warm_joining.runner.folder / "runs" / "function"
     trials = results.trials_frame(results.load(run_dir))
     assert set(trials["state"]) <= {"COMPLETE", "PRUNED"} and (trials["steps"] == 20).all()

@@ -1,6 +1,6 @@
 """Searches the hyper-parameters of a PyTorch training loop with Ray Tune, Optuna and ASHA.
 
-What others may use: `search`, `resume` and `load_run` give a `Run`; `Task`, `Objective`, `Trial`, `Save`,
+The public names: `search`, `resume` and `load_run` return a `Run`; `Task`, `Objective`, `Trial`, `Save`,
 `TestSet`, `option`, `DivergedError` and `CheckpointError` are for writing a task.
 """
 
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what drives a search when it is asked for: a trial imports this package, and does without."""
+    """Import what drives a search on first use: trials import this package and do not need it."""
     if name in ("Run", "load_run", "resume", "search"):
         # In a notebook Ray asks for ipywidgets, which are not needed here.
         logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)

@@ -135,7 +135,7 @@ def test_an_address_where_something_else_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: server.accept()[0].recv(1), daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert connect(address).startswith(f"what answers at {address} is no Ray cluster of version")
+        assert connect(address).startswith(f"what answers at {address} is not a Ray cluster of version")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_a_cluster_without_a_token_is_used_after_one_with_it_but_none_of_another
         noted = json.dumps(dict(zip(("ray_version", "python_version"), there, strict=True)))
         client.internal_kv_put(b"CLUSTER_METADATA", noted.encode(), True, b"cluster")
         other = " on Python ".join(there) if "Python" in here else there[0]
-        message = f"the Ray cluster at {head} has Ray {other}, but here is Ray {here}: they must be the same"
+        message = f"the Ray cluster at {head} has Ray {other}, but here it is {here}: they must be the same"
         for address in addresses:
             assert connect(address) == message
     os.environ["RAY_ADDRESS"] = head

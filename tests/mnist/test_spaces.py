@@ -87,7 +87,7 @@ def test_one_s_own_space_trains_max_epochs() -> None:
         ({"epochs": IntDistribution(0, 3)}, "epochs is 0, but must be a whole number of at least 1"),
         ({"batch_size": FloatDistribution(32, 64)}, "batch_size is 32.0, but must be a whole number"),
         ({"lr": 0.1}, "lr is 0.1, but must be one of optuna.distributions"),
-        ({}, "but must be a dict of optuna.distributions with an entry or more"),
+        ({}, "but must be a dict of optuna.distributions with at least one entry"),
         ([1], "but must be a dict of optuna.distributions"),
     ],
 )

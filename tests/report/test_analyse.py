@@ -207,8 +207,11 @@ def test_of_a_ledger_that_has_lost_most_the_rest_is_shown(analyse: Analyse, run:
     [
         (["nowhere"], r"\S+/nowhere is not the folder of a run: it has no ledger.jsonl"),
         ([], "the following arguments are required: RUN"),
-        (["runs/blog", "--out", ""], "the empty name is no run: it must be a folder, or as s3://BUCKET/PATH"),
-        (["runs/blog", "--out", "s3://bucket"], "s3://bucket is no run: it must be a folder, or as .*"),
+        (
+            ["runs/blog", "--out", ""],
+            "the empty name is not a run: it must be a folder or like s3://BUCKET/PATH",
+        ),
+        (["runs/blog", "--out", "s3://bucket"], "s3://bucket is not a run: it must be a folder or like .*"),
         (["runs/blog", "runs/blog"], "a run is named twice, but each must be another one"),
         (["runs/blog", "nowhere"], r"\S+/nowhere is not the folder of a run: it has no ledger.jsonl"),
         (["runs/blog", "--pdf"], "unrecognized arguments: --pdf"),

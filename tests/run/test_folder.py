@@ -109,11 +109,11 @@ def test_a_run_is_of_one_process_at_a_time(tmp_path: Path) -> None:
     ("uri", "complaint"),
     [
         ("foo://bucket/run", "can't be used as storage: Unrecognized filesystem type"),
-        ("s3://", "s3:// is no run: it must be a folder, or as s3://BUCKET/PATH"),
-        ("s3://bucket", "s3://bucket is no run"),
-        ("", "the empty name is no run"),
+        ("s3://", "s3:// is not a run: it must be a folder or like s3://BUCKET/PATH"),
+        ("s3://bucket", "s3://bucket is not a run"),
+        ("", "the empty name is not a run"),
         ("s3://me:s3cret@bucket/run", "the URI holds a key, but must not"),
-        ("s3://bucket/runs?secret_key=s3cret", "s3://bucket/runs has options behind it, .* AWS_ENDPOINT_URL"),
+        ("s3://bucket/runs?secret_key=s3cret", "s3://bucket/runs has options after it, .* AWS_ENDPOINT_URL"),
     ],
 )
 def test_a_uri_that_is_none_is_said_in_one_line(uri: str, complaint: str) -> None:

@@ -89,9 +89,7 @@ def test_a_lock_that_is_waited_for_is_told(tmp_path: Path, monkeypatch: pytest.M
     lock.symlink_to(tmp_path / "study.journal")
     threading.Timer(0.3, lock.unlink).start()
     study.append_logs([{"op": 3}])
-    assert told == [
-        f"waiting for {lock}: another process holds it, or has died with it and it can be deleted"
-    ]
+    assert told == [f"waiting for {lock}: another process holds it; if that has died, delete it"]
     assert list(study.read_logs(0)) == [{"op": 1}, {"op": 2}, {"op": 3}]
 
 

@@ -48,7 +48,7 @@ def test_points_are_read_in_the_types_of_the_space(tmp_path: Path) -> None:
         ),
         ("", r"must be a JSON list of objects .*\(Expecting value"),
         ("7", r"must be a JSON list of objects .*: it has 7$"),
-        ([], r"must have a point or more$"),
+        ([], r"must have at least one point$"),
         ([{}], r"points.json, point 1: it is {}, but must be an object with a parameter$"),
         ([{"lr": 0.01}, 3], r"point 2: it is 3, but must be an object"),
         (

@@ -293,7 +293,7 @@ def test_a_tracker_that_is_down_is_named_once_and_tried_again_at_the_end() -> No
     feed.update(record(1, [1.0]))
     assert not tracker.taken
     feed.close()
-    assert told == ["Flaky: nobody is there (the search continues, and tries it again)"]
+    assert told == ["Flaky: nobody is there (the search continues and will retry)"]
     assert sorted(tracker.taken) == [(0, 2), (1, 1)] and len(opened) == 2
 
 

@@ -15,8 +15,8 @@ from tune_mnist.tuning.versions import PAIRS, TRIED, notices
     [
         ("2.60.0", "5.0.0", []),
         ("2.50.1", "4.0.0", []),
-        ("2.49.2", "5.1.0.dev0", ["ray 2.49.2 was not tried", "optuna 5.1.0.dev0 was not tried"]),
-        ("3.0.0", "4.9.0", ["ray 3.0.0 was not tried with this search; 2.50 to 2.60 were"]),
+        ("2.49.2", "5.1.0.dev0", ["ray 2.49.2 was not tested", "optuna 5.1.0.dev0 was not tested"]),
+        ("3.0.0", "4.9.0", ["ray 3.0.0 was not tested with this search; 2.50 to 2.60 were"]),
     ],
 )
 def test_versions_outside_the_tried_ones_are_named(

@@ -202,8 +202,8 @@ def test_several_runs_are_taken_in_their_order_but_not_what_they_had_inherited(t
     ]
     there = tmp_path / "second"
     assert taken.remarks[1:3] == [
-        f"{there}: 3 trials that it had inherited are not taken; name their runs too",
-        f"{there}: its values are of other data: train_size 4096 there, unset here; seed 1 there, 0 here",
+        f"{there}: 3 trials that it had inherited are not used; name their runs too",
+        f"{there}: its values are from other data: train_size 4096 there, unset here; seed 1 there, 0 here",
     ]
     assert len(taken.remarks) == 4 and taken.remarks[3].startswith(f"3 trials of {tmp_path / 'first'} are")
     with pytest.raises(ValueError, match=r"^warm_start has \S+/first/ twice, but must have each run once$"):
@@ -221,7 +221,7 @@ def test_lost_lines_are_told_and_cost_their_trials_alone(tmp_path: Path) -> None
     taken = inherit(tmp_path / "first")
     assert sorted(set(range(12)) - {trial.number for trial in taken.trials}) == [4, 7]
     assert taken.remarks[1:] == [
-        f"{tmp_path / 'first'}: {LEDGER} has {len(lost)} lines that can't be read; the rest is taken"
+        f"{tmp_path / 'first'}: {LEDGER} has {len(lost)} lines that can't be read; the rest is used"
     ]
 
 
@@ -257,7 +257,7 @@ def test_another_space_is_refused_by_the_name_of_the_parameter(
         return
     with pytest.raises(ValueError, match=f"^warm_start is {run}, but must have a space that this") as error:
         inherit(run, space=ours)
-    assert str(error.value).endswith(f"this one holds: {complaint}")
+    assert str(error.value).endswith(f"this one includes: {complaint}")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path: Path) -> None
         inherit(tmp_path / "other")
     lost = (run / LEDGER).read_text().replace("distributions", "distribution")
     (run / LEDGER).write_text(lost)
-    with pytest.raises(ValueError, match=r"must have a search space: the lines of its ledger.jsonl that say"):
+    with pytest.raises(ValueError, match=r"must have a search space: its lines in ledger.jsonl are lost"):
         inherit(run)
 
 
@@ -299,7 +299,7 @@ def test_trials_longer_than_any_here_are_refused_shorter_ones_are_told(tmp_path:
     space: Space = {"momentum": FloatDistribution(0.4, 0.9)}
     run = tmp_path / "first"
     earlier_run(run, space=space, max_epochs=5)
-    complaint = f"^max_epochs is 4, but must be at least 5: so long were trials of {run} to train$"
+    complaint = f"^max_epochs is 4, but must be at least 5, the epochs planned for trials of {run}$"
     with pytest.raises(ValueError, match=complaint):
         inherit(run, space=space, max_epochs=4)
     taken = inherit(run, space=space, max_epochs=9)
@@ -380,7 +380,7 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     [
         (
             ["--warm-start", "runs/finished", "--max-epochs", "2"],
-            r"must have a space that this one holds: epochs is 3 to 3 there, and 2 to 2 here",
+            r"must have a space that this one includes: epochs is 3 to 3 there, and 2 to 2 here",
         ),
         (["--points", "none.json"], r"points is none.json, but must be a JSON list of objects such as "),
     ],

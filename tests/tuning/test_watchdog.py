@@ -28,7 +28,7 @@ def test_workers_that_hang_are_replaced(runner: Runner) -> None:
         os.kill(pid, signal.SIGSTOP)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, ""), out
-    assert stopped and "nothing moves: connecting to Ray again" in out
+    assert stopped and "no progress: connecting to Ray again" in out
     assert broke(run_dir) and "0 FAIL" in out
     check(run_dir, 4)
 

@@ -1,1 +1,1 @@
-"""Where trials run."""
+"""The Ray cluster on which trials run."""

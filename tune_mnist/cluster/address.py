@@ -1,4 +1,4 @@
-"""Which Ray cluster is meant, whether it answers, and whether this process can use it."""
+"""Finds the Ray cluster that is meant, and checks that it answers and that this process can use it."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ ADDRESS_TIMEOUT_SECONDS = 10.0
 """Longest wait for a cluster at an address; `ray.init` alone waits two minutes and then kills the process."""
 
 BUSY_SECONDS = 90.0
-"""Longest wait where this machine is so busy that even Ray's client takes that long to load."""
+"""Longest wait on a machine so busy that Ray's client alone takes that long to load."""
 
 TICK_SECONDS, BUSY_SHARE = 1.0, 0.02
-"""How often it is looked whether the client still works, and the least share of a core that it then uses."""
+"""Seconds between checks whether the client is still working, and the fraction of a core that proves it."""
 
 AUTH_MODE = "RAY_AUTH_MODE"
-"""The variable that says whether Ray uses tokens."""
+"""Environment variable that sets whether Ray uses tokens."""
 
 
 class ClusterError(RuntimeError):
-    """There is no such cluster, or it can't give what a trial asks for."""
+    """There is no such cluster, or it does not have what a trial asks for."""
 
 
 class RefusedError(ClusterError):
-    """There is such a cluster, but it wants a token, or other versions of Ray or Python than those here."""
+    """The cluster requires a token, or other versions of Ray or Python than those here."""
 
 
 def find_address(address: str) -> str:
-    """Give the HOST:PORT that is meant by auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
+    """Resolve auto to a HOST:PORT: RAY_ADDRESS, or the cluster that this machine belongs to."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or "auto"
     if address != "auto":
         return address
-    found = ray_private.address_of_this_machine()
-    if not found:
+    started = ray_private.address_of_this_machine()
+    if not started:
         raise ClusterError("the address is auto, but no Ray cluster was started on this machine")
-    return found
+    return started
 
 
 def find_running_here() -> tuple[str, str] | None:
     """Find the cluster that this machine belongs to, and its mode of authentication.
 
-    The file that Ray asks is written by `ray start` and removed by `ray stop` only. So it never names the
-    cluster that another search has started for itself, and names a dead one after a crash.
+    The file that Ray reads is written only by `ray start` and removed only by `ray stop`. So it never names a
+    cluster that another search has started for itself, but names a dead one after a crash.
 
     Raises:
-        RefusedError: if it wants a token or versions that are missing here.
+        RefusedError: if it requires a token or versions that are missing here.
     """
     address = ray_private.address_of_this_machine()
     if not address:
@@ -69,7 +69,7 @@ def find_running_here() -> tuple[str, str] | None:
 
 
 def check_answers(address: str) -> str:
-    """Ask a cluster for its health; give its mode of authentication, disabled or token."""
+    """Check that a cluster is healthy; return its mode of authentication, disabled or token."""
     if address.startswith("ray://"):
         raise ClusterError(
             f"the address is {address}, but must be auto or HOST:PORT: Ray Client is not supported"
@@ -81,7 +81,7 @@ def check_answers(address: str) -> str:
         socket.create_connection((host, int(port)), timeout=ADDRESS_TIMEOUT_SECONDS / 2).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
-    # Where its mode and ours differ, Ray connects, but each actor is dead on arrival.
+    # If its mode and ours differ, Ray connects, but every actor dies at once.
     complaint = _ask_for_health(address, "disabled")
     if complaint is None:
         return "disabled"
@@ -93,13 +93,13 @@ def check_answers(address: str) -> str:
         )
     check_versions(address, complaint)
     raise ClusterError(
-        f"what answers at {address} is no Ray cluster of version {ray.__version__}, or takes longer than "
+        f"what answers at {address} is not a Ray cluster of version {ray.__version__}, or takes longer than "
         f"{ADDRESS_TIMEOUT_SECONDS:.0f} s"
     )
 
 
 def _ask_for_health(address: str, auth_mode: str) -> str | None:
-    """Give what a cluster complains of, in a process of its own, because Ray's client never gives up."""
+    """Return a cluster's complaint, if any, using a child process, because Ray's client never gives up."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     environment, pipe = os.environ | {AUTH_MODE: auth_mode}, subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe) as process:
@@ -110,7 +110,7 @@ def _ask_for_health(address: str, auth_mode: str) -> str | None:
 
 
 def _complaint_of(process: subprocess.Popen[bytes]) -> str | None:
-    """Wait for a process that asks a cluster; one that still works, on a busy machine, gets more time."""
+    """Wait for a process that queries a cluster; on a busy machine it gets more time while it works."""
     started, before = time.monotonic(), 0.0
     while True:
         try:
@@ -124,7 +124,7 @@ def _complaint_of(process: subprocess.Popen[bytes]) -> str | None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Give the CPU time that a process has used so far; 0 where Linux does not tell."""
+    """Return the CPU time that a process has used so far; 0 if there is no /proc entry."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -133,7 +133,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def check_versions(address: str, complaint: str) -> None:
-    """Raise `RefusedError` where Ray complains that a cluster's versions differ from those of this process.
+    """Raise `RefusedError` if Ray complains that a cluster's versions differ from those of this process.
 
     `ray health-check` names both versions of Ray, the cluster's first; `ray.init` those of Python too.
     """
@@ -143,5 +143,5 @@ def check_versions(address: str, complaint: str) -> None:
         half = len(versions) // 2
         there, here = (" on Python ".join(both) for both in (versions[:half], versions[half:]))
         raise RefusedError(
-            f"the Ray cluster at {address} has Ray {there}, but here is Ray {here}: they must be the same"
+            f"the Ray cluster at {address} has Ray {there}, but here it is {here}: they must be the same"
         )

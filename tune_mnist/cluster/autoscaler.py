@@ -1,4 +1,4 @@
-"""Ray's autoscaler, for which Ray has no public interface: what it may start, starts now, and never will."""
+"""Ray's autoscaler, which has no public interface: what it may start, is starting, and can never start."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tune_mnist.cluster.ray_private import AutoscalerState
 
 HEAD_SECONDS = 60.0
-"""Longest wait for a task on the head; a busy one takes seconds to start a worker process."""
+"""Longest wait for a task on the head; a busy head takes seconds to start a worker process."""
 
 PROBE_SECONDS = 600.0
-"""Longest wait for a node of an autoscaler that names neither its node types nor what it refuses (v1 on
-Kubernetes): a GPU machine in a cloud takes minutes from the request to Ray."""
+"""Longest wait for a node from an autoscaler that names neither its node types nor what it refuses (v1 on
+Kubernetes): a GPU machine in a cloud takes minutes from the request to a running Ray."""
 LOCAL_PROBE_SECONDS = 60.0
-"""The same for machines of one's own, of which some have not joined: they are there, or won't come."""
+"""The same for on-premises machines that have not joined yet: they are there, or will not come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,41 +42,41 @@ class Autoscaler:
 
     node_types: tuple[NodeType, ...] = ()
     max_workers: int = 0
-    "Most worker nodes at a time, of all types together."
+    "Most concurrent worker nodes, of all types together."
     uncounted: bool = False
-    """Whether nodes may come of which neither share nor number is known: on Kubernetes no process on the
-    head knows them, and the machines of provider `local` declare no resources."""
+    """Whether nodes of unknown size and number may join: on Kubernetes no process on the head knows them, and
+    the machines of provider `local` declare no resources."""
     probe_seconds: float = PROBE_SECONDS
-    "Longest time that a node which is to start may take."
+    "Longest time that a node may take to start."
 
 
 def find() -> Autoscaler | None:
-    """Find out what the autoscaler of the connected cluster may start; None where it does not autoscale.
+    """Find out what the autoscaler of the connected cluster may start; None if it does not autoscale.
 
-    Its monitor runs on the head, with the configuration's path on its command line, and the GCS does not
-    have the node types (Ray 2.60). So they are read there, by a task unless the head is this very machine.
+    Its monitor runs on the head, with the configuration's path on its command line, and the GCS does not have
+    the node types (Ray 2.60). So they are read on the head, by a task unless that is this machine.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     heads = [node["NodeID"] for node in nodes if "node:__internal_head__" in node["Resources"]]
     context = ray.get_runtime_context()
-    found = None
+    config = None
     if context.get_node_id() in heads:
-        found = _read_monitor(context.gcs_address)
+        config = _read_monitor(context.gcs_address)
     elif heads:
         affinity = NodeAffinitySchedulingStrategy(heads[0], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0)(_read_monitor).options(scheduling_strategy=affinity)
         with suppress(RayError):  # the head has no tune_mnist, or no time
-            found = ray.get(task.remote(context.gcs_address), timeout=HEAD_SECONDS)
-    if found is None:
+            config = ray.get(task.remote(context.gcs_address), timeout=HEAD_SECONDS)
+    if config is None:
         return Autoscaler(uncounted=True) if _runs_elsewhere() else None
-    return _from_config(found, workers=len(nodes) - 1) if found else None
+    return _from_config(config, workers=len(nodes) - 1) if config else None
 
 
 def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
-    """Ask the autoscaler for room for one trial, and take the request back when it is answered.
+    """Request room for one trial from the autoscaler, and withdraw the request once it is answered.
 
-    v2 lists what it can't start in its state, or not: known within two of its rounds (5 s each by default).
-    v1 says nothing, so a node must have come within ``seconds``. A launch is no answer: it can be another's.
+    v2 lists in its state what it cannot start, within two of its rounds (5 s each by default). v1 does not,
+    so a node must join within ``seconds``. A launch is not an answer: it may be for another request.
     """
     request = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     group = placement_group([request])
@@ -88,7 +88,7 @@ def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
                 return True
             try:
                 state = AutoscalerState()
-            except RayError:  # a busy head; it has until the deadline
+            except RayError:  # the head is busy; try until the deadline
                 continue
             if any(group.id.hex() in details for details in state.infeasible_groups):
                 return False
@@ -101,10 +101,10 @@ def can_start(cpus: float, gpus: float, seconds: float = PROBE_SECONDS) -> bool:
 
 
 def pending_nodes() -> dict[str, int]:
-    """Count the nodes that are requested or starting and not there yet, by node type.
+    """Count the nodes that are requested or starting but have not joined yet, by node type.
 
-    {} where the cluster does not autoscale, or where its head does not answer within 2 s. One or two calls
-    of a millisecond.
+    {} if the cluster does not autoscale, or its head does not answer within 2 s. One or two calls of a
+    millisecond.
     """
     try:
         return dict(AutoscalerState().pending)
@@ -113,7 +113,7 @@ def pending_nodes() -> dict[str, int]:
 
 
 def _read_monitor(gcs_address: str) -> dict[str, Any] | None:
-    """Read on the head what its autoscaler may start: {} if it starts nothing, None if none runs here."""
+    """Read the autoscaler's configuration on the head: {} if it starts nothing, None if none runs here."""
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = process.read_bytes().decode(errors="replace").split("\0")
@@ -130,7 +130,7 @@ def _read_monitor(gcs_address: str) -> dict[str, Any] | None:
             config = yaml.safe_load(Path(paths[0]).expanduser().read_text())
         except OSError:
             return None
-        # The rest has what is nobody's business here: keys, commands, paths.
+        # The rest is private and not needed here: keys, commands, paths.
         wanted = ("available_node_types", "head_node_type", "max_workers", "provider")
         config = {key: config[key] for key in wanted if key in config}
         config["provider"] = {"type": config.get("provider", {}).get("type")}
@@ -147,7 +147,7 @@ def _from_config(config: dict[str, Any], workers: int) -> Autoscaler:
         default = 0 if name == config.get("head_node_type") else max_workers
         most = min(node_type.get("max_workers", default), max_workers)
         resources = node_type.get("resources") or {}
-        # The one type of provider `local` is its head's too, and has room until all machines have joined.
+        # Provider `local` has one type, also for its head; it has room until all machines have joined.
         if not resources and workers < max_workers:
             uncounted = True
         elif resources and most > 0:
@@ -163,12 +163,12 @@ def _from_config(config: dict[str, Any], workers: int) -> Autoscaler:
 
 
 def _runs_elsewhere() -> bool:
-    """Whether an autoscaler outside the head's processes serves this cluster: on Kubernetes, its sidecar."""
+    """Return whether an autoscaler outside the head's processes serves this cluster, as on Kubernetes."""
     try:
         state = AutoscalerState()
     except RayError:
         return False
     if state.version:
         return any(state.node_types)
-    # A monitor that only reads calls each node a type of its own, node_<its id>.
+    # A read-only monitor gives each node its own type, node_<its id>.
     return any(not name.startswith("node_") for name in state.v1_node_types)

@@ -1,4 +1,4 @@
-"""Where trials run: connects to a Ray cluster or starts one, and tells at once what it can't give."""
+"""Connects to a Ray cluster or starts one, and fails early with a reason."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from tune_mnist.cluster.address import (
 from tune_mnist.run.words import first_line
 
 PRELOADED_CORES = 32
-"""Most cores of a machine with GPUs on which a worker for each core loads torch before there is a trial."""
+"""Most cores at which, on a machine with GPUs, a worker per core loads torch before the first trial."""
 
 TRIAL_ENVIRONMENT = {
-    # glibc gives freed memory back to the kernel and gets it again zeroed: 500 to 2,800 page faults a
-    # training step, none with these two. Its top pad is left alone: with that too they come back.
+    # glibc returns freed memory to the kernel and gets it back zeroed: 500 to 2,800 page faults per training
+    # step, none with these two. Setting its top pad too brings them back.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
-    # With Ray's 2 s, a stopped trial that takes longer to end fails the next ones and hangs the run.
+    # With Ray's 2 s, a stopped trial that takes longer to end makes the next ones fail and hangs the run.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
 }
 
 
 DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "opencensus", "opentelemetry")
-"""Some of those that Ray's dashboard needs."""
+"""Some of the packages that Ray's dashboard needs."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """The cluster that is used."""
+    """The cluster in use."""
 
     embedded: bool
     "Whether it was started for this search, on this machine, and ends with it."
@@ -55,25 +55,25 @@ class Connection:
     dashboard: str | None = None
     "HOST:PORT of its dashboard."
     session: Callable[[], Path | None] = lambda: None
-    "Gives the folder of Ray's session, where that is on this machine."
+    "Returns the folder of Ray's session, if it is on this machine."
     reconnect: Callable[[], None] = lambda: None
-    """Leaves it and joins it again; one of our own is ended, and another one started. It does nothing where
-    Ray was running in this process before. Raises `ClusterError`."""
+    """Leaves the cluster and joins it again; our own Ray is ended, and another started. Does nothing if Ray
+    was already running in this process. Raises `ClusterError`."""
 
 
 @contextmanager
 def connected(address: str | None, *, dashboard: bool = False, preload: str = "") -> Iterator[Connection]:
     """Join a Ray cluster, or start one on this machine, for a block.
 
-    Where Ray is running in this process already, that one is used and left running. Else it is the cluster
-    at ``address`` or RAY_ADDRESS (HOST:PORT, auto, or local); with neither, the one that this machine belongs
-    to by `ray start` or `ray up`; with none that answers, one of our own, on loopback only. That of another
-    search is never joined.
+    A Ray that already runs in this process is used and left running. Otherwise it is the cluster at
+    ``address`` or RAY_ADDRESS (HOST:PORT, auto, or local); with neither, the one that this machine joined by
+    `ray start` or `ray up`; if none answers, our own Ray, on loopback only. A Ray that another search started
+    for itself is never joined.
 
     Args:
         address: where the cluster's head is.
-        dashboard: whether one of our own has Ray's dashboard, on 127.0.0.1.
-        preload: modules, with commas, that one of our own imports in a worker for each core in advance.
+        dashboard: whether our own Ray has its dashboard, on 127.0.0.1.
+        preload: comma-separated modules that our own Ray imports in advance, in a worker for each core.
 
     Raises:
         ClusterError: within 15 seconds, or 90 on a busy machine, if nothing answers at ``address``, the
@@ -83,7 +83,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         yield Connection(embedded=False, address=ray.get_runtime_context().gcs_address)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns of a coming default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns about a future default
     address, auth_mode = address or os.environ.get("RAY_ADDRESS"), None
     if not address:
         address, auth_mode = find_running_here() or ("local", None)
@@ -127,7 +127,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
 
 @contextmanager
 def _authentication(mode: str | None) -> Iterator[None]:
-    """Use a token or none, for a block; a Ray of our own decides that itself, and sets the variable."""
+    """Set the authentication mode for a block; our own Ray chooses it itself, and sets the variable."""
     try:
         with _environment({AUTH_MODE: mode or os.environ.get(AUTH_MODE)}):
             ray_private.read_auth_mode()
@@ -140,7 +140,7 @@ def _authentication(mode: str | None) -> Iterator[None]:
 def _without_stderr() -> Iterator[None]:
     """Drop all that this process writes to stderr, for a block.
 
-    Ray writes there in C++ about tasks that end with it, for which it has no switch.
+    Ray's C++ code reports tasks there that end with it, and has no switch for that.
     """
     with ExitStack() as stack:
         with suppress(OSError):  # there may be no stderr
@@ -158,13 +158,13 @@ def _start(dashboard: bool, preload: str) -> Any:
         raise ClusterError("the dashboard is not installed: pip install 'ray[default]'")
     cpus = machine.usable_cpus()
     if cpus > PRELOADED_CORES and _has_gpus():
-        preload = ""  # Ray starts a worker for each core, but trials are as few as fit on the GPUs
+        preload = ""  # Ray starts a worker per core, but only as many trials run as fit on the GPUs
     # Inherited by the workers.
     variables = {**TRIAL_ENVIRONMENT, "RAY_preload_python_modules": preload}
     try:
         machine.check_temp_folder()
         with _environment(variables), ray_private.own_session(), ray_private.loopback_only():
-            # Room for the data set once; Ray's own choice is a third of the memory.
+            # Room for one copy of the data set; Ray's default is a third of the memory.
             return ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -204,8 +204,8 @@ def _set_environment(variables: Mapping[str, str | None]) -> None:
 def _join(address: str) -> Any:
     if " " in sys.executable:
         raise ClusterError(
-            f"a Ray cluster can't be joined by {sys.executable}: Ray starts its workers by a shell, for "
-            "which the path ends at the space; move the environment, or let --address local start a Ray"
+            f"a Ray cluster can't be joined by {sys.executable}: Ray starts its workers with a shell, for "
+            "which the path ends at the space; move the environment, or use --address local"
         )
     try:
         return ray.init(address=address, runtime_env=_runtime_env(), **QUIET)
@@ -215,8 +215,8 @@ def _join(address: str) -> Any:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Give what the workers of a joined cluster are to have in their environment."""
-    # A job of `ray job submit` has a runtime environment already, and Ray refuses a variable set in both.
+    """Return the runtime environment for the workers of a joined cluster."""
+    # A job from `ray job submit` already has a runtime environment, and Ray refuses a variable set in both.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     taken = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {"env_vars": {name: value for name, value in TRIAL_ENVIRONMENT.items() if name not in taken}}

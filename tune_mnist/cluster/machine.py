@@ -1,4 +1,4 @@
-"""What a Ray needs of this machine: cores, a temp folder, and processes that start."""
+"""What Ray needs from this machine: cores, a temp folder, and processes that start."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from loky import cpu_count
 
 SOCKET = f"/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-"""As long as what Ray appends to its temp folder for a socket."""
+"""Has the length of what Ray appends to its temp folder for a socket."""
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
-"""Most bytes in the path of a socket."""
+"""Maximum bytes in the path of a socket."""
 PROBE_BYTES = 2**16
 
 
 def usable_cpus() -> int:
-    """Count the CPU cores that this process may use: those it is bound to, and no more than its quota."""
+    """Count the CPU cores that this process may use, by its affinity and its quota."""
     return int(cpu_count())
 
 
 def check_temp_folder() -> None:
-    """See that Ray can use its temp folder.
+    """Check that Ray can use its temp folder.
 
     Raises:
         ValueError: if not; the text names the folder, the rule and the variable to set.
@@ -48,15 +48,15 @@ def check_temp_folder() -> None:
 
 
 def has_sockets(session: Path) -> bool:
-    """Tell whether a session's folder has the sockets by which a new worker reaches Ray, on this machine.
+    """Return whether a session's folder has the sockets by which a new worker on this machine reaches Ray.
 
-    The folder alone says nothing: where it was deleted, Ray's processes make it again, for their logs.
+    The folder alone proves nothing: if it was deleted, Ray's processes recreate it for their logs.
     """
     return any((session / "sockets").glob("*"))
 
 
 def why_no_worker(session: Path | None) -> str:
-    """Give the last words of the processes that did not become workers; "" where none are here."""
+    """Return the last line from processes that failed to become workers; "" if there is none here."""
     try:
         lines = (session / "logs" / "raylet.err").read_text(errors="replace").split("\n") if session else []
     except OSError:

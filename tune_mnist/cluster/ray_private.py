@@ -1,8 +1,8 @@
-"""All that is private of Ray and used nevertheless; the rest of the package keeps to Ray's public interface.
+"""All uses of Ray's private interfaces; the rest of the package keeps to its public one.
 
 Each function says why it is needed, what a user loses without it, and where upstream the public way is asked
-for or missing. Tried with Ray 2.50.1, 2.55.1 and 2.60.0. On a version that lacks something, that feature is
-skipped, and `skipped` has a line about it.
+for or missing. Tested with Ray 2.50.1, 2.55.1 and 2.60.0. If a version does not have something, that feature
+is skipped, and `skipped` has a line about it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 import ray
 
 RPC_SECONDS = 2.0
-"""Longest wait for an answer of the cluster's head in what is called again and again."""
+"""Longest wait for an answer from the cluster's head in frequent calls."""
 
 skipped: dict[str, str] = {}
-"""What this version of Ray does not let us do: a line by what is lost."""
+"""What this version of Ray does not let us do: a line of text by what is lost."""
 
 
 @contextmanager
 def _optional(loss: str) -> Iterator[None]:
-    """Note in `skipped` what is lost where a block fails, as this version of Ray lacks what it uses."""
+    """Record in `skipped` what is lost if a block fails because this version of Ray does not have its API."""
     try:
         yield
     except (ImportError, AttributeError, TypeError) as error:
@@ -37,7 +37,7 @@ def _optional(loss: str) -> Iterator[None]:
 
 @contextmanager
 def _replaced(loss: str, module: str, attribute: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """Give an attribute of a module another value for a block, made of the one that it has."""
+    """Replace a module's attribute for a block with a value made from the current one."""
     with ExitStack() as stack:
         with _optional(loss):
             owner = importlib.import_module(module)
@@ -48,11 +48,11 @@ def _replaced(loss: str, module: str, attribute: str, make: Callable[[Any], Any]
 
 
 def loopback_only() -> AbstractContextManager[None]:
-    """Let a Ray that is started in a block listen on 127.0.0.1 alone.
+    """Make a Ray that is started in a block listen on 127.0.0.1 only.
 
-    Why: Ray takes the address of the way out, and who reaches its ports runs code here. Public is only
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, for other systems, and only before the first import of Ray, where it
-    would break joining a cluster. Without: the ports are open to the network for as long as a search runs.
+    Why: Ray uses the address of the outgoing interface, and whoever reaches its ports can run code here. The
+    only public way is RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, for other systems, and only before Ray is first
+    imported, where it would break joining a cluster. Without: the network reaches the ports during a search.
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/ray_constants.py
     """
     loss = "Ray's ports can be reached from the network"
@@ -60,13 +60,13 @@ def loopback_only() -> AbstractContextManager[None]:
 
 
 def own_session() -> AbstractContextManager[None]:
-    """Let the processes of a Ray that is started in a block outlive a SIGTERM to our process group.
+    """Let the processes of a Ray that is started in a block survive a SIGTERM to our process group.
 
-    Why: `timeout`, systemd and Slurm send it to all of the group; with its raylet the driver dies too, and
-    ends nothing in order. Of SIGINT Ray takes care itself. Without: such a SIGTERM is like a kill, after
-    which --resume continues. https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py
+    Why: `timeout`, systemd and Slurm send it to the whole group; the driver then dies with its raylet, and
+    shuts nothing down. Ray itself handles SIGINT. Without: such a SIGTERM is like a kill, after which
+    --resume continues. https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py
     """
-    loss = "a SIGTERM to the process group does not end the search in order"
+    loss = "a SIGTERM to the process group does not end the search cleanly"
     return _replaced(
         loss, "ray._private.services", "ConsolePopen", lambda popen: partial(popen, start_new_session=True)
     )
@@ -75,7 +75,7 @@ def own_session() -> AbstractContextManager[None]:
 def quiet_errors() -> AbstractContextManager[None]:
     """Send Ray's coloured paragraphs about dead workers to its log in the run folder, for a block.
 
-    Why: Ray has no switch for them, and a lost worker is no error of a search that tries again. Without: they
+    Why: Ray has no switch for them, and a lost worker is not an error in a search that retries. Without: they
     appear between the lines of the search.
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/worker.py
     """
@@ -84,10 +84,10 @@ def quiet_errors() -> AbstractContextManager[None]:
 
 
 def waiting_workers() -> AbstractContextManager[None]:
-    """Let the trials of a Ray of our own run in the workers that it has started already, for a block.
+    """Let the trials of our own Ray run in the workers that it has already started, for a block.
 
-    Why: Ray Tune gives each trial an environment variable, and with it a new worker. Those that wait have
-    loaded torch by then (RAY_preload_python_modules). Without: the first trials start some 4 s later.
+    Why: Ray Tune gives each trial an environment variable, and hence a new worker. The waiting ones have
+    already loaded torch (RAY_preload_python_modules). Without: the first trials start some 4 s later.
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/execution/class_cache.py
     """
     loss = "the first trials wait for torch to be loaded"
@@ -95,12 +95,12 @@ def waiting_workers() -> AbstractContextManager[None]:
 
 
 def no_uv_environment() -> AbstractContextManager[None]:
-    """Let the workers of a cluster that is joined or started in a block run in the environment they have.
+    """Let the workers of a cluster that is joined or started in a block run in their own environment.
 
-    Why: of a driver that was started by `uv run`, Ray copies the folder and starts each worker by the same
-    command, in an environment without anything where that was given --no-sync. Public is only
-    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 before the first import of Ray; who sets it keeps it. Without: no trial
-    starts under `uv run` unless that variable is set to 0.
+    Why: if `uv run` started the driver, Ray copies its folder and starts each worker with the same command,
+    in an empty environment if --no-sync was given. The only public way is RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
+    before Ray is first imported; a user's own setting is kept. Without: no trial starts under `uv run` unless
+    that variable is set to 0.
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/worker.py
     """
     name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
@@ -114,7 +114,7 @@ def _log_message(data: dict[str, Any], *args: Any, **options: Any) -> None:
 
 
 def address_of_this_machine() -> str | None:
-    """Give the HOST:PORT of the cluster that this machine belongs to, as `ray start` has noted it.
+    """Return the HOST:PORT of the cluster that this machine belongs to, as recorded by `ray start`.
 
     Why: `ray.init("auto")` waits minutes for a cluster that is gone, and a bare `ray.init()` joins the one
     that another search has started for itself. Without: a cluster is joined only with --address HOST:PORT.
@@ -129,11 +129,11 @@ def address_of_this_machine() -> str | None:
 
 
 def read_auth_mode() -> None:
-    """Let this process see the RAY_AUTH_MODE that it has now.
+    """Make Ray read the current RAY_AUTH_MODE of this process.
 
-    Why: Ray keeps the mode and token of the first cluster that a process has used; its own one has a token.
-    Without: who searches on this machine, and then in the same notebook on a cluster without tokens, loses
-    every trial. https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
+    Why: Ray keeps the mode and token of the first cluster that a process has used; our own Ray has a token.
+    Without: a notebook that searches on this machine, then on a cluster without tokens, loses every trial.
+    https://github.com/ray-project/ray/tree/ray-2.60.0/python/ray/_private/authentication
     """
     with _optional("a notebook cannot use a cluster without tokens after one with them"):
         from ray import _raylet
@@ -145,29 +145,29 @@ def read_auth_mode() -> None:
 
 
 class AutoscalerState:
-    """What the head of the connected cluster says of its autoscaler.
+    """What the head of the connected cluster reports about its autoscaler.
 
-    Why: public is `ray status`, a text for people, and `ray.autoscaler.v2.sdk`, which does not say what can
-    never be started. Without: nodes that are to start are neither counted nor named.
+    Why: the public ways are `ray status`, a text for people, and `ray.autoscaler.v2.sdk`, which does not say
+    what can never be started. Without: nodes that are about to start are neither counted nor named.
     https://github.com/ray-project/ray/blob/ray-2.60.0/src/ray/protobuf/autoscaler.proto
     """
 
     def __init__(self) -> None:
-        """Ask, and wait ``RPC_SECONDS`` for each of two answers.
+        """Ask, and wait up to ``RPC_SECONDS`` for each of two answers.
 
         Raises:
             RayError: if the head does not answer.
         """
         self.version = 0
-        "Of the state of v2's autoscaler; 0 where there is none."
+        "Version of the v2 autoscaler's state; 0 if there is none."
         self.infeasible_groups: list[str] = []
         "Details of the placement groups for which no node can be started."
         self.node_types: list[str] = []
-        'Type of each node, "" where it has none.'
+        'Type of each node; "" if it has none.'
         self.pending: Counter[str] = Counter()
-        "Nodes that are asked for or starting, by type."
+        "Nodes that are requested or starting, by type."
         self.v1_node_types: list[str] = []
-        "Types of the nodes, as v1's autoscaler reports them."
+        "Types of the nodes, as reported by the v1 autoscaler."
         for read in (self._read_v2, self._read_v1):
             if not self.version:
                 with _optional("nothing is known of an autoscaler"):
@@ -209,9 +209,9 @@ def tune_session(
 ) -> Iterator[None]:
     """Let a Ray Tune function report to us, and start from our checkpoint, for a block.
 
-    Why: what such a function reports goes from its process straight to Ray's loop, and no public way starts a
-    new Ray trial from a checkpoint. Replaced are the public functions, where the module of the function and
-    `ray.tune` have them. Without: such a function must be written as a `Task`.
+    Why: its reports go from its process straight to Ray's loop, and there is no public way to start a new Ray
+    trial from a checkpoint. The public functions are replaced in `ray.tune`, `ray.train` and the function's
+    module. Without: such a function must be written as a `Task`.
     https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/trainable/trainable_fn_utils.py
     """
     from ray import train, tune

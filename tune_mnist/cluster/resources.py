@@ -1,4 +1,4 @@
-"""What a trial gets of a cluster, and how many trials fit on it; what can never be had is refused at once."""
+"""What a trial gets from a cluster, and how many trials fit; refuses at once what can never be had."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tune_mnist.cluster import autoscaler
 from tune_mnist.cluster.address import ClusterError
 
 UNCOUNTED_SLOTS = 8
-"""Trials at a time where an autoscaler may start nodes whose number it does not tell: enough to ask for some,
-few enough for the sampler to learn from the first ones."""
+"""Concurrent trials if an autoscaler may start an unknown number of nodes: enough to request some, few enough
+for the sampler to learn from the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets, and how many trials fit at a time."""
+    """What one trial gets, and how many trials fit concurrently."""
 
     cpus: float
     gpus: float
     slots: int
-    "On a cluster that autoscales, with the nodes that it may start; else it would never start one."
+    "Includes the nodes that an autoscaler may start; otherwise it would never start one."
 
 
 def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -> Resources:
-    """Work out a trial's share and the number of slots of the connected cluster.
+    """Work out a trial's resources and the number of slots of the connected cluster.
 
     Args:
-        cpus: CPU cores asked for a trial.
-        gpus: GPUs asked for a trial; None takes 0.5 where the cluster has or may start GPUs, else 0.
-        max_concurrent: most trials at a time; None takes the number of slots.
+        cpus: CPU cores requested for a trial.
+        gpus: GPUs requested for a trial; None means 0.5 if the cluster has or may start GPUs, else 0.
+        max_concurrent: most concurrent trials; None means the number of slots.
 
     Raises:
-        ClusterError: if no node can ever hold a trial. Ray alone would wait for ever. It takes seconds, but
-            up to ``autoscaler.PROBE_SECONDS`` where the autoscaler does not tell what it can't start.
+        ClusterError: if no node can ever hold a trial; Ray alone would wait forever. This takes seconds, or
+            up to ``autoscaler.PROBE_SECONDS`` if the autoscaler does not report what it cannot start.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
@@ -57,7 +57,7 @@ def fit_resources(cpus: float, gpus: float | None, max_concurrent: int | None) -
 
 
 def count_slots(node_cpus: float, node_gpus: float, cpus: float, gpus: float) -> int:
-    """Count the trials that fit on a node at a time; fractions of a GPU never span two GPUs."""
+    """Count the trials that fit on a node concurrently; a fraction of a GPU never spans two GPUs."""
     by_cpu = math.floor(node_cpus / cpus + 1e-9)
     if gpus == 0:
         return by_cpu
@@ -66,7 +66,7 @@ def count_slots(node_cpus: float, node_gpus: float, cpus: float, gpus: float) ->
 
 
 def _slots_to_come(scaler: autoscaler.Autoscaler, cpus: float, gpus: float) -> int:
-    """Count the trials that fit on the workers that the autoscaler may have, the roomiest first."""
+    """Count the trials that fit on the workers that the autoscaler may start, the largest first."""
     total, left = 0, scaler.max_workers
     sizes = [(count_slots(kind.cpus, kind.gpus, cpus, gpus), kind.max_workers) for kind in scaler.node_types]
     for slots, max_workers in sorted(sizes, reverse=True):

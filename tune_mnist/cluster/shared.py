@@ -1,4 +1,4 @@
-"""Whether all nodes see the folder that a search writes to, found out before a trial fails for it."""
+"""Checks that all nodes see the folder that a search writes to, before a trial fails because of it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tune_mnist.cluster import autoscaler
 from tune_mnist.cluster.address import ClusterError
 
 SHARED_SECONDS = 30.0
-"""Longest wait for the nodes to look for a file; a busy one takes seconds to start a worker process."""
+"""Longest wait for the nodes to look for a file; a busy node takes seconds to start a worker process."""
 
 LOCAL_FILE_SYSTEMS = {"btrfs", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
-"""Kinds of file system that one machine has to itself; the others (nfs, lustre, fuse, ...) may be shared."""
+"""File systems that are local to one machine; others (nfs, lustre, fuse, ...) may be shared."""
 
 
 def check_shared(folder: Path) -> None:
     """Check that every node sees a folder of this machine, which trials on several nodes need.
 
-    Each node that lives looks for a file in it; one that does not answer in 30 s, as it is lost, is left out.
-    Where the head is alone and the autoscaler may start nodes, none can look: then the folder must not be on
-    a file system of ``LOCAL_FILE_SYSTEMS``.
+    Each live node looks for a file in it; one that does not answer in 30 s is presumed lost and skipped. If
+    there is only the head, and the autoscaler may start nodes, none can look yet: then the folder must not be
+    on one of ``LOCAL_FILE_SYSTEMS``.
 
     Raises:
-        ClusterError: if a node does not see the folder, can't write to it or has not got this package.
-        OSError: if it can't be written to from here.
+        ClusterError: if a node does not see the folder, cannot write to it or does not have this package.
+        OSError: if it cannot be written to from here.
     """
     cure = "use a folder on NFS, or s3://BUCKET/PATH, as --storage-path"
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -39,19 +39,19 @@ def check_shared(folder: Path) -> None:
         if scaler and (scaler.node_types or scaler.uncounted):
             raise ClusterError(
                 f"storage_path is {folder}, but the nodes that the autoscaler starts must see it too, and "
-                f"{kind} is of one machine: {cure}"
+                f"{kind} is local to one machine: {cure}"
             )
         return
     file = folder / f".shared-{secrets.token_hex(8)}"
-    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    sees = ray.remote(num_cpus=0, max_retries=0)(_sees)
     try:
         file.write_text(file.name)
-        looks = {}
+        answers = {}
         for node in nodes:
             affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            looks[look.options(scheduling_strategy=affinity).remote(str(file))] = node
-        for done in ray.wait(list(looks), num_returns=len(looks), timeout=SHARED_SECONDS)[0]:
-            name = f"{looks[done]['NodeManagerHostname']} ({looks[done]['NodeManagerAddress']})"
+            answers[sees.options(scheduling_strategy=affinity).remote(str(file))] = node
+        for done in ray.wait(list(answers), num_returns=len(answers), timeout=SHARED_SECONDS)[0]:
+            name = f"{answers[done]['NodeManagerHostname']} ({answers[done]['NodeManagerAddress']})"
             try:
                 if not ray.get(done):
                     raise ClusterError(f"storage_path is {folder}, which node {name} does not see: {cure}")
@@ -66,7 +66,7 @@ def check_shared(folder: Path) -> None:
 
 
 def _sees(file: str) -> bool:
-    """Whether a node reads what the driver wrote, and may write next to it."""
+    """Return whether this node reads what the driver wrote, and may write next to it."""
     path = Path(file)
     try:
         return path.read_text() == path.name and os.access(path.parent, os.W_OK)
@@ -75,7 +75,7 @@ def _sees(file: str) -> bool:
 
 
 def _file_system(folder: Path) -> str:
-    """Give the kind of file system of a folder, as ext4 or nfs4; "" where there is no /proc."""
+    """Return the type of a folder's file system, such as ext4 or nfs4; "" if there is no /proc."""
     best, kind = Path(), ""
     try:
         mounts = Path("/proc/mounts").read_text().splitlines()

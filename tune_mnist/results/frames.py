@@ -22,12 +22,12 @@ BOOKKEEPING = {
 
 
 def trials_frame(grid: LedgerGrid) -> pd.DataFrame:
-    """One row a trial, in the order of the study.
+    """Return one row per trial, in the order of the study.
 
-    ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the
-    metric and the other values of the task are of the last epoch, NaN before the first; ``seconds`` is
-    training time; ``node`` the host name. Each hyper-parameter has a column of its own, with its default
-    where the search did not draw it.
+    ``state`` is COMPLETE, PRUNED or FAIL as in the study, or RUNNING in a run that has not ended; the metric
+    and the task's other values are those of the last epoch, NaN before the first; ``seconds`` is training
+    time; ``node`` is the host name. Each hyper-parameter has its own column, with its default if the search
+    did not draw it.
     """
     task = grid.ledger.task
     values = (task.objective.metric, *task.tables)
@@ -59,7 +59,7 @@ def hyperparameter_names(grid: LedgerGrid) -> list[str]:
 
 
 def epochs_frame(grid: LedgerGrid) -> pd.DataFrame:
-    """One row a trial and epoch: what the training has reported, and when (``timestamp``, UTC)."""
+    """Return one row per trial and epoch: what the training reported, and when (``timestamp``, UTC)."""
     metric = grid.ledger.objective.metric
     rows: list[dict[str, object]] = []
     reported: dict[str, None] = {EPOCH: None, metric: None}
@@ -75,13 +75,13 @@ def epochs_frame(grid: LedgerGrid) -> pd.DataFrame:
 
 
 def _frame(rows: list[dict[str, object]], fixed: dict[str, str], others: list[str]) -> pd.DataFrame:
-    """Make a frame of columns with fixed types, and of others whose types pandas infers from their values."""
+    """Make a frame from columns with fixed types, and others whose types are inferred from their values."""
     frame = pd.DataFrame(rows, columns=[*fixed, *others], dtype=object)
     return frame.astype({str(name): fixed.get(str(name)) or _dtype(frame[name]) for name in frame})
 
 
 def _dtype(values: pd.Series[Any]) -> str:
-    """Give the pandas type of values that may be missing; for a mixture of types it is string."""
+    """Return the pandas type of values that may be missing; string for mixed types."""
     kinds = set(map(type, values.dropna()))
     if kinds == {pd.Timestamp}:
         return "datetime64[ms]"
@@ -93,11 +93,11 @@ def _dtype(values: pd.Series[Any]) -> str:
 
 
 def write_tables(grid: LedgerGrid, put: Callable[[str, bytes], None], *, csv: bool = False) -> list[str]:
-    """Write ``trials.parquet`` and ``epochs.parquet``; where asked for, the same as CSV.
+    """Write ``trials.parquet`` and ``epochs.parquet``; if asked for, also as CSV.
 
     Args:
         grid: of the run.
-        put: takes each file's name and content.
+        put: is called with each file's name and content.
         csv: whether to write ``trials.csv`` and ``epochs.csv`` too.
 
     Returns:

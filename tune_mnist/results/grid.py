@@ -1,4 +1,4 @@
-"""Ray's ResultGrid of a run, made from its ledger: Ray's own files know attempts, and of one session only."""
+"""Ray's ResultGrid of a run, made from its ledger: Ray's files hold attempts, and of one session only."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from tune_mnist.run.saved import SavedCheckpoint, list_checkpoints
 
 
 class TrialError(RuntimeError):
-    """What a trial has failed of: the first line of it; ``error.txt`` in its folder has the rest."""
+    """Why a trial failed: the first line of its error; ``error.txt`` in its folder has the rest."""
 
 
 class StoredResult(Result):
-    """A trial as its run's folder and ledger have it."""
+    """A trial's result, made from its run's folder and ledger."""
 
     stored_on: FileSystem
 
     @property
     def filesystem(self) -> FileSystem:
-        """Pyarrow's file system of its ``path``."""
+        """The pyarrow file system of its ``path``."""
         return self.stored_on
 
 
 class LedgerGrid(ResultGrid):
-    """The trials of a run, in the order of their numbers; a result is made when it is looked at.
+    """The trials of a run, in the order of their numbers; a result is made when it is accessed.
 
-    All that a `ResultGrid` gives is given here by other means, so its own constructor is not called: it takes
-    an `ExperimentAnalysis`, which reads Ray's files.
+    Everything that `ResultGrid` offers is implemented here, so its constructor is not called: it takes an
+    `ExperimentAnalysis`, which reads Ray's files.
 
     Attributes:
-        ledger: of the run.
-        records: what it says of each trial.
-        checkpoints: all there are, by the trial's folder.
+        ledger: the run's ledger.
+        records: its record of each trial.
+        checkpoints: all stored ones, by trial folder.
     """
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
@@ -53,7 +53,7 @@ class LedgerGrid(ResultGrid):
         return len(self.records)
 
     def __getitem__(self, place: Any) -> Any:
-        """Give the result at a place, or the list of a slice."""
+        """Return the result at an index, or a list for a slice."""
         if isinstance(place, slice):
             return [self._result(record) for record in self.records[place]]
         return self._result(self.records[place])
@@ -65,7 +65,7 @@ class LedgerGrid(ResultGrid):
         return f"LedgerGrid({self.folder.uri}: {len(self)} trials)"
 
     def saved_epochs(self) -> list[tuple[TrialRecord, SavedCheckpoint, dict[str, Any]]]:
-        """List the checkpoints that the ledger knows, each with its trial and its report."""
+        """List the checkpoints that the ledger knows, each with its trial and report."""
         return [(record, *kept) for record in self.records for kept in self._kept(record)]
 
     def _kept(self, record: TrialRecord) -> list[tuple[SavedCheckpoint, dict[str, Any]]]:
@@ -78,7 +78,7 @@ class LedgerGrid(ResultGrid):
 
     @property
     def filesystem(self) -> FileSystem:
-        """Pyarrow's file system of the run folder."""
+        """The pyarrow file system of the run folder."""
         return self.folder.fs
 
     @property
@@ -88,7 +88,7 @@ class LedgerGrid(ResultGrid):
 
     @property
     def num_terminated(self) -> int:
-        """Number of trials that ended well; those of a running search are in neither."""
+        """Number of trials that ended without error; running trials are in neither number."""
         return sum(record.shown_state not in ("FAIL", RUNNING) for record in self.records)
 
     def get_best_result(
@@ -98,9 +98,9 @@ class LedgerGrid(ResultGrid):
         scope: str = "last",
         filter_nan_and_inf: bool = True,
     ) -> Result:
-        """Give the best trial by its last report, or its best one (``all``), or their mean (``avg``).
+        """Return the best trial by its last report, its best one (``all``) or their mean (``avg``).
 
-        ``last-5-avg`` and ``last-10-avg`` are the mean of the last reports. Of equals it is the first trial.
+        ``last-5-avg`` and ``last-10-avg`` are means of the last reports. Of equals, the first trial wins.
 
         Raises:
             RuntimeError: if no trial has reported such a value.
@@ -125,14 +125,14 @@ class LedgerGrid(ResultGrid):
         return self._result(choose(scores, key=lambda score: score[0])[1])
 
     def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> pd.DataFrame:
-        """Give a row a trial: its last report, or the best one by a metric, and its config."""
+        """Return a row per trial: its last report, or the best one by a metric, and its config."""
         choose = min if filter_mode == "min" else max
         rows = []
         for record in self.records:
             if record.epochs:
                 epoch = record.last
                 if filter_metric:
-                    epoch = choose(record.epochs, key=lambda one: float(one[filter_metric]))
+                    epoch = choose(record.epochs, key=lambda report: float(report[filter_metric]))
                 rows.append(self._report(record, epoch))
         return pd.json_normalize(rows, sep="/")
 
@@ -168,7 +168,7 @@ def _in_scope(values: list[float], scope: str, mode: str) -> float:
 
 
 def load_grid(path: str | Path | RunFolder) -> LedgerGrid:
-    """Read the trials of a run: finished, stopped, killed or still running; a folder or a URI.
+    """Read the trials of a run, finished, stopped, killed or still running, from a folder or URI.
 
     Raises:
         FolderError: if ``path`` is not the folder of a run.

@@ -22,12 +22,12 @@ LOGGER = logging.getLogger("ray.tune.winner")
 BEST = "best"
 """Name of the winner's folder in the run folder."""
 HYPERPARAMETERS, METRICS, CARD = "hyperparameters.json", "metrics.json", "card.md"
-"""Names of its files, besides the model's: what was trained; the search's winner; of a finalization."""
+"""Names of its files besides the model: what was trained; the search's winner; the card of a final model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
-    """The best checkpoint; where the task has a test set, scored on it, which nothing else has seen."""
+    """The best checkpoint, and its score on the test set, if the task has one; nothing else uses that set."""
 
     trial_id: str
     number: int
@@ -36,32 +36,32 @@ class Winner:
     value: float
     "Its metric in the search."
     n: int | None
-    "Examples that the metric was measured on."
+    "Number of examples on which the metric was measured."
     test: dict[str, float] = field(default_factory=dict)
-    "Its metrics on the test set; {} where the task has none."
+    "Its metrics on the test set; {} if the task has none."
     test_n: int | None = None
     "Examples in the test set."
 
 
 class ScoringError(RuntimeError):
-    """A task's own test of the winner has raised something; the text is one line."""
+    """A task's test of the winner raised something; the text is one line."""
 
 
 def score_winner(task: Task, options: Any, grid: LedgerGrid, folder: RunFolder) -> Winner | None:
-    """Take the best checkpoint, test it, write best/.
+    """Take the best checkpoint, test it, and write best/.
 
-    Where the winner of an earlier session is still the winner, the test set is left alone. A checkpoint that
-    cannot be read makes way for the next best one.
+    If an earlier session's winner still wins, it is not tested again. A checkpoint that cannot be read is
+    skipped for the next best one.
 
     Raises:
         OSError: if the storage cannot be read or written.
-        ScoringError: if the task's own test raises something.
+        ScoringError: if the task's test raises something.
     """
     facts = grid.ledger.task
-    kept = [one for one in grid.saved_epochs() if one[0].shown_state != "FAIL"]
+    candidates = [saved for saved in grid.saved_epochs() if saved[0].shown_state != "FAIL"]
     before = read_winner(folder, facts)
-    # Of equals the first trial: the sort is stable.
-    for trial, saved, report in sorted(kept, key=lambda one: -facts.objective.score(one[2])):
+    # The sort is stable: of equals, the first trial wins.
+    for trial, saved, report in sorted(candidates, key=lambda saved: -facts.objective.score(saved[2])):
         if before and (before.trial_id, before.epoch) == (trial.trial_id, report[EPOCH]):
             return before
         try:
@@ -85,7 +85,7 @@ def score_winner(task: Task, options: Any, grid: LedgerGrid, folder: RunFolder) 
 
 
 def _test(task: Task, options: Any, folder: RunFolder, trial: TrialRecord, saved: SavedCheckpoint) -> TestSet:
-    """Score a checkpoint; of a task without a test set there is the checkpoint itself to keep."""
+    """Score a checkpoint; for a task without a test set, keep the checkpoint itself."""
     if not is_intact(folder, saved):
         raise CheckpointError("it is not what was written")
     folder.remove_folder(BEST)  # of an earlier winner, or of its finalization
@@ -97,7 +97,7 @@ def _test(task: Task, options: Any, folder: RunFolder, trial: TrialRecord, saved
             return task.test(trial.config, checkpoint, options)
         except CheckpointError:
             raise
-        except Exception as error:  # the code is the user's, and may raise anything
+        except Exception as error:  # the user's code may raise anything
             cause = f"{type(error).__name__}: {first_line(error)}"
             text = f"task {task.name}: its test of trial {trial.number} raised {cause}"
             raise ScoringError(text) from error
@@ -123,17 +123,17 @@ def _write(folder: RunFolder, winner: Winner, facts: TaskFacts, files: Mapping[s
 
 
 def read_winner(folder: RunFolder, facts: TaskFacts) -> Winner | None:
-    """Read the search's winner as a session has left it in best/, None where that is not whole."""
+    """Read the search's winner from best/, as a session left it; None if that is incomplete."""
     content, drawn = (folder.read(f"{BEST}/{name}") for name in (METRICS, HYPERPARAMETERS))
     if content is None or drawn is None:
         return None
     try:
         metrics = json.loads(content)
-        # A finalization may have put another configuration next to it. (Before there were any, metrics.json
-        # had none.)
+        # A finalization may have put another configuration next to it. (Before finalizations existed,
+        # metrics.json had no configuration.)
         config = metrics.pop("hyperparameters", None) or json.loads(drawn)
         number, epoch, value = (metrics[name] for name in ("number", "epoch", facts.objective.metric))
-        if not all(isinstance(one, int | float) for one in (number, epoch, value)):
+        if not all(isinstance(part, int | float) for part in (number, epoch, value)):
             return None
         test_n = metrics.pop("test_size", None)
         return Winner(

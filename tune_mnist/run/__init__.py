@@ -1,1 +1,1 @@
-"""What a run leaves behind, and the truth about it."""
+"""What a run stores, with the ledger as its single source of truth."""

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: what those of lost attempts tell, and when old ones are deleted."""
+"""Which checkpoints are kept: recovers reports from those of lost attempts, and deletes old ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune_mnist.run.saved import CHECKPOINT, REPORTS, SavedCheckpoint, is_intact
 def kept_checkpoints(
     record: TrialRecord, saved: list[SavedCheckpoint]
 ) -> list[tuple[SavedCheckpoint, dict[str, Any]]]:
-    """List the whole ones of a trial's checkpoints that the ledger knows, each with its report."""
+    """List a trial's complete checkpoints that the ledger knows, each with its report."""
     reports = {epoch[CHECKPOINT_NAME]: epoch for epoch in record.saved}
     return [
         (checkpoint, reports[checkpoint.name])
@@ -28,26 +28,26 @@ def kept_checkpoints(
 
 
 def take_in_checkpoints(folder: RunFolder, ledger: Ledger) -> None:
-    """Let the checkpoints of unfinished trials tell what the ledger does not know; remove damaged ones.
+    """Add reports from unfinished trials' checkpoints to the ledger; delete damaged checkpoints.
 
     A checkpoint can be ahead of the ledger: a worker writes it before the driver hears of it. The reports are
-    taken in by time, as the scheduler had judged them.
+    added in order of time, as the scheduler had judged them.
 
     Raises:
-        FolderError: if the storage can't be read or written.
+        FolderError: if the storage cannot be read or written.
     """
-    found = list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder)
     ahead = [
         (report["timestamp"], trial.trial_id, report)
         for trial in ledger.unfinished()
-        for report in _ahead(folder, trial, found.get(trial.directory, []))
+        for report in _ahead(folder, trial, checkpoints.get(trial.directory, []))
     ]
     for _, trial_id, report in sorted(ahead, key=lambda entry: entry[0]):
         ledger.reported(trial_id, report)
 
 
 def take_in_trial(folder: RunFolder, ledger: Ledger, trial: TrialRecord) -> str | None:
-    """Do the same for a trial whose attempt was lost; give the name of its newest checkpoint."""
+    """Do the same for a trial whose attempt was lost; return the name of its newest checkpoint."""
     saved = list_checkpoints(folder, trial.directory).get(trial.directory, [])
     for report in _ahead(folder, trial, saved):
         ledger.reported(trial.trial_id, report)
@@ -75,24 +75,24 @@ def _ahead(folder: RunFolder, trial: TrialRecord, saved: list[SavedCheckpoint]) 
 
 
 class CheckpointKeeper:
-    """Deletes the checkpoints that nothing needs any more, while the search runs.
+    """Deletes the checkpoints that are no longer needed, while the search runs.
 
-    Of an unfinished trial the newest stays, for its next attempt, and the best. Of those that have ended the
-    best ``keep`` trials keep their best one, which is what `score_winner` and the ResultGrid look at. So the
-    best of all is never deleted before the ledger knows of a better one.
+    An unfinished trial keeps its newest, for its next attempt, and its best. Of the trials that have ended,
+    the best ``keep`` keep their best one, which `score_winner` and the ResultGrid use. So the best of all is
+    never deleted before the ledger knows a better one.
     """
 
     def __init__(self, folder: RunFolder, ledger: Ledger, keep: int) -> None:
-        """Start from what the storage has, and delete what an earlier session has left too much."""
+        """Start from what is stored, and delete what an earlier session left over."""
         self._folder, self._ledger, self._keep = folder, ledger, keep
-        # Behind a URI it takes a tenth of a second: Ray's loop must not wait for it.
+        # A deletion behind a URI takes a tenth of a second: Ray's loop must not wait for it.
         self._thread = ThreadPoolExecutor(1, "delete") if folder.remote else None
         self._ended: list[tuple[float, int, str]] = []
-        "The best that have ended: the negative score, number and id; the best first."
+        "The best trials that have ended: negative score, number and id; the best first."
         self._stored: dict[str, set[str]] = {}
-        found = list_checkpoints(folder) if ledger.trials else {}
+        checkpoints = list_checkpoints(folder) if ledger.trials else {}
         for trial in ledger.trials.values():
-            saved = found.get(trial.directory, [])
+            saved = checkpoints.get(trial.directory, [])
             self._stored[trial.trial_id] = {checkpoint.name for checkpoint in saved}
             if trial.state is None:
                 self.saved(trial)
@@ -100,7 +100,7 @@ class CheckpointKeeper:
                 self.ended(trial)
 
     def saved(self, trial: TrialRecord) -> None:
-        """Take note of a trial's newest checkpoint, and delete the older ones but the best."""
+        """Record a trial's newest checkpoint, and delete the older ones except the best."""
         stored = self._stored.setdefault(trial.trial_id, set())
         stored.update(epoch[CHECKPOINT_NAME] for epoch in trial.saved[-1:])
         known = [epoch for epoch in trial.saved if epoch[CHECKPOINT_NAME] in stored]
@@ -108,7 +108,7 @@ class CheckpointKeeper:
             self._delete(trial, {known[-1][CHECKPOINT_NAME], self._best(known)[CHECKPOINT_NAME]})
 
     def ended(self, trial: TrialRecord) -> None:
-        """Keep the best checkpoint of a trial that is among the best, and of the others none."""
+        """Keep the best checkpoint of an ended trial if it is among the best; delete the others."""
         stored = self._stored.get(trial.trial_id, set())
         known = [epoch for epoch in trial.saved if epoch[CHECKPOINT_NAME] in stored]
         if not known or trial.state == "FAIL":

@@ -1,4 +1,4 @@
-"""The folder of a run: on a disk, or in a bucket, with a working copy of the driver's files on its disk."""
+"""The folder of a run: on disk, or in a bucket, with a local working copy of the driver's files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tune_mnist.run.words import first_line
 
 
 class FolderError(ValueError):
-    """There is no such run, or its storage can't be used; the text is one line."""
+    """There is no such run, or its storage cannot be used; the text is one line."""
 
 
 class RunFolder:
-    """Gives a run's files one face, whether they lie on a disk or behind a URI such as s3://BUCKET/runs/NAME.
+    """One interface to a run's files, on a disk or behind a URI such as s3://BUCKET/runs/NAME.
 
-    Its methods raise `FolderError` where the storage can't be read or written, and OSError where the driver's
-    own files can't, as in `created` and `write`.
+    Its methods raise `FolderError` if the storage cannot be read or written, and OSError if the driver's own
+    files cannot, as in `created` and `write`.
 
     Attributes:
-        uri: the folder as a person writes it; absolute.
+        uri: the folder as shown to people; absolute.
         name: its last part, which is the run's name.
         remote: whether it is behind a URI.
         local: where the driver writes its own files: the folder itself, or a working copy.
@@ -50,11 +50,11 @@ class RunFolder:
         if self.remote and "?" in text:
             without = text.partition("?")[0]
             raise FolderError(
-                f"{without} has options behind it, but must not: AWS_ENDPOINT_URL names another S3"
+                f"{without} has options after it, but must not: AWS_ENDPOINT_URL selects another S3"
             )
         if not re.match(r"[\w.+-]+://[^/]+/.|(?![\w.+-]+:/).", text):
             raise FolderError(
-                f"{text or 'the empty name'} is no run: it must be a folder, or as s3://BUCKET/PATH"
+                f"{text or 'the empty name'} is not a run: it must be a folder or like s3://BUCKET/PATH"
             )
         if self.remote:
             self.uri = text.rstrip("/")
@@ -73,7 +73,7 @@ class RunFolder:
         self.mirror = Mirror(self)
 
     def exists(self) -> bool:
-        """Tell whether there is anything at all at this place."""
+        """Return whether there is anything at this place."""
         with self.errors():
             return bool(self.fs.get_file_info(self.path).type != fs.FileType.NotFound)
 
@@ -88,7 +88,7 @@ class RunFolder:
             self.fs.delete_file(probe)
 
     def has(self, path: str) -> bool:
-        """Tell whether there is a file with something in it at a path of the file system."""
+        """Return whether there is a file that is not empty at a path of the file system."""
         try:
             return bool(self.fs.get_file_info(path).size)
         except OSError:
@@ -101,7 +101,7 @@ class RunFolder:
         return {info.base_name for info in infos if info.base_name.startswith("trial_")}
 
     def read(self, name: str) -> bytes | None:
-        """Read a file of the run, None where it is not there."""
+        """Read a file of the run; None if it does not exist."""
         with self.errors():
             try:
                 with self.fs.open_input_stream(f"{self.path}/{name}") as file:
@@ -122,10 +122,10 @@ class RunFolder:
 
     @contextmanager
     def created(self) -> Iterator[Path]:
-        """Make the folder when a block ends, with what it has written into the one given: all or nothing.
+        """Yield a new folder to write into, and move it into place when the block ends: all or nothing.
 
         Raises:
-            OSError: if it can't be made; FileExistsError, if another run with this name has started since.
+            OSError: if it cannot be created; FileExistsError if another run took its name in the meantime.
         """
         fresh = self.local.with_name(f".{self.local.name}.new")
         for stale in (fresh, *([self.local] if self.remote else [])):  # left by a kill before the first copy
@@ -137,23 +137,23 @@ class RunFolder:
         fresh.rename(self.local)
 
     def pull(self) -> None:
-        """Bring the working copy up to what the bucket knows; what only the copy knows is kept."""
+        """Update the working copy from the bucket; what only the copy has is kept."""
         if not self.remote:
             return
-        theirs, mine = self.read(LEDGER) or b"", self.local / LEDGER
-        if not mine.exists() or not mine.read_bytes().startswith(theirs):
+        stored, copy = self.read(LEDGER) or b"", self.local / LEDGER
+        if not copy.exists() or not copy.read_bytes().startswith(stored):
             shutil.rmtree(self.local, ignore_errors=True)  # another machine has continued the run
             self.local.mkdir(parents=True)
-            mine.write_bytes(theirs)
+            copy.write_bytes(stored)
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write one of the driver's files: after a kill or a power cut it is the old one or the new one."""
+        """Write one of the driver's files; a kill or a power cut leaves the old one or the new one."""
         self._replace(self.local / name, content.encode() if isinstance(content, str) else content)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a file of a run that nobody is searching: on the disk, or straight into the bucket.
+        """Write a file of a run outside a search: on the disk, or straight into the bucket.
 
-        After a kill or a power cut it is the old one or the new one.
+        A kill or a power cut leaves the old one or the new one.
         """
         with self.errors():
             if self.remote:
@@ -163,24 +163,23 @@ class RunFolder:
                 self._replace(self.local / name, content)
 
     def remove(self, name: str) -> None:
-        """Remove one of the driver's files, in the bucket too."""
+        """Remove one of the driver's files, also from the bucket."""
         (self.local / name).unlink(missing_ok=True)
         if self.remote:
             with self.errors(), suppress(FileNotFoundError):
                 self.fs.delete_file(f"{self.path}/{name}")
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder of the driver's with its files, in the bucket too."""
+        """Remove one of the driver's folders with its files, also from the bucket."""
         with self.errors():
             shutil.rmtree(self.local / name, ignore_errors=True)
             if self.remote:
                 self.fs.delete_dir_contents(f"{self.path}/{name}", missing_dir_ok=True)
 
     def push(self, *, wait: bool = False) -> None:
-        """Copy what has changed of the working copy into the bucket, now and then, in a thread of its own.
+        """Copy what has changed from the working copy into the bucket, if a copy is due, in a thread.
 
-        With ``wait`` it is copied now, and there when this comes back; else, where it fails, the next one
-        tries again.
+        With ``wait`` copy it now, and return when that is done. Without, the next copy retries a failed one.
         """
         if self.remote and wait:
             with self.errors():
@@ -189,21 +188,21 @@ class RunFolder:
             self.mirror.copy_when_due()
 
     def push_ledger(self) -> None:
-        """Copy the ledger into the bucket now. Where that fails, the next copy tries again."""
+        """Copy the ledger into the bucket now. If that fails, the next copy retries."""
         if self.remote:
             self.mirror.copy_ledger()
 
     def drop_working_copy(self) -> None:
-        """Remove the working copy of a run that has ended and is in the bucket whole."""
+        """Remove the working copy of a run that has ended and is complete in the bucket."""
         if self.remote:
             shutil.rmtree(self.local)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes of this machine off the run, for a block.
+        """Lock the run against other processes of this machine for a block.
 
         Raises:
-            FolderError: if one is at it.
+            FolderError: if another process has it.
         """
         self.local.parent.mkdir(parents=True, exist_ok=True)
         path = self.local.parent / f".{self.local.name}.lock"
@@ -226,7 +225,7 @@ class RunFolder:
 
     @contextmanager
     def errors(self, complaint: str = "{uri} can't be read or written") -> Iterator[None]:
-        """Turn an OSError of a block into a `FolderError`, which names the folder and the reason."""
+        """Turn a block's OSError into a `FolderError` that names the folder and the reason."""
         try:
             yield
         except OSError as error:
@@ -236,6 +235,6 @@ class RunFolder:
 
 
 def sync(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Wait until a file's content is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""The study's journal: what optuna-dashboard reads while a search runs. The ledger has all but its notes."""
+"""The study's journal, which optuna-dashboard reads; the ledger has all of it except the user's notes."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, Jour
 JOURNAL = "study.journal"
 """Name of the study's file in the run folder."""
 PATIENCE_SECONDS = 3.0
-"""Time after which a person is told that a lock is waited for."""
+"""Time after which the user is told about the wait for a lock."""
 
 
 class Journal(BaseJournalBackend):
-    """Optuna's journal of one study: in memory while it is made anew from a ledger, then in its file."""
+    """Optuna's journal of one study: in memory while it is rebuilt from a ledger, then in its file."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        """Begin without an operation; ``tell`` takes a line about a lock that has to be waited for."""
+        """Start empty; ``tell`` is called with a line of text when a lock has to be waited for."""
         self._tell = tell
         self._made: list[dict[str, Any]] = []
         self._file: JournalFileBackend | None = None
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        """Give the operations from a number on, counted from 0."""
+        """Return the operations from a number on, counted from 0."""
         return self._file.read_logs(log_number_from) if self._file else self._made[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Take operations down."""
+        """Append operations."""
         if self._file:
             self._file.append_logs(logs)
         else:
             self._made += logs
 
     def put_in_place(self, path: Path) -> None:
-        """Write what there is over the journal at ``path``, whole or not at all, and go on in it."""
+        """Replace the journal at ``path`` with the operations so far, atomically, and continue there."""
         fresh = path.with_name(f".{path.name}.new")
         for stale in (fresh, Path(f"{fresh}.lock"), Path(f"{path}.lock")):  # a lock stops writers for 30 s
             stale.unlink(missing_ok=True)
@@ -48,10 +48,10 @@ class Journal(BaseJournalBackend):
 
 
 class _UnsyncedFile(JournalFileBackend):
-    """Optuna's file, lines and lock, so that other processes can read and write, without its sync.
+    """Optuna's file format and lock, so that other processes can read and write, without its sync.
 
-    Optuna syncs the disk after each of the 17 operations of a trial, some 3 ms each. What a power cut takes
-    of a journal, a resume makes again from the ledger.
+    Optuna syncs the disk after each of the 17 operations of a trial, some 3 ms each. A resume rebuilds from
+    the ledger what a power cut has lost of a journal.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
@@ -60,11 +60,11 @@ class _UnsyncedFile(JournalFileBackend):
         super().__init__(str(path), self._lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Take operations down, so that other processes see them."""
+        """Append operations, so that other processes see them."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         lock, waits = Path(f"{self._path}.lock"), None
         if lock.is_symlink():
-            text = f"waiting for {lock}: another process holds it, or has died with it and it can be deleted"
+            text = f"waiting for {lock}: another process holds it; if that has died, delete it"
             waits = threading.Timer(PATIENCE_SECONDS, self._tell, [text])
             waits.start()
         self._lock.acquire()
@@ -78,15 +78,15 @@ class _UnsyncedFile(JournalFileBackend):
 
 
 def notes(journal: Path) -> dict[str, Any]:
-    """Read what a person has written into a study with optuna-dashboard; it is nowhere else.
+    """Read what the user has written into a study with optuna-dashboard, which is stored nowhere else.
 
     Returns:
-        Its attributes; {} where there is no study that can be read, as after a power cut.
+        The study's attributes; {} if no study can be read, as after a power cut.
     """
     if not journal.exists():
         return {}
     try:
         (study,) = JournalStorage(JournalFileBackend(str(journal))).get_all_studies()
-    except Exception:  # whatever Optuna makes of a spoilt journal
+    except Exception:  # Optuna may raise anything for a corrupt journal
         return {}
     return {name: value for name, value in study.system_attrs.items() if name.startswith("dashboard:")}

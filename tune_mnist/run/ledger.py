@@ -1,12 +1,12 @@
-"""The ledger of a run: the one place where the truth about it lies, and from which the rest is derived.
+"""The ledger of a run: its single source of truth, from which everything else is derived.
 
 Every fact about a run is a line of ``ledger.jsonl``, appended by the driver when it happens: what the run
-inherited from earlier ones, which points it tries first, what a trial was given, when an attempt at it began
+inherited from earlier ones, which points it tries first, a trial's parameters, when an attempt at it began
 and was lost, what it reported for an epoch, how it ended, when a session of the driver began and was closed.
-The study, ASHA's rungs, the ResultGrid and the tables hold nothing else: a resume makes them again from these
-lines, whatever state a kill has left them in. A kill can tear only the last line, which is then no fact yet.
-A checkpoint repeats its trial's epochs, so that one which is ahead of the ledger (whose last lines had not
-reached the bucket) brings them along. Two reports of one epoch, as after a retry, are one fact: the first.
+The study, ASHA's rungs, the ResultGrid and the tables hold nothing else: a resume rebuilds them from these
+lines, whatever state a kill has left them in. A kill can truncate only the last line, which then does not
+count. A checkpoint repeats its trial's epochs, so one that is ahead of the ledger (whose last lines had not
+reached the bucket) supplies them. Of two reports of one epoch, as after a retry, the first counts.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ EVENTS = (
 
 
 class Ledger:
-    """The facts of a run in memory, and, where it was opened for writing, the file that they are added to."""
+    """The facts of a run in memory and, if opened for writing, the file to which they are appended."""
 
     def __init__(self) -> None:
-        """Start without a fact."""
+        """Start without facts."""
         self.path: Path | None = None
         self.facts: TaskFacts | None = None
         self.distributions: dict[str, str] = {}
@@ -51,24 +51,24 @@ class Ledger:
         self.trials: dict[str, TrialRecord] = {}
         "By id, in the order of their numbers."
         self.inherited: list[InheritedTrial] = []
-        "Trials of earlier runs, which the sampler knows and nothing else counts."
+        "Trials of earlier runs, which only the sampler uses."
         self.points: list[FirstPoint] | None = None
-        "What the first trials are to try, one each; None where that was not noted."
+        "What the first trials must try, one point each; None if not recorded."
         self.order: list[tuple[str, int]] = []
         "Trial and epoch of every report, in the order in which the scheduler judged them."
         self.sessions: list[list[float]] = []
         "First and last time of each session."
         self.stop_reason: str | None = None
-        "Why the last session was closed; None while it runs, or where it was killed."
+        "Why the last session was closed; None while it runs, or if it was killed."
         self.lost_lines = 0
         self.lost_trials: set[str] = set()
-        "Ids of trials that lines speak of, but whose own line is lost."
+        "Ids of trials that other lines mention, but whose own line is lost."
         self.failure: OSError | None = None
-        "Why a line could not be written: the search can't go on without."
+        "Why a line could not be written; the search cannot continue then."
 
     @classmethod
     def parse(cls, content: bytes) -> Ledger:
-        """Read a ledger; lines that can't be read are counted in ``lost_lines``, a torn last one is not."""
+        """Read a ledger; ``lost_lines`` counts unreadable lines, except for a truncated last one."""
         ledger = cls()
         lines = content.split(b"\n")
         for line in lines[:-1]:
@@ -80,7 +80,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
-        """Read the ledger at ``path``, if there is one, cut a torn last line off, and go on writing it."""
+        """Open the ledger at ``path``, if any, for appending; a truncated last line is removed."""
         content = path.read_bytes() if path.exists() else b""
         ledger = cls.parse(content)
         ledger.path = path
@@ -92,7 +92,7 @@ class Ledger:
 
     @property
     def task(self) -> TaskFacts:
-        """What is known of the task."""
+        """What is known about the task."""
         return self.facts or legacy_task()
 
     @property
@@ -106,12 +106,12 @@ class Ledger:
         self._write({"event": "session", "distributions": dict(distributions), "task": facts}, durable=True)
 
     def inherit(self, trials: Sequence[InheritedTrial]) -> None:
-        """Note trials of earlier runs, before the first of this run."""
+        """Record trials of earlier runs, before the first trial of this run."""
         for trial in trials:
             self._write({"event": "inherited", **dataclasses.asdict(trial)})
 
     def plan(self, points: Sequence[FirstPoint]) -> None:
-        """Note what the first trials are to try, before the first of them."""
+        """Record what the first trials must try, before they start."""
         self._write({"event": "points", "points": [dataclasses.asdict(point) for point in points]})
 
     def suggested(
@@ -124,12 +124,12 @@ class Ledger:
         planned: int | None = None,
         hand_set: bool,
     ) -> None:
-        """Note a new trial."""
+        """Record a new trial."""
         trial = {"trial_id": trial_id, "number": number, "params": params, "config": config}
         self._write({"event": "trial", **trial, "planned": planned, "hand_set": hand_set}, durable=True)
 
     def reported(self, trial_id: str, epoch: Mapping[str, Any]) -> bool:
-        """Note what a trial reported for an epoch; of one that is known, only that it is saved anew.
+        """Record a trial's report of an epoch; of a known epoch, only a new checkpoint.
 
         Returns:
             Whether the epoch was new.
@@ -146,38 +146,38 @@ class Ledger:
         return known is None
 
     def ended(self, trial_id: str, *, failed: bool) -> str:
-        """Note the end of a trial and give its state."""
+        """Record the end of a trial and return its state."""
         trial = self.trials[trial_id]
         state = trial_state(trial.epoch, trial.epochs_planned, failed=failed)
         self._write({"event": "end", "trial_id": trial_id, "state": state}, durable=True)
         return state
 
     def attempted(self, trial_id: str, attempt: str, resume_from: str | None) -> None:
-        """Note that a trial was given to Ray under the id ``attempt``, and its checkpoint, if it has one."""
+        """Record that a trial was submitted to Ray with the id ``attempt``, and its checkpoint, if any."""
         self._write(
             {"event": "attempt", "trial_id": trial_id, "attempt": attempt, "resume_from": resume_from}
         )
 
     def lost(self, trial_id: str, attempt: str, error: str) -> None:
-        """Note that an attempt was lost with its process, node or storage, and what Ray says of it."""
+        """Record that an attempt was lost with its process, node or storage, and Ray's error."""
         self._write({"event": "lost", "trial_id": trial_id, "attempt": attempt, "error": error})
 
     def raised(self, trial_id: str, error: str) -> None:
-        """Note what a trial's own code raised."""
+        """Record what a trial's own code raised."""
         self._write({"event": "error", "trial_id": trial_id, "error": error})
 
     def broke(self, reason: str) -> None:
-        """Note why Ray's loop had to be started again."""
+        """Record why Ray's loop had to be restarted."""
         self._write({"event": "broke", "reason": reason})
 
     def close(self, reason: str) -> None:
-        """Note why the session is over."""
+        """Record why the session is over."""
         self._write({"event": "close", "reason": reason}, durable=True)
 
     def end_what_was_over(self, stopped: Collection[str] = ()) -> None:
-        """Note the end of the trials that had trained all, or been told to stop, when the driver died.
+        """Record the end of the trials that had finished, or been told to stop, when the driver died.
 
-        Those with the ids in ``stopped`` are what the scheduler stops, going by the reports so far.
+        ``stopped`` are the ids of trials that the scheduler stops, judging by the reports so far.
         """
         for trial in self.unfinished():
             if trial.trial_id in stopped or trial.is_over:
@@ -188,7 +188,7 @@ class Ledger:
         return [trial for trial in self.trials.values() if trial.state is None]
 
     def seconds(self) -> float:
-        """Wall time of all sessions, each from its beginning to its last line."""
+        """Return the wall time of all sessions, each from its beginning to its last line."""
         return sum(last - first for first, last in self.sessions)
 
     def _write(self, event: dict[str, Any], *, durable: bool = False) -> None:
@@ -198,11 +198,11 @@ class Ledger:
             try:
                 with self.path.open("ab") as file:
                     file.write(line)
-                    if durable:  # what could not be had again after a power cut; an epoch can
+                    if durable:  # an epoch can be recovered after a power cut; this cannot
                         file.flush()
                         os.fsync(file.fileno())
             except OSError as error:
-                error.filename = error.filename or str(self.path)  # a write does not say where
+                error.filename = error.filename or str(self.path)  # a failed write does not name the file
                 self.failure = error
                 raise
         self._apply(json.loads(line))
@@ -244,7 +244,7 @@ class Ledger:
         trial = self.trials[trial_id]
         if kind == "epoch":
             trial.epochs.append(event)
-            trial.epochs.sort(key=lambda one: int(one[EPOCH]))
+            trial.epochs.sort(key=lambda report: int(report[EPOCH]))
             self.order.append((trial.trial_id, event[EPOCH]))
         elif kind == "saved":
             (trial.find(event[EPOCH]) or {})[CHECKPOINT_NAME] = event[CHECKPOINT_NAME]

@@ -14,32 +14,32 @@ if TYPE_CHECKING:
     from tune_mnist.run.folder import RunFolder
 
 PUSH_SECONDS = 5.0
-"""Shortest time between two copies of the driver's files into a bucket."""
+"""Minimum time between two copies of the driver's files into a bucket."""
 
 
 class Mirror:
     """Keeps a bucket up to date with the working copy of a run."""
 
     def __init__(self, folder: RunFolder) -> None:
-        """Take the folder whose working copy it is; nothing is read or written."""
+        """Remember the run's folder; nothing is read or written."""
         self.folder = folder
         self.error: str | None = None
-        "Why the last copy in the background failed."
+        "Why the last background copy failed."
         self._copied: dict[str, tuple[int, int]] = {}
         self._due, self._copying = 0.0, threading.Lock()
 
     def copy(self) -> None:
-        """Copy what has changed, and come back when it is there. Raises OSError."""
+        """Copy what has changed, and wait until that is done. Raises OSError."""
         with self._copying:
             self._copy_changed()
 
     def copy_when_due(self) -> None:
-        """Copy what has changed in a thread, now and then; where that fails, the next copy retries."""
+        """Copy what has changed in a thread, if a copy is due; if that fails, the next copy retries."""
         if time.monotonic() >= self._due and self._copying.acquire(blocking=False):
             threading.Thread(target=self._copy_in_thread, name="push", daemon=True).start()
 
     def copy_ledger(self) -> None:
-        """Copy the ledger now. Where that fails, the next copy retries."""
+        """Copy the ledger now. If that fails, the next copy retries."""
         with self._copying:
             try:
                 self._copy(self.folder.local / LEDGER)
@@ -49,7 +49,7 @@ class Mirror:
     def upload(self, name: str, content: bytes) -> None:
         """Write a file into the bucket. Raises OSError."""
         fs, path = self.folder.fs, f"{self.folder.path}/{name}"
-        if fs.type_name != "s3":  # which has no folders, and makes empty objects of them
+        if fs.type_name != "s3":  # it has no folders, and makes empty objects of them
             fs.create_dir(PurePosixPath(path).parent.as_posix())
         with fs.open_output_stream(path) as out:
             out.write(content)
@@ -62,12 +62,12 @@ class Mirror:
         except OSError as error:
             self.error = first_line(error)
         finally:
-            # At most a twentieth of the time goes into copies, as in Ray's own.
+            # Copies take at most a twentieth of the time, as in Ray.
             self._due = time.monotonic() + max(PUSH_SECONDS, 19 * (time.monotonic() - started))
             self._copying.release()
 
     def _copy_changed(self) -> None:
-        # The ledger goes last: what has it is a run, and the other files of a run are there then.
+        # The ledger goes last: it marks a run, whose other files must be there by then.
         for file in sorted(self.folder.local.rglob("*"), key=lambda file: (file.name == LEDGER, file)):
             if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
                 self._copy(file)

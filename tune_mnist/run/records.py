@@ -1,4 +1,4 @@
-"""What a run is made of: its task, its trials, those that it knows from earlier runs, its first points."""
+"""What a run consists of: its task, its trials, those inherited from earlier runs, its first points."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RUNNING = "RUNNING"
 OPTUNA_NUMBER = "optuna_trial_number"
 """Key in the config of a Ray trial, besides the hyper-parameters: its number, from 0, in the run."""
 ATTEMPT = "attempt"
-"""Another one: what this attempt at the trial needs, as the trial's folder and its checkpoint."""
+"""Another key: what this attempt at the trial needs, such as the trial's folder and checkpoint."""
 
 
 TRIAL_COLUMNS = {
     **{"trial_id": "string", "number": "int64", "state": "string", "epochs_trained": "int64"},
     **{"epochs_planned": "int64", "seconds": "float64", "node": "string"},
 }
-"""Columns of the table of trials, with pandas' types, besides reported values and hyper-parameters."""
+"""Columns of the table of trials, with pandas types, besides reported values and hyper-parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class TaskFacts:
     name: str
     objective: Objective
     data: str = ""
-    "The data that it trains on, in words."
+    "The training data, in words."
     validation_examples: int | None = None
-    "Examples that the metric is measured on."
+    "Number of examples on which the metric is measured."
     tables: Sequence[str] = ()
     "Other reported values that the tables show."
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    "What a configuration has where the space does not draw it."
+    "Values of what the space does not draw."
     wider: Mapping[str, Sequence[bool]] = field(default_factory=dict)
     "For each range of the space, whether values below its low end, and above its high end, could be trained."
 
@@ -54,15 +54,15 @@ class TaskFacts:
 
 @functools.cache
 def legacy_task() -> TaskFacts:
-    """Give the task of the runs of older versions, whose ledgers do not say it."""
+    """Return the task of runs by older versions, whose ledgers do not name it."""
     facts: TaskFacts = importlib.import_module("tune_mnist.mnist.facts").FACTS
     return facts
 
 
 def trial_state(epochs_trained: int, epochs_planned: int, *, failed: bool) -> str:
-    """Name the state of a trial that has ended, as the study and the tables call it.
+    """Return the state of a trial that has ended, as in the study and the tables.
 
-    COMPLETE: it trained all epochs it was to train. FAIL: it raised, or ended before its first epoch.
+    COMPLETE: it trained all planned epochs. FAIL: it raised, or ended before its first epoch.
     PRUNED: it was stopped in between.
     """
     if failed or epochs_trained == 0:
@@ -71,44 +71,44 @@ def trial_state(epochs_trained: int, epochs_planned: int, *, failed: bool) -> st
 
 
 EPOCH = "epoch"
-"""Key of a report: epochs trained, from 1, whatever the task's own name for its progress is."""
+"""Key of a report: epochs trained, from 1, whatever the task calls its progress."""
 
 
 @dataclass(kw_only=True)
 class TrialRecord:
-    """What the ledger says of one trial."""
+    """What the ledger knows about one trial."""
 
     trial_id: str
-    "The id of Ray's trial; of several attempts, which are a Ray trial each, that of the first."
+    "The id of its Ray trial; each attempt is a Ray trial, and this is the id of the first."
     number: int
-    "Its place in the run, from 0; in the study, that among those which were not inherited."
+    "Its index in the run, from 0; in the study, its index among the trials that were not inherited."
     params: dict[str, Any]
     "Parameters drawn, in the terms of the search space."
     config: dict[str, Any]
-    "The configuration to train that they came to."
+    "The configuration to train that they were turned into."
     started: float
-    "When it was suggested: seconds since 1970, as all times here."
+    "When it was suggested: seconds since 1970, like all times here."
     hand_set: bool = False
     "Whether it is the task's baseline."
     planned: int | None = None
-    "Epochs that it was to train; None in the ledgers of older versions."
+    "Epochs to train; None in the ledgers of older versions."
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    "What it reported for each epoch, in order, none twice."
+    "What it reported for each epoch, in order, without duplicates."
     state: str | None = None
     "COMPLETE, PRUNED or FAIL once it has ended."
     ended: float | None = None
     stopped_by: str | None = None
     "What closed the run before this trial had ended."
     error: str | None = None
-    "The first line of what it raised last, or was lost of."
+    "First line of the last error: what it raised, or why it was lost."
     attempts: int = 0
-    "How often it was given to Ray; 0 in the ledgers of older versions."
+    "How often it was submitted to Ray; 0 in the ledgers of older versions."
     lost: int = 0
     "Attempts of this session that were lost with their process or node."
 
     @property
     def last(self) -> dict[str, Any]:
-        """Its last report, {} before the first."""
+        """Its last report; {} before the first."""
         return self.epochs[-1] if self.epochs else {}
 
     @property
@@ -118,17 +118,17 @@ class TrialRecord:
 
     @property
     def epochs_planned(self) -> int:
-        """Epochs that it was to train."""
+        """Epochs to train."""
         return int(self.config["epochs"]) if self.planned is None else self.planned
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to train: its last report is of the last epoch, or told it to stop."""
+        """Whether nothing is left to train: it reported the last epoch, or was told to stop."""
         return bool(self.last.get("done")) or self.epoch >= self.epochs_planned
 
     @property
     def shown_state(self) -> str:
-        """Its state for people: RUNNING only where the run was not closed."""
+        """Its state for people: RUNNING only if the run was not closed."""
         if self.state is None and self.stopped_by is None:
             return RUNNING
         return self.state or trial_state(self.epoch, self.epochs_planned, failed=False)
@@ -140,30 +140,30 @@ class TrialRecord:
 
     @property
     def saved(self) -> list[dict[str, Any]]:
-        """Its reports that came with a checkpoint, kept or not."""
+        """Its reports with a checkpoint, whether that was kept or not."""
         return [epoch for epoch in self.epochs if epoch.get(CHECKPOINT_NAME)]
 
     def find(self, epoch: int) -> dict[str, Any] | None:
-        """Give its report of an epoch, counted from 1, None where there is none."""
-        return next((one for one in self.epochs if one[EPOCH] == epoch), None)
+        """Return its report of an epoch, counted from 1; None if there is none."""
+        return next((report for report in self.epochs if report[EPOCH] == epoch), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InheritedTrial:
-    """What a search knows from an earlier run, which may be gone by now."""
+    """A trial of an earlier run, which may have been deleted since."""
 
     run: str
     "Name of that run."
     number: int
-    "Of the trial there, from 0."
+    "Number of the trial in that run, from 0."
     state: str
     "COMPLETE or PRUNED."
     params: Mapping[str, Any]
     "Parameters drawn, in the terms of the search space."
     epochs: Sequence[tuple[int, float]]
-    "Epoch, from 1, and the metric, in order; one at least."
+    "Epoch, from 1, and the metric, in order; at least one."
     started: float
-    "Seconds since 1970, as the next one."
+    "Seconds since 1970, like `ended`."
     ended: float
 
     @property
@@ -174,7 +174,7 @@ class InheritedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPoint:
-    """What a trial is to try, whatever the sampler would draw."""
+    """What a trial must try, instead of what the sampler would draw."""
 
     params: Mapping[str, Any]
     "In the terms of the search space; the sampler draws what is left out."
@@ -183,5 +183,5 @@ class FirstPoint:
 
 
 def ray_config(trial: TrialRecord) -> dict[str, Any]:
-    """Give the config of the trial's Ray trial."""
+    """Return the config of the trial's Ray trial."""
     return {**trial.config, OPTUNA_NUMBER: trial.number}

@@ -1,4 +1,4 @@
-"""What is asked for when a run is resumed, and which settings that may change."""
+"""A request to resume a run, and the settings that it may change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESUMABLE = (
     *("num_samples", "time_budget", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial"),
     *("max_failures", "address", "dashboard", "open_dashboard", "stall_seconds", "keep_checkpoints", "log"),
 )
-"""What a resume may change: how far to go, and what depends on the machines. A task may have more of them."""
+"""What a resume may change: how far to go, and what depends on the machines. A task may add options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,15 @@ class ResumeRequest:
     run: str
     "Its folder or URI."
     changes: Mapping[str, Any]
-    "Settings, and options of the task."
+    "Settings and options of the task."
 
     def __post_init__(self) -> None:
-        """Check that there is a run."""
+        """Check that a run is named."""
         if not self.run:
             raise ValueError("--resume is empty, but must be the folder or the URI of a run")
 
     def settings_of(self, settings: Settings, resumable_options: Collection[str]) -> Settings:
-        """Give the run's settings with the changes, of which those of the task's options must be resumable.
+        """Return the run's settings with the changes; changed options of the task must be resumable.
 
         Raises:
             ValueError: for a setting that a resume may not change, fewer trials than the run has, or a value
@@ -49,6 +49,6 @@ class ResumeRequest:
         if asked < settings.num_samples:
             rule = f"must be at least {settings.num_samples}, which the run has already"
             raise ValueError(f"num_samples is {asked}, but {rule}")
-        # A browser is for who asks for it now.
+        # A browser opens only if this session asks for it.
         changes = {"open_dashboard": False, **changes}
         return dataclasses.replace(settings, **changes, options={**settings.options, **options})

@@ -1,9 +1,9 @@
 """The checkpoints in a trial's folder: written whole or not at all, listed, checked and read.
 
-A trial has one folder, ``trial_NUMBER_ID``, whatever number of attempts it takes: its reports in
-``result.json``, its curves for TensorBoard, what it raised in ``error.txt``, and a ``checkpoint_EPOCH`` for
-each checkpoint that is kept. Not by ``tune.report(checkpoint=...)``: Ray copies a checkpoint file by file, so
-that a kill leaves half of one, into a folder of the attempt, in which it counts from 0 again.
+A trial has one folder, ``trial_NUMBER_ID``, however many attempts it takes: its reports in ``result.json``,
+its curves for TensorBoard, its error in ``error.txt``, and a ``checkpoint_EPOCH`` for each checkpoint that is
+kept. ``tune.report(checkpoint=...)`` is not used: Ray copies a checkpoint file by file, so a kill leaves half
+of one, and into a folder of the attempt, where it counts from 0 again.
 """
 
 from __future__ import annotations
@@ -29,59 +29,59 @@ from tune_mnist.run.folder import RunFolder, sync
 from tune_mnist.run.words import first_line
 
 CHECKPOINT = "training.pt"
-"""Name of the file in a checkpoint's folder that holds the state of a training."""
+"""Name of the file in a checkpoint's folder that holds the state of the training."""
 REPORTS = "reports.json"
 """Name of the file next to it: what the trial had reported up to there."""
 CHECKSUM = "crc32.txt"
-"""Name of another one: the checksum of the first. Older versions had none, as their files were zips."""
+"""Name of the file with the checksum of the first. Older versions, whose files were zips, had none."""
 
 
 FULL_BYTES = 2**20
-"""Free bytes below which what fails in writing a file is taken for want of room."""
+"""Free bytes below which a failed write is attributed to a full disk."""
 
 
 class StorageError(OSError):
-    """The storage of a run can't be written or read; it is not what the training's own code raised."""
+    """A run's storage cannot be read or written; the training's own code does not raise this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCheckpoint:
-    """A checkpoint as it lies in the run folder."""
+    """A checkpoint as stored in the run folder."""
 
     path: str
     "On the file system of the folder."
     name: str
     "Its last part, which ends in the epoch."
     whole: bool
-    "Whether its file is there and not cut short."
+    "Whether its file is there and not truncated."
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStorage:
-    """Where one trial writes its checkpoints and reads them; what a worker gets of the run folder."""
+    """Where one trial reads and writes its checkpoints: a worker's view of the run folder."""
 
     fs: fs.FileSystem
     path: str
     "The trial's folder on it."
 
     def write(self, epoch: int, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> str:
-        """Write a checkpoint, with all that the trial has reported up to there; give its name.
+        """Write a checkpoint, with all that the trial has reported up to there; return its name.
 
-        After a kill or a power cut it is there whole or not at all. One that an earlier attempt has left for
-        the same epoch stays: it is the same.
+        After a kill or a power cut it is there whole or not at all. One that an earlier attempt left for the
+        same epoch stays: it is the same.
 
         Raises:
-            StorageError: if it can't be written.
+            StorageError: if it cannot be written.
         """
         with self._errors():
             return self._write(f"checkpoint_{epoch:06d}", save, reports)
 
     @contextmanager
     def read(self, name: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """Give a checkpoint's file and the reports up to there, for a block.
+        """Provide a checkpoint's file and the reports up to there for a block.
 
         Raises:
-            StorageError: if they can't be read.
+            StorageError: if they cannot be read.
         """
         with tempfile.TemporaryDirectory() as folder:
             local = Path(self.path, name)
@@ -120,9 +120,9 @@ class TrialStorage:
             return name
         with tempfile.TemporaryDirectory() as folder:
             self._fill(Path(folder), save, reports)
-            if self.fs.type_name != "s3":  # which has no folders, and makes empty objects of them
+            if self.fs.type_name != "s3":  # it has no folders, and makes empty objects of them
                 self.fs.create_dir(f"{self.path}/{name}")
-            for part in (REPORTS, CHECKSUM, CHECKPOINT):  # it counts from when its last file is there
+            for part in (REPORTS, CHECKSUM, CHECKPOINT):  # it counts once its last file is there
                 with self.fs.open_output_stream(f"{self.path}/{name}/{part}") as out:
                     out.write(Path(folder, part).read_bytes())
         return name
@@ -130,7 +130,7 @@ class TrialStorage:
     def _fill(self, folder: Path, save: Callable[[Path], None], reports: list[dict[str, Any]]) -> None:
         try:
             save(folder / CHECKPOINT)
-        except Exception as error:  # torch says "unexpected pos" of a full disk
+        except Exception as error:  # torch raises "unexpected pos" when the disk is full
             if isinstance(error, OSError) or shutil.disk_usage(folder).free > FULL_BYTES:
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
@@ -139,12 +139,12 @@ class TrialStorage:
 
 
 def list_checkpoints(folder: RunFolder, directory: str = "") -> dict[str, list[SavedCheckpoint]]:
-    """List the checkpoints of a run, or in one trial folder, by trial folder, each list with the newest last.
+    """List the checkpoints of a run or of one trial folder, by trial folder, the newest last.
 
     Raises:
-        FolderError: if the storage can't be read.
+        FolderError: if the storage cannot be read.
     """
-    found: dict[str, list[SavedCheckpoint]] = {}
+    checkpoints: dict[str, list[SavedCheckpoint]] = {}
     with folder.errors():
         path = f"{folder.path}/{directory}" if directory else folder.path
         infos = folder.fs.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
@@ -153,15 +153,16 @@ def list_checkpoints(folder: RunFolder, directory: str = "") -> dict[str, list[S
         trial, _, name = info.path.removeprefix(f"{folder.path}/").partition("/")
         if info.type == fs.FileType.Directory and re.fullmatch(r"checkpoint_\d+", name):
             file = f"{info.path}/{CHECKPOINT}"
-            # What is in a bucket or has a checksum is there whole or not at all; a zip's end comes last.
+            # A file in a bucket or with a checksum is never partial; a zip is complete if it has its end.
             sure = folder.remote or f"{info.path}/{CHECKSUM}" in files
             whole = bool(files.get(file)) and (sure or zipfile.is_zipfile(file))
-            found.setdefault(trial, []).append(SavedCheckpoint(path=info.path, name=name, whole=whole))
-    return found
+            saved = SavedCheckpoint(path=info.path, name=name, whole=whole)
+            checkpoints.setdefault(trial, []).append(saved)
+    return checkpoints
 
 
 def is_intact(folder: RunFolder, checkpoint: SavedCheckpoint) -> bool:
-    """Tell whether a checkpoint's file is what was written, by the checksum next to it or those in it."""
+    """Return whether a checkpoint's file is undamaged, by the checksum next to it or those inside it."""
     try:
         with folder.fs.open_input_file(f"{checkpoint.path}/{CHECKPOINT}") as file:
             content = file.readall()

@@ -1,4 +1,4 @@
-"""The settings of a search: one dataclass, the source of the Python API as of the command line's flags."""
+"""The settings of a search: one dataclass, from which the Python API and the flags are made."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ GROUPS = {
     "storage and run": "--storage-path s3://BUCKET/runs --open-dashboard",
     "task": "--task own.py:TASK",
 }
-"""The groups of ``--help``, the most needed first, each with an example."""
+"""The groups of ``--help``, the most used first, each with an example."""
 
 
 TRACKERS = ("mlflow", "wandb")
-"""What trials can be logged to."""
+"""Trackers to which trials can be logged."""
 
 
 def setting(default: Any, group: str, help: str) -> Any:
@@ -72,17 +72,15 @@ class Settings:
 
     scheduler: str = of_stopping("asha", "asha, or none to stop no trial early")
     grace_period: int = of_stopping(1, "epochs before a trial can be stopped: the first rung")
-    # 4 is that of Li et al., 2020, and of Ray. On recorded curves (benchmarks/README.md) an epoch is worth as
-    # much with 2 and 3; 4 gets through the most trials. A grace period of 3 is worse at first.
+    # Li et al., 2020, and Ray use 4. On recorded curves (benchmarks/README.md) 2 and 3 do as well per epoch;
+    # 4 gets through the most trials. A grace period of 3 is worse at first.
     reduction_factor: float = of_stopping(4.0, "keep the best 1/X of the trials at a rung")
 
     cpus_per_trial: float = of_cluster(1.0, "CPU cores of a trial")
     gpus_per_trial: float | None = most_used(
-        None, "GPUs of a trial; 0.5 runs two on one (default: 0.5 where there are GPUs, else 0)"
+        None, "GPUs of a trial; 0.5 runs two on one (default: 0.5 if there are GPUs, else 0)"
     )
-    max_concurrent_trials: int | None = of_cluster(
-        None, "trials in parallel (default: as many as the resources hold)"
-    )
+    max_concurrent_trials: int | None = of_cluster(None, "trials in parallel (default: as many as fit)")
     max_failures: int = of_cluster(3, "retries of a trial whose process or node was lost")
     stall_seconds: float = of_cluster(
         120.0,
@@ -94,10 +92,9 @@ class Settings:
     )
     address: str | None = of_cluster(
         None,
-        "running Ray cluster, or auto (default: RAY_ADDRESS, else the cluster of this machine, else a Ray of "
-        "the search's own)",
+        "running Ray cluster, or auto (default: RAY_ADDRESS, else this machine's cluster, else a new Ray)",
     )
-    dashboard: bool = of_cluster(False, "start Ray's dashboard with a Ray of its own, on loopback")
+    dashboard: bool = of_cluster(False, "start Ray's dashboard with a new Ray, on loopback")
 
     checkpoint_seconds: float = of_storage(30.0, "longest time without a checkpoint, at epoch ends")
     keep_checkpoints: int = of_storage(5, "ended trials that keep their checkpoints: the best")
@@ -110,10 +107,10 @@ class Settings:
     log: tuple[str, ...] = of_storage((), "mlflow, wandb, or both: show each trial there as a run")
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    "Those of the task that are not its defaults, as JSON has them."
+    "The task's options that differ from their defaults, as JSON values."
 
     def __post_init__(self) -> None:
-        """Check each value that can be checked without looking at the machine."""
+        """Check each value as far as possible without looking at the machine."""
         object.__setattr__(self, "log", _names(self.log))
         for name in ("num_samples", "max_epochs", "grace_period", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -148,7 +145,7 @@ class Settings:
         path = self.storage_path
         sound = path != "" and (":/" not in path or re.match(r"[\w.+-]+://[^/]+|file:///.", path) is not None)
         self._require("storage_path", sound, "a folder or a URI such as s3://BUCKET/runs")
-        if re.match(r"\w+://[^/]*@", path):  # the value stays unsaid, here as in settings.json
+        if re.match(r"\w+://[^/]*@", path):  # the value is not shown, here or in settings.json
             raise ValueError(
                 "storage_path holds a key, but must not: give it in the environment or a profile"
             )
@@ -166,7 +163,7 @@ class Settings:
             raise ValueError(f"{name} is {value if value != '' else 'empty'}, but must be {rule}")
 
     def to_json(self) -> str:
-        """Write the settings as JSON; paths become absolute, so that the file holds from any folder."""
+        """Return the settings as JSON; paths become absolute, so that the file is valid from any folder."""
         values = {name: _absolute(value) for name, value in dataclasses.asdict(self).items()}
         values["warm_start"] = [
             run if "://" in run else str(Path(run).expanduser().absolute()) for run in self.warm_start
@@ -178,10 +175,10 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Read what ``to_json`` wrote, or what older versions did.
+        """Read what ``to_json`` or its older versions wrote.
 
         Raises:
-            ValueError: if it is not that.
+            ValueError: if it is something else.
         """
         try:
             values = _renewed({**LEGACY_DEFAULTS, **json.loads(text)})
@@ -189,14 +186,14 @@ class Settings:
             values["warm_start"], values["log"] = tuple(values["warm_start"]), tuple(values["log"])
             for name, hint in typing.get_type_hints(cls).items():
                 hint = typing.get_origin(hint) if typing.get_origin(hint) in (tuple, Mapping) else hint
-                # A whole number stands for a float of that value in JSON.
+                # JSON may hold a whole number for a float.
                 if not isinstance(values[name], hint) and not (
                     isinstance(values[name], int) and isinstance(float(values[name]), hint)
                 ):
                     raise TypeError(f"{name} is {values[name]!r}, but must be {hint}")
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"these are no settings of a run: {error}") from error
+            raise ValueError(f"these are not the settings of a run: {error}") from error
 
 
 LEGACY_DEFAULTS: dict[str, Any] = {
@@ -208,7 +205,7 @@ LEGACY_DEFAULTS: dict[str, Any] = {
 
 
 def _renewed(values: dict[str, Any]) -> dict[str, Any]:
-    """Give the settings of an older version their present names: those of mnist were among the others."""
+    """Rename the settings of an older version, in which those of mnist were among the others."""
     if "target" not in values:
         values["target"] = values.pop("target_accuracy")
     names = {field.name for field in dataclasses.fields(Settings)}
@@ -217,7 +214,7 @@ def _renewed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(log: Sequence[str]) -> tuple[str, ...]:
-    """Give the names in lists with commas, each once, and no name for "none"."""
+    """Return the names in comma-separated lists, each once, without "none"."""
     parts = [log] if isinstance(log, str) else log
     names = dict.fromkeys(name.strip() for part in parts for name in part.split(","))
     return tuple(name for name in names if name != "none")
@@ -230,7 +227,7 @@ def _absolute(value: Any) -> Any:
 
 
 def flag_of(name: str) -> str:
-    """Write the flag of a setting."""
+    """Return the flag of a setting."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Search spaces: loading, checking and describing them, and what becomes of a point that is drawn."""
+"""Search spaces: checks and describes them, and turns drawn points into configurations."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tune_mnist.run.records import ATTEMPT, OPTUNA_NUMBER, TRIAL_COLUMNS
 from tune_mnist.task import Space, Task
 
 LENGTH = "epochs"
-"""Name of the parameter, where a space has it, that is the number of epochs of a trial."""
+"""Name of the parameter that, if a space has it, is a trial's number of epochs."""
 
 
 def checked_space(task: Task, name: str, space: Any, max_epochs: int) -> dict[str, BaseDistribution]:
-    """Check a space, and limit its ``epochs``, where it has such a parameter, to ``max_epochs``.
+    """Check a space, and limit its parameter ``epochs``, if any, to ``max_epochs``.
 
-    The task judges both ends of each range and every choice, before a trial does.
+    The task checks both ends of each range and every choice before any trial runs.
 
     Raises:
-        ValueError: for something else than distributions, a parameter that the task does not have, a value
-            that it cannot train, or a name that the tables need.
+        ValueError: for anything but distributions, a parameter that the task does not have, a value that it
+            cannot train, or a name that the tables need.
     """
     if not isinstance(space, Mapping) or not space:
         raise ValueError(
-            f"space {name} is {space!r}, but must be a dict of optuna.distributions with an entry or more"
+            f"space {name} is {space!r}, but must be a dict of optuna.distributions with at least one entry"
         )
     for parameter, distribution in space.items():
         if not isinstance(distribution, BaseDistribution):
@@ -78,13 +78,13 @@ def to_config(task: Task, parameters: Mapping[str, Any], max_epochs: int) -> dic
 
 
 def planned_epochs(config: Mapping[str, Any], max_epochs: int) -> int:
-    """Give the epochs that a configuration is to be trained: an integer ``epochs`` in it, or all."""
+    """Return the epochs to train a configuration: an integer ``epochs`` in it, or the maximum."""
     epochs = config.get(LENGTH)
     return min(epochs, max_epochs) if type(epochs) is int else max_epochs
 
 
 def baseline_point(task: Task, space: Space, max_epochs: int) -> dict[str, Any] | None:
-    """Give a task's baseline in the terms of a space; None where the space cannot have it."""
+    """Return a task's baseline in the terms of a space; None if the space does not contain it."""
     baseline = task.baseline(space, max_epochs) if callable(task.baseline) else task.baseline
     if baseline is None:
         return None
@@ -94,7 +94,7 @@ def baseline_point(task: Task, space: Space, max_epochs: int) -> dict[str, Any] 
 
 
 def wider_ends(task: Task, space: Space, max_epochs: int) -> dict[str, list[bool]]:
-    """Tell for each range whether values below its low end and above its high end could be trained."""
+    """Return for each range whether values below its low end and above its high end are trainable."""
     first = {parameter: _ends(distribution)[0] for parameter, distribution in space.items()}
     return {
         name: [
@@ -132,7 +132,7 @@ def _ends(distribution: BaseDistribution) -> tuple[Any, ...]:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Tell whether a distribution can draw a value."""
+    """Return whether a distribution can draw a value."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     try:
@@ -143,9 +143,9 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def is_within(narrow: BaseDistribution, wide: BaseDistribution) -> bool:
-    """Tell whether all that one distribution draws can be drawn, in the same terms, by another.
+    """Return whether ``wide`` can draw all that ``narrow`` can, in the same terms.
 
-    That is: both are of one kind, scale and step, and the range or choices of the second hold the first's.
+    That is: they have the same kind, scale and step, and ``wide``'s range or choices include ``narrow``'s.
     """
     if isinstance(narrow, CategoricalDistribution) and isinstance(wide, CategoricalDistribution):
         return set(narrow.choices) <= set(wide.choices)
@@ -157,7 +157,7 @@ def is_within(narrow: BaseDistribution, wide: BaseDistribution) -> bool:
 
 
 def describe_range(distribution: BaseDistribution) -> str:
-    """Write what is drawn from: "0.001 to 0.01 (log)", "32 to 256 (step 32)", "sgd or rmsprop"."""
+    """Describe a distribution: "0.001 to 0.01 (log)", "32 to 256 (step 32)", "sgd or rmsprop"."""
     if isinstance(distribution, CategoricalDistribution):
         return " or ".join(map(str, distribution.choices))
     if not isinstance(distribution, FloatDistribution | IntDistribution):

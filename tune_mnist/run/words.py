@@ -1,4 +1,4 @@
-"""How things are written for people: shares, durations, configurations, errors."""
+"""Formats values for people: configurations, durations, counts, errors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """Write a configuration in a few words."""
+    """Format a configuration on one line."""
     return " ".join(f"{name}={short_value(value)}" for name, value in config.items())
 
 
 def short_value(value: Any) -> str:
-    """Write a hyper-parameter's value: of a float three digits."""
+    """Format a hyper-parameter's value; floats with three significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def short_path(path: Path) -> Path:
-    """Write a path from the working folder on, where it lies below that."""
+    """Return a path relative to the working folder, if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person would: 42 s, 3 min 05 s, 1 h 12 min."""
+    """Format seconds: 42 s, 3 min 05 s, 1 h 12 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -33,20 +33,20 @@ def duration(seconds: float) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """Write a number of things: 1 trial, 2 trials."""
+    """Format a number of things: 1 trial, 2 trials."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:
-    """Write an error in one line: the first of its own, or its name where it says nothing."""
+    """Return the first line of an error's text, or its type if there is no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def without_password(text: str) -> str:
-    """Write the URIs in a text without their users and passwords."""
+    """Remove users and passwords from the URIs in a text."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def capital(text: str) -> str:
-    """Write a text with a capital at its beginning."""
+    """Capitalise the first letter of a text."""
     return text[:1].upper() + text[1:]

@@ -1,1 +1,1 @@
-"""What drives the trials of a search."""
+"""Runs the trials of a search."""

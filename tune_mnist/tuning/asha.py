@@ -1,8 +1,8 @@
-"""ASHA: which reports a trial does not outlive, by the rungs that the whole run has filled.
+"""ASHA: decides which trials to prune, by the rungs that the whole run has filled.
 
-Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020. The verdicts are those of Ray's
-`ASHAScheduler`, to the last bit, which a test holds. Ray's own keys the rungs by the ids of Ray's trials, of
-which a trial has a new one for each attempt, and forgets a verdict when the process of the trial dies.
+Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020. The decisions are those of Ray's
+`ASHAScheduler` to the last bit, as a test checks. Ray's keys the rungs by the ids of Ray trials, which are
+new for each attempt, and forgets a decision when the process of the trial dies.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ def rungs(settings: Settings) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a trial met with at a rung."""
+    """The decision about a trial at a rung."""
 
     rung: int
-    "Epochs at which it judges."
+    "Epochs at which the rung judges."
     value: float
     cutoff: float | None
-    "The value that was needed at that moment; None for the first trial at a rung."
+    "The value needed at that moment; None for the first trial at a rung."
     rank: int
-    "Place of the value among those before and itself, 1 for the best; of NaN the last."
+    "Rank of the value among all so far, including itself; 1 is the best, NaN is last."
     before: int
-    "Trials that had been judged at the rung before."
+    "Number of trials judged at the rung before this one."
     stopped: bool
 
 
 class ASHA:
-    """Judges reports; a verdict stands, also where the trial is lost before its end and run again."""
+    """Judges reports; a decision stands even if the trial is lost before its end and run again."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
-        """Start with the rungs as the reports in a ledger, judged in their order, have filled them."""
+        """Fill the rungs with the reports in a ledger, judged in their order."""
         self._max_epochs, self._reduction_factor = settings.max_epochs, settings.reduction_factor
         self._sign = ledger.objective.sign
         self._rungs = [(milestone, _Rung()) for milestone in reversed(_milestones(settings))]
         self.stopped: dict[str, int] = {}
-        "Epoch of the verdict by trial."
+        "Epoch of the decision to stop, by trial."
         self.judgements: dict[str, list[Judgement]] = {}
-        "What each trial met with at the rungs that it reached, in order."
+        "Decisions about each trial at the rungs that it reached, in order."
         for trial_id, epoch in ledger.order:
             report = ledger.trials[trial_id].find(epoch)
-            assert report is not None  # it is the line that the order was made from
+            assert report is not None  # the order was made from the reports
             self.stops(trial_id, epoch, report[ledger.objective.metric])
 
     def stops(self, trial_id: str, epoch: int, value: float) -> bool:
-        """Tell whether a trial ends with this report."""
+        """Return whether a trial ends with this report."""
         if epoch >= self.stopped.get(trial_id, math.inf):
             return True
         stops = epoch >= self._max_epochs or self._is_below_cutoff(trial_id, epoch, self._sign * value)
@@ -83,7 +83,7 @@ class ASHA:
 
 
 class _Rung:
-    """The trials that have reached a rung, and their values in order."""
+    """The trials that have reached a rung, and their sorted values."""
 
     def __init__(self) -> None:
         self.trials: set[str] = set()
@@ -95,15 +95,15 @@ class _Rung:
             insort(self.values, value)
 
     def cutoff(self, reduction_factor: float) -> float | None:
-        """Give the value below which a trial is stopped, None for the first trial at a rung.
+        """Return the value below which a trial is stopped; None for the first trial at a rung.
 
-        To the last bit that of ``np.nanpercentile(values, (1 - 1 / reduction_factor) * 100)``, at a cost that
-        does not grow with the trials.
+        Equals ``np.nanpercentile(values, (1 - 1 / reduction_factor) * 100)`` to the last bit, at a cost that
+        does not grow with the number of trials.
         """
         values = self.values
         if not values:
             return None
-        # Times 100, as Ray does, and back, as NumPy does: it is not the same float.
+        # Times 100 as in Ray, and back as in NumPy: the result is not the same float.
         place = (len(values) - 1) * ((1 - 1 / reduction_factor) * 100 / 100)
         below = math.floor(place)
         low, high = values[below], values[min(below + 1, len(values) - 1)]
@@ -117,6 +117,6 @@ def _milestones(settings: Settings) -> list[float]:
     if settings.scheduler == "none":
         return []
     ratio = settings.max_epochs / settings.grace_period
-    # Ray's own count, with its rounding: a test holds this against ASHAScheduler.
+    # Ray's own count, with its rounding: a test compares this with ASHAScheduler.
     count = int(math.log(ratio) / math.log(settings.reduction_factor) + 1)
     return [settings.grace_period * settings.reduction_factor**k for k in range(count)]

@@ -1,9 +1,9 @@
-"""Attempts at trials: what Ray Tune is given to run, what it is told, and what becomes of what it loses.
+"""Attempts at trials: what Ray Tune runs, when it stops them, and how lost ones are retried.
 
 A trial is a number in the ledger. A Ray trial is one attempt at it. Ray never retries (``max_failures=0``):
-an attempt that is lost with its process or node is handed out again as a new Ray trial, with the trial's
-newest checkpoint, by the same searcher and in the same ``fit()``. A resume is the same thing. Ray's own
-retries lose trials whose process dies while it is being reused, or end them without a word.
+an attempt that is lost with its process or node is submitted again as a new Ray trial, with the trial's
+newest checkpoint, by the same searcher and in the same ``fit()``. A resume works the same way. Ray's own
+retries lose trials whose process dies while it is being reused, or end them silently.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tune_mnist.tuning.trouble import Trouble, Watchdog
 
 
 class Attempts:
-    """The attempts of a search that are under way."""
+    """The running attempts of a search."""
 
     def __init__(
         self,
@@ -45,20 +45,20 @@ class Attempts:
         stop: StopRequest,
         session: Callable[[], Path | None],
     ) -> None:
-        """Start from the ledger of the study; ``session`` gives Ray's folder, where that is here."""
+        """Start from the study's ledger; ``session`` returns Ray's folder, if it is on this machine."""
         self.settings, self.folder, self.study, self.ledger = settings, folder, study, study.ledger
         self.asha, self.progress, self.stop = asha, progress, stop
         self.keeper = CheckpointKeeper(folder, self.ledger, settings.keep_checkpoints)
         self.metric = self.ledger.objective.metric
         self.files = TrialFiles(folder, self.metric)
         self.live: dict[str, TrialRecord] = {}
-        "The trials that there is an attempt at, by the id of its Ray trial."
+        "The trials with an attempt, by the id of its Ray trial."
         self.training: set[str] = set()
-        "The ids of those that have a process."
+        "The ids of the attempts that have a process."
         self.waiting: deque[TrialRecord] = deque()
-        "Unfinished trials of which there is no attempt."
+        "Unfinished trials without an attempt."
         self.stalled = False
-        "Whether this round is ended for want of any sign of life."
+        "Whether this round is ended because nothing responds."
         self.trouble = Trouble(self._slots, progress.listener.on_message)
         epochs = (epoch for trial in self.ledger.trials.values() for epoch in trial.epochs)
         slowest = max((float(epoch.get("epoch_seconds", 0.0)) for epoch in epochs), default=0.0)
@@ -66,12 +66,12 @@ class Attempts:
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is a trial that has not ended, or still to be drawn."""
+        """Whether a trial has not ended, or is still to be drawn."""
         return bool(self.ledger.unfinished()) or len(self.ledger.trials) < self.settings.num_samples
 
     @property
     def hopeless(self) -> str:
-        """Why another attempt has no prospect; "" while there is one."""
+        """Why another attempt is pointless; "" while it is not."""
         if self.watchdog.reason:
             return self.watchdog.reason
         return self.trouble.reason if self.trouble.hopeless and not self.live else ""
@@ -81,7 +81,7 @@ class Attempts:
         return self.settings.max_concurrent_trials or 1
 
     def begin_round(self) -> None:
-        """Take back what an earlier call of ``fit()`` has left under way; it does not count as lost."""
+        """Reclaim the attempts that an earlier call of ``fit()`` left running; they do not count as lost."""
         self.live.clear()
         self.training.clear()
         self.waiting = deque(sorted(self.ledger.unfinished(), key=lambda trial: trial.number))
@@ -89,13 +89,13 @@ class Attempts:
         self.watchdog.heard()
 
     def suggest(self, attempt: str) -> dict[str, Any] | str | None:
-        """Give the config of the next attempt, or None, or that there will be none.
+        """Return the config of the next attempt, None if there is none now, or FINISHED.
 
-        None is for while an attempt is under way only: with none, Ray would wait for minutes and ask nobody.
+        None only while an attempt is running: otherwise Ray would wait for minutes without asking again.
         """
         if self.stop.reason or self.stalled or self.hopeless:
             return Searcher.FINISHED
-        # The room of an attempt that could not be imported may be on a node that would lose the next one too.
+        # The slot of an attempt that failed to import may be on a node that would lose the next one too.
         if self.live and (len(self.live) + self.trouble.losses >= self._slots or self.trouble.pause):
             return None
         while (pause := self.trouble.pause) and not self.stop.reason:
@@ -115,7 +115,7 @@ class Attempts:
             trial = self.waiting.popleft()
             known = len(trial.epochs)
             resume_from = take_in_trial(self.folder, self.ledger, trial)
-            for epoch in trial.epochs[known:]:  # which were saved, but never heard of
+            for epoch in trial.epochs[known:]:  # saved, but not received before
                 self.asha.stops(trial.trial_id, epoch[EPOCH], epoch[self.metric])
                 self.progress.reported(trial)
             if not self._end_if_over(trial):
@@ -126,20 +126,20 @@ class Attempts:
         return None, None
 
     def started(self, attempt: str) -> None:
-        """Take note that an attempt has a process."""
+        """Record that an attempt has a process."""
         self.watchdog.heard(started=True)
         if attempt in self.live:
             self.training.add(attempt)
 
     def stops(self, attempt: str, result: dict[str, Any]) -> bool:
-        """Judge a report."""
+        """Return whether an attempt stops with this report."""
         if attempt not in self.live:
             return False
         trial = self.live[attempt]
         return self.asha.stops(trial.trial_id, result[EPOCH], result[self.metric])
 
     def reported(self, attempt: str, result: dict[str, Any]) -> None:
-        """Write a report down, or what training has failed of."""
+        """Record a report, or why training failed."""
         self.watchdog.heard()
         if attempt not in self.live:
             return
@@ -161,18 +161,18 @@ class Attempts:
         self.progress.reported(trial)
 
     def completed(self, attempt: str, result: dict[str, Any] | None) -> None:
-        """Write down that a trial has ended, as all do that Ray or their own code stops."""
+        """Record the end of a trial, whether stopped by Ray or ended by its own code."""
         if trial := self._forget(attempt):
             self._end(trial, failed=FAILURE in (result or {}))
 
     def lost(self, attempt: str, error: BaseException | str) -> None:
-        """Write down that an attempt was lost; its trial is tried again, unless that was once too often.
+        """Record that an attempt was lost; its trial is retried unless it was lost too often.
 
-        What training itself has raised out of its process would be raised again: that is the trial's end.
-        What stands in the way of all trials alike does not count.
+        What training itself raised would be raised again, so that ends the trial. Losses that would hit any
+        trial do not count.
         """
         trial = self._forget(attempt)
-        if trial is None or self.stalled or self.stop.reason:  # then Ray ends them, and says so to nobody
+        if trial is None or self.stalled or self.stop.reason:  # then Ray ends the attempts without notice
             return
         cause = getattr(error, "cause", None) or error
         text = cause if isinstance(cause, str) else first_line(cause)
@@ -197,14 +197,14 @@ class Attempts:
             self.progress.lost()
 
     def step(self) -> None:
-        """Look at what goes by the clock: the time budget, copies into a bucket, what is shown."""
+        """Do what depends on time: the time budget, copies into a bucket, what is shown."""
         running = len(self.training)
         self.progress.stepped(running=running, pending=len(self.live) - running)
         self.stop.check(self.progress.progress)
         self.folder.push()
 
     def must_end(self) -> bool:
-        """Tell Ray's loop whether to end now: for a reason to stop, or because nothing moves any more."""
+        """Return whether Ray's loop must end now: the search stops, is hopeless or makes no progress."""
         if not self.stalled and self.live and self.watchdog.is_silent(training=bool(self.training)):
             self.stalled = True
             self.ledger.broke(f"nothing was heard of {len(self.live)} attempts")
@@ -216,12 +216,12 @@ class Attempts:
         self.files.close()
 
     def _forget(self, attempt: str) -> TrialRecord | None:
-        """Take an attempt off those under way, and give its trial; None where it is none of them."""
+        """Remove a running attempt and return its trial; None if it is not running."""
         self.training.discard(attempt)
         return self.live.pop(attempt, None)
 
     def _end_if_over(self, trial: TrialRecord) -> bool:
-        """End a trial that was lost when nothing was left for it to do."""
+        """End a lost trial that had nothing left to do."""
         over = trial.trial_id in self.asha.stopped or trial.is_over
         if over:
             self._end(trial, failed=False)

@@ -7,7 +7,7 @@ from tune_mnist.task import Task
 
 
 def describe_changes(ledger: Ledger, task: Task) -> str:
-    """Say in one line which hyper-parameters are gone, have another default or are new; "" for none."""
+    """Describe in one line which hyper-parameters are gone, new, or have another default; "" for none."""
     recorded = ledger.facts.defaults if ledger.facts else {}
     new = [name for name in task.defaults if recorded and name not in recorded]
     changes = _conflicts(ledger, task)
@@ -16,10 +16,10 @@ def describe_changes(ledger: Ledger, task: Task) -> str:
 
 
 def check_unchanged(ledger: Ledger, task: Task, uri: str) -> None:
-    """See that trials can be trained as those of a run were.
+    """Check that trials can be trained as those of a run were.
 
     Raises:
-        ValueError: if a hyper-parameter of theirs is gone, or has another default and was not drawn.
+        ValueError: if one of its hyper-parameters is gone, or has another default and was not drawn.
     """
     if conflicts := _conflicts(ledger, task):
         raise ValueError(

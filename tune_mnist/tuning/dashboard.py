@@ -1,6 +1,6 @@
-"""What shows a run in a browser: commands for it, and optuna-dashboard as a child process of a search.
+"""Shows a run in a browser: commands for that, and optuna-dashboard as a child process of a search.
 
-python -m tune_mnist.tuning.dashboard runs/NAME/study.journal      what the child runs; it prints its port
+python -m tune_mnist.tuning.dashboard runs/NAME/study.journal      command of the child; it prints its port
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tune_mnist.run.journal import JOURNAL
 from tune_mnist.run.words import short_path
 
 HOST = "127.0.0.1"
-"""Nobody but this machine gets in: who does can change the study."""
+"""Only this machine gets in, because whoever does can change the study."""
 EXTRA = "pip install 'tune-mnist[dashboard]'"
-"""What installs the programs that the commands call."""
+"""Installs the programs that the commands call."""
 
 
 def ways_to_watch(folder: RunFolder) -> list[str]:
-    """Say in three lines where a run is, and what shows its study and its learning curves.
+    """Return up to three lines: where a run is, and commands to show its study and learning curves.
 
-    Of a run in a bucket, the study is shown from the driver's working copy, which is there while the search
-    runs; TensorBoard reads its own way from buckets, so its command is left out.
+    For a run in a bucket, the study is shown from the driver's working copy, which exists while the search
+    runs; TensorBoard has its own way to read buckets, so its command is left out.
     """
     run_dir = short_path(folder.local)
     lines = [
@@ -44,21 +44,21 @@ def ways_to_watch(folder: RunFolder) -> list[str]:
 
 
 def command(program: str, *arguments: str, install: str = EXTRA, known: bool = True) -> str:
-    """Write a command with the program that is installed beside Python, else with what installs it.
+    """Return a command with the program installed next to Python, otherwise with how to install it.
 
-    That is said too of a program that is there, but is not ``known`` to do what it is called for.
+    How to install it is also shown for a program that exists but is not ``known`` to have what is needed.
     """
-    beside = Path(sys.executable).with_name(program)
-    if known and beside.exists():
-        return f"  {shlex.join([str(short_path(beside)), *arguments])}"
+    path = Path(sys.executable).with_name(program)
+    if known and path.exists():
+        return f"  {shlex.join([str(short_path(path)), *arguments])}"
     return f"  {shlex.join([program, *arguments])}     ({install})"
 
 
 def check_installed() -> None:
-    """See that there is a dashboard to open.
+    """Check that optuna-dashboard is installed.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it is not.
     """
     if importlib.util.find_spec("optuna_dashboard") is None:
         raise ValueError(
@@ -70,8 +70,8 @@ def check_installed() -> None:
 def served(journal: Path) -> Iterator[str | None]:
     """Serve a study for a block.
 
-    The child reads from a pipe that only this process holds open: whatever ends this process, a kill -9 too,
-    ends the pipe, and with it the child.
+    The child reads from a pipe that only this process holds open: when this process ends, even by kill -9,
+    the pipe closes and the child ends.
 
     Yields:
         Its address; None if it could not be started.
@@ -83,7 +83,7 @@ def served(journal: Path) -> Iterator[str | None]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # Ctrl-C is for the search, which ends in order
+        start_new_session=True,  # Ctrl-C is for the search, which ends cleanly
     ) as child:
         try:
             assert child.stdout is not None
@@ -94,10 +94,10 @@ def served(journal: Path) -> Iterator[str | None]:
 
 
 def open_browser(url: str) -> None:
-    """Show a page in the person's browser, where there is one with a window."""
+    """Open a page in the user's browser, if there is a graphical one."""
     windows = sys.platform in ("darwin", "win32")
     if windows or any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")):
-        threading.Thread(target=_open, args=(url,), daemon=True).start()  # some come back when it is closed
+        threading.Thread(target=_open, args=(url,), daemon=True).start()  # some block
 
 
 def _open(url: str) -> None:

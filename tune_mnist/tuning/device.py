@@ -1,6 +1,7 @@
-"""The device that a trial trains on: its threads, and the limits of its memory.
+"""The device on which a trial trains: its threads and its memory limit.
 
-Here alone what drives trials imports torch, and only for a GPU: a task without torch does not wait for it.
+Of what drives trials only this module imports torch, and only for a GPU: a task without torch does not wait
+for it.
 """
 
 from __future__ import annotations
@@ -11,35 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CONTEXT_BYTES = 600 * 2**20
-"""GPU memory of a process that torch doesn't count: CUDA's context and the kernels. An estimate for an H100;
+"""GPU memory of a process that torch does not count: CUDA's context and the kernels. An estimate for an H100;
 `python -m benchmarks.gpu` measures it."""
 
 MEMORY_ERROR = re.compile(
     r"out of memory|ALLOC_FAILED|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED|unable to find an engine",
     re.IGNORECASE,
 )
-"""The ways in which CUDA, cuBLAS and cuDNN say that there is no memory left: the last two when they can't
-allocate their handle or a convolution's workspace."""
+"""How CUDA, cuBLAS and cuDNN report that no memory is left: the last two when they cannot allocate their
+handle or a convolution's workspace."""
 
 
 class DeviceMemoryError(RuntimeError):
-    """The GPU does not have the memory that the training needs."""
+    """The GPU does not have enough memory for the training."""
 
 
 def use_threads(cpus: float) -> None:
-    """Let torch use a thread for each of so many cores: Ray's OMP_NUM_THREADS comes after torch is loaded."""
+    """Let torch use one thread per core; Ray sets OMP_NUM_THREADS too late, after torch is loaded."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(max(1, int(cpus)))
 
 
 def prepare_gpu(gpus: float) -> None:
-    """Limit this process to its fraction of the GPU's memory: trials on one GPU can't starve each other.
+    """Limit this process to its fraction of the GPU's memory: trials on one GPU must not starve each other.
 
-    CUDA's own needs are subtracted from the fraction, as torch's limit doesn't count them. Without a GPU, or
+    CUDA's own needs are subtracted from the fraction, as torch's limit does not count them. Without a GPU, or
     with whole ones, nothing is limited.
 
     Raises:
-        RuntimeError: if there is to be a GPU and torch sees none.
+        RuntimeError: if the trial has a GPU and torch sees none.
     """
     if not gpus:
         return
@@ -56,9 +57,9 @@ def prepare_gpu(gpus: float) -> None:
 
 
 def is_memory_error(error: BaseException | None) -> bool:
-    """Tell whether an error says, or hides, that a GPU has no memory left.
+    """Return whether an error, or one that it wraps, says that a GPU has no memory left.
 
-    The end of a failed graph capture raises an error of its own, whose context is the one that says it.
+    The end of a failed graph capture raises another error, which has the one about memory as its context.
     """
     while error is not None:
         if isinstance(error, RuntimeError) and MEMORY_ERROR.search(str(error)):
@@ -69,16 +70,16 @@ def is_memory_error(error: BaseException | None) -> bool:
 
 @contextmanager
 def device_memory_errors(gpus: float) -> Iterator[None]:
-    """Turn CUDA's errors about memory into one sentence that names the cure, for a block.
+    """Turn CUDA's memory errors in a block into one sentence that names the cure.
 
-    ``gpus`` is the fraction of a GPU, or the number of GPUs, that this process has been given.
+    ``gpus`` is the fraction of a GPU, or the number of GPUs, of this process.
 
     Raises:
         DeviceMemoryError: in place of CUDA's own errors.
     """
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what cuBLAS and cuDNN raise
+    except RuntimeError as error:  # includes torch.OutOfMemoryError and what cuBLAS and cuDNN raise
         if not is_memory_error(error):
             raise
         cure = f"--gpus-per-trial {min(1.0, 2 * gpus):g}" if gpus < 1 else "a space with smaller batches"
@@ -88,8 +89,8 @@ def device_memory_errors(gpus: float) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give the memory that torch caches on a GPU back, for whatever trains next in this process."""
+    """Free the memory that torch caches on a GPU, for what trains next in this process."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():
-        with suppress(RuntimeError):  # after an error of CUDA this raises too, and would hide the cause
+        with suppress(RuntimeError):  # after a CUDA error this raises too, and would hide the cause
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Makes a task of an existing Ray Tune function, which calls `ray.tune.report` and stays as it is."""
+"""Makes a task from an existing Ray Tune function, which calls `ray.tune.report` and stays unchanged."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Report = tuple[dict[str, Any], Checkpoint | None]
 
 
 def task_of_function(settings: Settings) -> Task:
-    """Make a task of the function that the settings name.
+    """Make a task from the function that the settings name.
 
-    Its reports are counted as epochs, unless they have an ``epoch``. What it gives no checkpoint of starts
-    over when it is lost; its seed is its own affair.
+    Its reports are counted as epochs, unless they have an ``epoch``. Without checkpoints, a lost trial starts
+    over. The function chooses its own seed.
 
     Raises:
         ValueError: if there is no such function or space, or the space has a part that cannot be drawn.
@@ -52,10 +52,10 @@ def task_of_function(settings: Settings) -> Task:
 
 
 def convert_space(name: str, spec: Any) -> dict[str, BaseDistribution]:
-    """Turn a space in Ray Tune's terms into Optuna's; one in Optuna's stays. Nested keys are joined by '/'.
+    """Convert a Ray Tune space to Optuna's terms, if it is not in those; nested keys are joined by '/'.
 
     Raises:
-        ValueError: for a grid, a function or another part that no distribution stands for.
+        ValueError: for a grid, a function or another part without a matching distribution.
     """
     rule = "must be a dict of ray.tune's or Optuna's distributions, with one or more"
     if not isinstance(spec, Mapping):
@@ -65,14 +65,14 @@ def convert_space(name: str, spec: Any) -> dict[str, BaseDistribution]:
     try:
         space: dict[str, BaseDistribution] = OptunaSearch.convert_search_space(dict(spec))
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"space {name}, but {rule}: {first_line(error)}") from error
+        raise ValueError(f"space {name} {rule}: {first_line(error)}") from error
     if not space:
         raise ValueError(f"space {name} has nothing to draw, but {rule}")
     return space
 
 
 def _complete(spec: Mapping[str, Any], parameters: dict[str, Any], max_epochs: int) -> dict[str, Any]:
-    """Put drawn values in their places, between the constants of a space."""
+    """Put drawn values in their places among the constants of a space."""
     config: dict[str, Any] = _copy(spec)
     for name, value in parameters.items():
         *path, last = name.split("/") if name not in spec else [name]
@@ -90,7 +90,7 @@ def _copy(part: Any) -> Any:
 def _train(
     function: Callable[[dict[str, Any]], Any], config: dict[str, Any], data: Any, trial: Trial
 ) -> Iterator[tuple[dict[str, Any], Save | None]]:
-    """Run a function in a thread of its own, and give its reports one by one: it waits in each."""
+    """Run a function in a thread, and yield its reports one by one; it waits in each."""
     with tempfile.TemporaryDirectory() as folder:
         start = None
         if trial.checkpoint:
@@ -113,7 +113,7 @@ def _train(
 
 
 class _Session:
-    """What a function talks to in place of Ray's own session."""
+    """What a function talks to instead of Ray's session."""
 
     def __init__(self, start: Checkpoint | None) -> None:
         self.start = start
@@ -131,7 +131,7 @@ class _Session:
         self.reports.put(None)
 
     def report(self, metrics: dict[str, Any], *, checkpoint: Checkpoint | None = None, **_: Any) -> None:
-        """Hand a report on; end the thread where the trial has been stopped."""
+        """Pass a report on; end the thread if the trial has been stopped."""
         self.reports.put((dict(metrics), checkpoint))
         self.go_on.acquire()
         if self.ended:

@@ -1,4 +1,4 @@
-"""What the first trials of a search try: the task's baseline, and the points of a file."""
+"""What the first trials of a search try: the task's baseline, and the points in a file."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tune_mnist.task import Space, Task
 
 
 def read_points(path: Path, space: Space) -> list[dict[str, Any]]:
-    """Read a JSON list of points, or a single one; each an object in the terms of the search space.
+    """Read a JSON list of points, or a single point; each is an object in the terms of the search space.
 
     A point may leave parameters out; the sampler draws them.
 
     Raises:
-        ValueError: for a file that can't be read, or a point that the space can't have; the text is one line.
+        ValueError: for a file that cannot be read, or a point outside the space; the text is one line.
     """
     rule = "must be a JSON list of objects such as [{"
-    rule += ", ".join(f'"{name}": {_example(one)}' for name, one in list(space.items())[:2]) + "}]"
+    rule += ", ".join(f'"{name}": {_example(part)}' for name, part in list(space.items())[:2]) + "}]"
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:  # no file, no text, or no JSON
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"points is {path}, but {rule} ({reason})") from error
-    points = [found] if isinstance(found, dict) else found
+    points = [content] if isinstance(content, dict) else content
     if not isinstance(points, list):
-        raise ValueError(f"points is {path}, but {rule}: it has {json.dumps(found)[:40]}")
+        raise ValueError(f"points is {path}, but {rule}: it has {json.dumps(content)[:40]}")
     if not points:
-        raise ValueError(f"points is {path}, but must have a point or more")
+        raise ValueError(f"points is {path}, but must have at least one point")
     return [_checked(point, f"{path}, point {number}", space) for number, point in enumerate(points, 1)]
 
 
@@ -48,8 +48,7 @@ def first_points(
 ) -> list[FirstPoint]:
     """List what the first trials try: the task's baseline, then the points given.
 
-    Where the baseline is among those, or among the parameters of inherited trials, which are ``known``, it is
-    not tried once more.
+    The baseline is left out if it is among those, or among ``known``, the parameters of inherited trials.
 
     Raises:
         ValueError: if there are more than the search has trials.
@@ -79,7 +78,7 @@ def _checked(point: Any, where: str, space: Space) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any, distribution: BaseDistribution, where: str) -> Any:
-    """Give a value in the type that the space draws."""
+    """Return a value in the type that the space draws."""
     rule = f"must be {_kind(distribution)}{describe_range(distribution)}"
     wrong = ValueError(f"{where}: {name} is {json.dumps(value)}, but {rule}")
     if isinstance(distribution, CategoricalDistribution):

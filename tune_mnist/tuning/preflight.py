@@ -1,4 +1,4 @@
-"""What is settled and checked before the first trial of a search: name, storage, cluster, data."""
+"""Settles and checks what a search needs before its first trial: name, storage, cluster."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tune_mnist.tuning.progress import Listener
 from tune_mnist.tuning.stop import StopRequest
 
 SETTINGS = "settings.json"
-"""Name of the file in the run folder that has the settings."""
+"""Name of the file in the run folder with the settings."""
 
 PRELOAD = "tune_mnist.tuning.preload"
 """Name of the module that a worker imports before its first trial, besides the task's own."""
 
 
 def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Settings, RunFolder]:
-    """Settle a new run's name and folder, and keep others off it for ``stack``.
+    """Settle a new run's name and folder, and lock it for the lifetime of ``stack``.
 
-    Where no name was given it is the prefix and the time, and a number where several would be called alike.
+    The default name is the prefix and the time, with a number if that is taken.
 
     Raises:
-        FolderError: if the storage can't be written, or another process begins a run of the name given.
+        FolderError: if the storage cannot be written, or another process begins a run of the given name.
         ValueError: if there is such a run.
     """
     storage_path = settings.storage_path.rstrip("/")
@@ -61,10 +61,10 @@ def name_run(settings: Settings, prefix: str, stack: ExitStack) -> tuple[Setting
 
 
 def read_settings(folder: RunFolder) -> Settings:
-    """Read the settings of a run, which may have been moved or renamed since: it is where ``folder`` is.
+    """Read the settings of a run, which may have been moved or renamed: it is now at ``folder``.
 
     Raises:
-        FolderError: if there are none, or they are spoilt.
+        FolderError: if there are none, or they are corrupt.
     """
     text = folder.read(SETTINGS)
     if text is None:
@@ -76,18 +76,18 @@ def read_settings(folder: RunFolder) -> Settings:
 
 
 def check_readable(folder: RunFolder, ledger: Ledger) -> None:
-    """See that no trial is missing from a ledger, as the numbers of the study would shift, nor its space.
+    """Check that a ledger has its space and all trials, as the numbers in the study would shift otherwise.
 
     Raises:
-        FolderError: if one is.
+        FolderError: if one of them is missing.
     """
     if not ledger.sessions:
         raise FolderError(f"{folder.uri} can't be resumed: {LEDGER} has no line that can be read")
     numbers = sorted(trial.number for trial in ledger.trials.values())
     lost = bool(ledger.lost_trials) or numbers != list(range(len(numbers)))
     if ledger.lost_lines:
-        # One of them may be all that spoke of a trial. With no line lost, a folder without one is of a trial
-        # that the bucket's ledger had not heard of when the driver's disk was lost: it is run again.
+        # A lost line may be the only one about a trial. If no line is lost, a folder without a trial is from
+        # one that the bucket's ledger did not know yet when the driver's disk was lost: it is run again.
         lost |= bool(folder.trial_folders() - {trial.directory for trial in ledger.trials.values()})
     if not ledger.distributions or lost:
         raise FolderError(
@@ -104,13 +104,13 @@ def fit_to_cluster(
     stack: ExitStack,
     listener: Listener,
 ) -> tuple[Settings, int, cluster.Connection]:
-    """Join or start the cluster for ``stack``; settle a trial's share and the number of concurrent trials.
+    """Join or start the cluster for the lifetime of ``stack``; settle a trial's GPUs and the number of slots.
 
     Raises:
-        ClusterError: if there is none, it can't hold a trial, or its nodes don't share the folder.
+        ClusterError: if there is none, it cannot hold a trial, or its nodes do not share the folder.
     """
-    # Where trials fill the machine, each has a worker; else most workers would load torch for nothing.
-    # A task that has not loaded it here will not there.
+    # Preload only if trials fill the machine; otherwise most workers would load torch for nothing. A task
+    # that has not loaded torch here will not load it there.
     few = settings.max_concurrent_trials or settings.cpus_per_trial > 1 or "torch" not in sys.modules
     preload = "" if few else ",".join([PRELOAD, *task.preload])
     with stop.deferred():
@@ -126,5 +126,5 @@ def fit_to_cluster(
     )
     if not connection.embedded and not folder.remote:
         check_shared(folder.local.parent)
-    # The number is not kept with the settings: where it was not asked for, a resume takes what fits then.
+    # The number of slots is not saved in the settings: unless requested, a resume takes what fits then.
     return dataclasses.replace(settings, gpus_per_trial=resources.gpus), resources.slots, connection

@@ -1,7 +1,7 @@
-"""Imports what a trial with torch needs, in a worker process that waits for its first one.
+"""Imports what a trial with torch needs, in a worker process that waits for its first trial.
 
-A worker imports this before Ray gives it a GPU, so nothing here may ask CUDA for anything: the process would
-see all GPUs from then on.
+A worker imports this before Ray assigns it a GPU, so nothing here may touch CUDA: the process would see all
+GPUs from then on.
 """
 
 from __future__ import annotations

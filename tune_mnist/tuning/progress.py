@@ -1,4 +1,4 @@
-"""Counts the results of a running search, and hands them on as plain values."""
+"""Counts the results of a running search, and passes them on as plain values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tune_mnist.task import Objective
 from tune_mnist.tuning.trackers.feed import Feed
 
 LOOK_SECONDS = 2.0
-"""Shortest time between two looks at the cluster."""
+"""Minimum time between two queries of the cluster."""
 IDLE_SECONDS = 20.0
-"""Time without a running trial after which it is said what the trials wait for; a new process takes 10."""
+"""Time without a running trial before showing what trials wait for; a new process takes 10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,36 +43,36 @@ class Progress:
     epochs: int = 0
     ended: list[EndedTrial] = field(default_factory=list)
     resumed: int = 0
-    "How many of them had ended in an earlier session."
+    "How many of ``ended`` ended in an earlier session."
     retries: int = 0
-    "How often a trial was lost with its process or node, and tried again."
+    "How often a trial was lost with its process or node, and retried."
     waiting: str = ""
-    "What the cluster is still to start, in words."
+    "What the search waits for, in words."
     best_value: float | None = None
     best_config: dict[str, Any] | None = None
     best_saved_value: float | None = None
-    "That of a report that came with a checkpoint."
+    "Best value of a report with a checkpoint."
 
     def count(self, state: str) -> int:
-        """Count the ended trials of a state."""
+        """Count the ended trials in a state."""
         return sum(trial.state == state for trial in self.ended)
 
 
 class Listener:
-    """Whoever wants to show a search while it runs; this one shows nothing."""
+    """Base class for whatever shows a running search; this one shows nothing."""
 
     def on_message(self, text: str) -> None:
-        """Take notice of something worth a line."""
+        """Handle a message of one line."""
 
     def on_progress(self, progress: Progress) -> None:
-        """Take notice that a count has changed."""
+        """Handle a changed count."""
 
     def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None:
-        """Take notice of the end of a trial."""
+        """Handle the end of a trial."""
 
 
 class ProgressKeeper:
-    """Keeps a `Progress` up to date, and tells a listener and trackers."""
+    """Keeps a `Progress` up to date, and notifies a listener and trackers."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class ProgressKeeper:
         look: Callable[[bool], str],
         feeds: Sequence[Feed] = (),
     ):
-        """Start from what the ledger has already.
+        """Start from what the ledger already has.
 
-        ``look`` says in words what the search waits for, "" where that is nothing; it is told whether no
-        trial has run for a while.
+        ``look`` returns in words what the search waits for, "" if nothing; its argument is whether no trial
+        has run for a while.
         """
         self.feeds = feeds
         self.progress, self.ledger, self.listener = progress, ledger, listener
@@ -97,14 +97,14 @@ class ProgressKeeper:
             self.feed(trial)
 
     def stepped(self, *, running: int, pending: int) -> None:
-        """Take the numbers of attempts that run, and that wait for a process."""
+        """Update the numbers of attempts that run, and that wait for a process."""
         waiting = self._waiting(running, pending)
         if (running, waiting) != (self.progress.running, self.progress.waiting):
             self.progress.running, self.progress.waiting = running, waiting
             self.listener.on_progress(self.progress)
 
     def feed(self, trial: TrialRecord) -> None:
-        """Hand what the ledger says of a trial now on to the trackers."""
+        """Pass a trial's current record on to the trackers."""
         for feed in self.feeds:
             feed.update(trial)
 
@@ -115,7 +115,7 @@ class ProgressKeeper:
         self.listener.on_progress(self.progress)
 
     def lost(self) -> None:
-        """Count a trial that was lost and is tried again."""
+        """Count a trial that was lost and will be retried."""
         self.progress.retries += 1
         self.listener.on_progress(self.progress)
 
@@ -128,7 +128,7 @@ class ProgressKeeper:
         self.listener.on_progress(self.progress)
 
     def _waiting(self, running: int, pending: int) -> str:
-        """Say what trials wait for, in words; "" where they don't."""
+        """Return what trials wait for, in words; "" if nothing."""
         now = time.monotonic()
         if now < self.look_due:
             return self.progress.waiting

@@ -1,4 +1,4 @@
-"""What Ray Tune's loop talks to: a searcher, a scheduler, a stopper and a callback, all about `Attempts`."""
+"""What Ray Tune's loop talks to: a searcher, a scheduler, a stopper and a callback, all using `Attempts`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ SILENT_LOSS = "Ray has ended it without a word"
 
 
 class _Stateless:
-    """What Ray pickles into its folder, of which nobody reads anything: the ledger has it all."""
+    """Base of what Ray pickles into its folder, where nothing reads it: the ledger has it all."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class AttemptSearcher(_Stateless, Searcher):
-    """Asks for the next attempt, and says which have ended."""
+    """Asks for the next attempt, and reports which have ended."""
 
     def __init__(self, attempts: Attempts) -> None:
         super().__init__(metric=attempts.metric, mode=attempts.ledger.objective.mode)
         self._attempts = attempts
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Give the config of the next attempt."""
+        """Return the config of the next attempt."""
         return self._attempts.suggest(trial_id)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take note of an end; of a loss, `AttemptCallback` hears next, and with the error."""
+        """Record an end; of a loss, `AttemptCallback` is notified next, with the error."""
         if not error:
             self._attempts.completed(trial_id, result)
 
@@ -52,69 +52,69 @@ class AttemptSearcher(_Stateless, Searcher):
 
 
 class AttemptScheduler(_Stateless, FIFOScheduler):
-    """Starts attempts in their order and stops them as ASHA says."""
+    """Starts attempts in order, and stops those that ASHA prunes."""
 
     def __init__(self, attempts: Attempts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._attempts = attempts
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge a report."""
+        """Return whether to stop or continue after a report."""
         stops = self._attempts.stops(trial.trial_id, result)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
 
 class AttemptStopper(_Stateless, Stopper):
-    """Ends attempts whose training has failed, and all of them where the search is to end."""
+    """Ends attempts whose training has failed, and all of them when the search must end."""
 
     def __init__(self, attempts: Attempts) -> None:
         self._attempts = attempts
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Tell whether an attempt has reported its failure."""
+        """Return whether an attempt has reported its failure."""
         return FAILURE in result
 
     def stop_all(self) -> bool:
-        """Tell whether to end all; Ray asks after each step of its loop."""
+        """Return whether to end all; Ray asks after each step of its loop."""
         return self._attempts.must_end()
 
 
 class AttemptCallback(_Stateless, Callback):
-    """Hands on what Ray's loop sees, and finds the attempts that it has ended without a word."""
+    """Passes on what Ray's loop sees, and finds the attempts that it has ended silently."""
 
     def __init__(self, attempts: Attempts) -> None:
         self._attempts, self._seen = attempts, 0
         self._open: dict[str, Trial] = {}
-        "Ray's trials that have not ended; it only adds to their list."
+        "Ray's trials that have not ended; Ray only appends to its list."
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Take note of a process."""
+        """Record that an attempt has a process."""
         self._attempts.started(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Write a report down."""
+        """Record a report."""
         self._attempts.reported(trial.trial_id, result)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write a loss down."""
+        """Record a loss."""
         self._attempts.lost(trial.trial_id, _error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look for attempts that have ended, though nobody was told, and at the clock."""
+        """Find attempts that have ended silently, and do what depends on time."""
         for trial in trials[self._seen :]:
             self._open[trial.trial_id] = trial
         self._seen = len(trials)
         ended = [trial for trial in self._open.values() if trial.status in (Trial.ERROR, Trial.TERMINATED)]
         for trial in ended:
             del self._open[trial.trial_id]
-            self._attempts.lost(trial.trial_id, SILENT_LOSS)  # nothing, where it was told
+            self._attempts.lost(trial.trial_id, SILENT_LOSS)  # does nothing if the end is known
         self._attempts.step()
 
 
 def _error_of(trial: Trial) -> BaseException | str:
-    """Give what Ray says of the loss of an attempt; it keeps it in files."""
+    """Return Ray's error about the loss of an attempt, from its files."""
     with suppress(Exception):
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         if isinstance(error, BaseException):

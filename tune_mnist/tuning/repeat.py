@@ -1,4 +1,4 @@
-"""A trial of a run, read back with all that its training was given, so that it can be trained again."""
+"""Reads a trial of a run with everything that its training was given, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tune_mnist.tuning.tuner import InputError, input_errors
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """A trial of a run that is to be trained again."""
+    """A trial of a run to train again."""
 
     task: Task
     objective: Objective
-    "By which the run was judged."
+    "The objective of the run."
     record: TrialRecord
-    "What the run's ledger has of the trial."
+    "The run's ledger entry of the trial."
     trial: Trial
-    "What its training is told; all that decides its values is as it was in the search."
+    "Input of its training; all that decides its values is as it was in the search."
     data: Any
     changes: str
     "How the task's hyper-parameters have changed since the search, in words."
 
     def train(self) -> Iterator[Step]:
-        """Train it, up to the epochs that were planned, though the search may have stopped it before.
+        """Train it for all planned epochs, even if the search stopped it earlier.
 
         Raises:
-            Exception: whatever the task's own code raises, but for DivergedError, which the last step has.
+            Exception: what the task's own code raises, except DivergedError, which the last step reports.
         """
         return retrain(
             self.task.train,
@@ -53,8 +53,8 @@ class Repeat:
 def load_repeat(run: str, number: int, options: Mapping[str, Any], device: str | None = None) -> Repeat:
     """Read a trial of a run, find its task, and load its data. Nothing is changed, and Ray is not started.
 
-    The options are those of the task that differ on this machine; the device is cpu or cuda, or None for that
-    of the search.
+    ``options`` are the task's options that differ on this machine; ``device`` is cpu or cuda, or None for
+    that of the search.
 
     Raises:
         InputError: if there is no such run or trial, or it cannot be trained here.
@@ -93,7 +93,7 @@ def _trial(settings: Settings, record: TrialRecord, device: str | None) -> Trial
     if device is not None:
         gpus = (gpus or 1.0) if device == "cuda" else 0.0
     try:
-        prepare_gpu(gpus)  # here too, before the data is loaded
+        prepare_gpu(gpus)  # also here, before the data is loaded
     except RuntimeError as error:
         raise InputError(f"{error} without --device cpu") from error
     return Trial(

@@ -1,4 +1,4 @@
-"""One training outside of a search, as a generator of its steps."""
+"""One training outside a search, as a generator of its steps."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tune_mnist.tuning.device import device_memory_errors, prepare_gpu, release_
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """How far a training is; the last one has its result."""
+    """Progress of a training; the last step has its result."""
 
     epoch: int
     "Epochs trained."
     ended: bool = False
     value: float | None = None
-    "The metric of that epoch; None where it diverged."
+    "The metric of that epoch; None if it diverged."
     seconds: float = 0.0
     "Wall time of the whole training."
     error: str | None = None
     "Why it diverged."
     checkpoint: bytes | None = None
-    "What the task has saved of the last epoch, where it was asked for."
+    "What the task saved after the last epoch, if asked for."
 
 
 def retrain(
@@ -42,16 +42,16 @@ def retrain(
     epochs: int,
     keep: bool = False,
 ) -> Iterator[Step]:
-    """Train all epochs of a configuration, and give a step for each, and one for the end.
+    """Train all epochs of a configuration; yield a step for each, and one for the end.
 
     Args:
-        train: of the task.
-        data: what the task has loaded; arrays in it are read-only memory shared with other trainings.
+        train: the task's function.
+        data: what the task has loaded; its arrays are read-only memory shared with other trainings.
         config: the configuration.
         trial: where to train, and with which seed.
-        objective: whose last value is the result.
-        epochs: that are to be trained.
-        keep: whether the last step brings a checkpoint.
+        objective: its last value is the result.
+        epochs: number of epochs to train.
+        keep: whether the last step has a checkpoint.
 
     Raises:
         DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
@@ -78,6 +78,6 @@ def retrain(
     finally:
         release_memory()
     if keep and checkpoint is None:
-        raise RuntimeError(f"it gave no checkpoint after epoch {epochs}, at which its training was to end")
+        raise RuntimeError(f"it yielded no checkpoint after epoch {epochs}, the last of its training")
     seconds = time.perf_counter() - started
     yield Step(epoch=epoch, ended=True, value=value, seconds=seconds, checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""The rounds of a search: calls of Ray Tune's loop, again where it breaks or nothing moves any more."""
+"""The rounds of a search: calls of Ray Tune's loop, repeated if it breaks or makes no progress."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tune_mnist.tuning.trainable import train_trial
 from tune_mnist.tuning.trouble import has_place
 
 RAY_FOLDER = "ray"
-"""Name of the folder in the run folder that is Ray Tune's own, and that nobody reads."""
+"""Name of Ray Tune's folder in the run folder, which nothing reads."""
 ROUNDS = 5
 """Calls of Ray's loop without a single report after which a search gives up."""
 LOGGER = logging.getLogger("ray.tune.rounds")
@@ -44,7 +44,7 @@ LOGGER = logging.getLogger("ray.tune.rounds")
 
 @dataclass(frozen=True)
 class Session:
-    """What a search needs, new or resumed, once all of it is known to be there."""
+    """What a search needs, new or resumed, once all of it has been checked."""
 
     settings: Settings
     task: Task
@@ -58,11 +58,11 @@ class Session:
     listener: Listener
     stop: StopRequest
     remarks: list[str]
-    "What is to be told before the first trial."
+    "What to show before the first trial."
 
 
 def _waiting_for(folder: RunFolder, idle: bool) -> str:
-    """Say what the search waits for: storage that does not answer, nodes that start, room, a worker."""
+    """Describe what the search waits for: storage that does not answer, starting nodes, room, a worker."""
     if folder.mirror.error:
         return f"waiting for {folder.uri}: {folder.mirror.error}"
     nodes = autoscaler.pending_nodes()
@@ -75,7 +75,7 @@ def _waiting_for(folder: RunFolder, idle: bool) -> str:
 
 
 def storage_error(error: BaseException | None) -> Exception | None:
-    """Find what says that the storage is lost: Ray makes an error of its own of what its callbacks raise."""
+    """Find the error of lost storage in a chain: Ray wraps what its callbacks raise in its own errors."""
     while error is not None:
         if isinstance(error, OSError | FolderError):
             return error
@@ -84,10 +84,10 @@ def storage_error(error: BaseException | None) -> Exception | None:
 
 
 def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] = ()) -> None:
-    """Let Ray Tune run the trials; again, where its loop breaks or hears of nothing any more.
+    """Let Ray Tune run the trials; restart its loop if it breaks or makes no progress.
 
     Raises:
-        ClusterError: if no trial reports anything, however often that is tried, or can be imported.
+        ClusterError: if no trial reports anything after several rounds, or none can be imported.
     """
     ledger, stop, listener = session.ledger, session.stop, session.listener
     feeds = [Feed(tracker, listener.on_message) for tracker in trackers]
@@ -107,8 +107,8 @@ def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] 
         while attempts.unfinished and not stop.reason:
             if attempts.hopeless:
                 raise ClusterError(f"{attempts.hopeless} (--resume {session.folder.uri} continues)")
-            if rounds:  # Ray may take this process for one that has ended, and would not say so
-                listener.on_message(f"nothing moves: connecting to Ray again ({trouble})")
+            if rounds:  # Ray may take this process for dead, without saying so
+                listener.on_message(f"no progress: connecting to Ray again ({trouble})")
                 with stop.deferred():
                     session.connection.reconnect()
             if known < len(ledger.order):
@@ -116,7 +116,7 @@ def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] 
             elif rounds >= ROUNDS:
                 raise ClusterError(f"Ray has run no trial in {rounds} attempts: {trouble}")
             rounds += 1
-            trouble = "no trial gives a sign of life"
+            trouble = "no trial responds"
             attempts.begin_round()
             try:
                 _run_round(session, attempts)
@@ -133,7 +133,7 @@ def run_trials(session: Session, study: TrialStudy, trackers: Sequence[Tracker] 
 
 
 def _run_round(session: Session, attempts: Attempts) -> None:
-    """Call Ray Tune once; it returns when all trials have ended, or there is no use in going on."""
+    """Call Ray Tune once; it returns when all trials have ended, or it is pointless to continue."""
     settings, folder = session.settings, session.folder
     send_by_value(session.task.train)
     trainable = tune.with_parameters(
@@ -151,17 +151,17 @@ def _run_round(session: Session, attempts: Attempts) -> None:
         cpus=settings.cpus_per_trial,
         gpus=settings.gpus_per_trial or 0.0,
     )
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our files are of trials, Ray's of attempts
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our files are per trial, Ray's per attempt
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints its banner even with verbose=0
-    # The searcher holds the number of concurrent trials; left to itself, Ray would hold it to one pending.
+    # The searcher limits the concurrent trials; by default, Ray would allow only one pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.max_concurrent_trials)
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial or 0}),
         tune_config=tune.TuneConfig(
             search_alg=AttemptSearcher(attempts),
             scheduler=AttemptScheduler(attempts),
-            num_samples=-1,  # a number would be one of attempts
-            # Not max_concurrent_trials: it loses a slot with each attempt that ends without a word.
+            num_samples=-1,  # Ray would count attempts
+            # Not max_concurrent_trials: it loses a slot with each attempt that ends silently.
             reuse_actors=not settings.fresh_actors,
             trial_dirname_creator=_attempt_directory,
         ),
@@ -178,10 +178,10 @@ def _run_round(session: Session, attempts: Attempts) -> None:
 
 
 class _Silence(tune.ProgressReporter):
-    """Reports nothing, and leaves the output of a notebook's cell alone, which Ray's own reporter clears."""
+    """Reports nothing; Ray's own reporter would clear the output of a notebook's cell."""
 
     def should_report(self, trials: list[Any], done: bool = False) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def report(self, trials: list[Any], done: bool, *sys_info: Any) -> None:
@@ -193,13 +193,13 @@ def _attempt_directory(trial: Any) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk cuts short without a word: the search says itself that it can't write."""
+    """A log that a full disk truncates silently: the search itself reports that it cannot write."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the record."""
 
     def close(self) -> None:
-        """Close the file, with or without what is still to be written."""
+        """Close the file, even if the rest cannot be written."""
         with suppress(OSError):
             super().close()
 

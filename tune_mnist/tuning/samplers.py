@@ -1,4 +1,4 @@
-"""Optuna's samplers, with a random stream of its own for each trial."""
+"""Optuna's samplers, with a separate random stream for each trial."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tune_mnist.tuning.tasks import load_object
 def make_sampler(name: str, seed: int, number: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
     """Make the sampler that draws trial ``number`` of a search space.
 
-    Each trial has a random stream of its own, made of seed and number, so that a resumed run draws what it
+    Each trial has its own random stream, derived from seed and number, so that a resumed run draws what it
     would have drawn. TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011, with Optuna's
-    constant liar, so that concurrent trials don't crowd.
+    constant liar, so that concurrent trials do not crowd.
     """
     if name == "tpe":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna 4's of constant_liar
-            # Each parameter by itself, and not all jointly as Optuna 5 does by default: on recorded curves
+            warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna 4 warns about constant_liar
+            # Each parameter separately, not jointly as Optuna 5 does by default: on recorded curves
             # (benchmarks/README.md) the regret is a fifth lower, 0.06 ± 0.02 points over 30 seeds.
             return TPESampler(seed=stream(seed, number), multivariate=False, constant_liar=True)
     if name == "random":
@@ -36,17 +36,17 @@ def make_sampler(name: str, seed: int, number: int, space: Mapping[str, BaseDist
         return SobolSampler(seed, number, space)
     sampler = load_object("sampler", name, dict.fromkeys(("tpe", "random", "qmc"), ""))(stream(seed, number))
     if not isinstance(sampler, BaseSampler):
-        raise ValueError(f"sampler is {name}, but must be a function of a seed that gives an Optuna sampler")
+        raise ValueError(f"sampler is {name}, but must be a function from a seed to an Optuna sampler")
     return sampler
 
 
 def stream(seed: int, number: int) -> int:
-    """Give the seed of the random stream of trial ``number``."""
+    """Return the seed of the random stream of trial ``number``."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
 class SobolSampler(BaseSampler):
-    """A scrambled Sobol sequence, of which a trial gets the point with its own number.
+    """A scrambled Sobol sequence, in which each trial gets the point with its number.
 
     Optuna's `QMCSampler` counts the points in an attribute of the study, and draws the first one at random.
     """
@@ -56,14 +56,14 @@ class SobolSampler(BaseSampler):
         self._random = RandomSampler(seed=stream(seed, number))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Give the whole space: its parameters are drawn together."""
+        """Return the whole space: its parameters are drawn together."""
         return self._space
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Give the point of this trial."""
-        # Here, as it takes half a second to import, for this one sampler.
+        """Return the point of this trial."""
+        # Imported here because it takes half a second, for this sampler only.
         from scipy.stats import qmc
 
         if not search_space:
@@ -80,17 +80,17 @@ class SobolSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw a parameter that is not in the space at random."""
+        """Draw a parameter outside the space at random."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
 
 def _value(distribution: BaseDistribution, place: float) -> Any:
-    """Give the value that lies at a place of 0 up to, not including, 1 of a parameter's range."""
+    """Map a place in [0, 1) to a value in a parameter's range."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[int(place * len(distribution.choices))]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
-    margin = (step or 0) / 2  # so that each step has the same room
+    margin = (step or 0) / 2  # so that each step is equally likely
     if distribution.log:
         margin = 0.5 if isinstance(distribution, IntDistribution) else 0.0
         start, end = math.log(low - margin), math.log(high + margin)

@@ -15,16 +15,16 @@ from tune_mnist.run.settings import Settings
 from tune_mnist.tuning.progress import Progress
 
 TARGET = "target"
-"""The reason of a search that has reached its target."""
+"""Stop reason of a search that has reached its target."""
 REACHED = (TARGET, "target accuracy")
-"""The same, as older versions wrote it, too."""
+"""The same, including what older versions wrote."""
 
 
 class StopRequest:
-    """Ends a search in order, once, on a signal, when its time is up, or when it has reached its target.
+    """Ends a search cleanly, once, on a signal, when its time is up, or when it has reached its target.
 
-    Ray's own SIGINT handler returns from ``fit()`` as if the search were done, and on SIGTERM it saves
-    nothing. With ours, Ray's loop is told to stop by its `Stopper`, which asks for the ``reason``.
+    Ray's own SIGINT handler returns from ``fit()`` as if the search were done, and on SIGTERM Ray saves
+    nothing. With ours, the `Stopper` ends Ray's loop when there is a ``reason``.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -48,7 +48,7 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-        if self.pending is not None:  # Ray may have made another exception of the one that was raised
+        if self.pending is not None:  # Ray may have replaced the exception that was raised
             raise SystemExit(128 + self.pending)
 
     def _install(self) -> None:
@@ -57,9 +57,9 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Put a signal off to the end of a block that it would tear: half a `ray.init` aborts the process."""
+        """Delay signals to the end of a block: a `ray.init` that is interrupted aborts the process."""
         set_handler = signal.signal
-        # ray.init puts a handler of its own in place, which exits in the middle.
+        # ray.init installs its own handler, which exits midway.
         signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
         self.deferring = True
         try:
@@ -67,12 +67,12 @@ class StopRequest:
         finally:
             self.deferring = False
             signal.signal = set_handler
-            self._install()  # below Python too: Ray's C++ has taken SIGTERM
+            self._install()  # below Python too: Ray's C++ code has replaced SIGTERM's
         if self.pending is not None:
             raise SystemExit(128 + self.pending)
 
     def begin(self) -> None:
-        """Start the clock: from here on a first signal ends the search in order."""
+        """Start the clock: from here on, the first signal ends the search cleanly."""
         self.started = time.monotonic()
         self.deadline = self.started + self.budget if self.budget else None
 
@@ -89,7 +89,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.started is None or self.reason in ("SIGINT", "SIGTERM"):
-            self.pending = number  # before the search, or for the second time: at once
+            self.pending = number  # before the search, or a second signal: exit at once
             if not self.deferring:
                 raise SystemExit(128 + number)
             return

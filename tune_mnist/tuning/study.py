@@ -1,7 +1,7 @@
-"""The Optuna study of a run: what draws the trials, made from the ledger by Optuna's public ask and tell.
+"""The Optuna study of a run, which draws the trials with Optuna's public ask and tell.
 
-It is made again from the ledger by each session, of a new run as of a resumed one: a sampler's random numbers
-depend on the seed and the number of the trial alone.
+Each session rebuilds it from the ledger, in a new run as in a resumed one: a sampler's random numbers depend
+only on the seed and the number of the trial.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from tune_mnist.tuning.points import first_points
 from tune_mnist.tuning.samplers import make_sampler
 
 RAY_TRIAL_ID = "ray_trial_id"
-"""User attribute of an Optuna trial: the id of its Ray trial; of several attempts, that of the first."""
+"""User attribute of an Optuna trial: the id of its Ray trial; with several attempts, of the first."""
 HAND_SET = "hand_set"
 """User attribute of the Optuna trial that is the task's baseline."""
 STOPPED_BY = "stopped_by"
 """User attribute of a trial that was stopped by the end of the search, not by ASHA: the reason."""
 INHERITED_FROM, NUMBER_THERE = "inherited_from", "number_there"
-"""User attributes of an inherited trial: the name of its run, and its number there."""
+"""User attributes of an inherited trial: the name of its run, and its number in that run."""
 NUMBER_HERE = "number_here"
-"""User attribute of the other trials of a study that has inherited ones: the number without those."""
+"""User attribute of the other trials in a study with inherited ones: the number without those."""
 
 
 class TrialStudy:
-    """Draws trials, and writes down in ledger and study what they report and how they end.
+    """Draws trials, and records in ledger and study what they report and how they end.
 
-    The study tells pruned, complete and failed trials apart; Ray's `OptunaSearch` tells Optuna COMPLETE for
+    The study distinguishes pruned, complete and failed trials; Ray's `OptunaSearch` tells Optuna COMPLETE for
     every trial that a scheduler stops, and never reports the value at which it was stopped.
 
     The ledger's trials are in the study from the start, inherited ones first; the journal is rebuilt from
-    them, and renamed over the old one. Optuna numbers this run's trials on from the inherited ones, all else
-    from 0.
+    them, and renamed over the old one. Optuna's numbers include the inherited trials; everywhere else, this
+    run's trials are numbered from 0.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class TrialStudy:
         folder: RunFolder,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Create the study ``folder.name`` in its ``study.journal``; the first points are waiting in it.
+        """Create the study ``folder.name`` in its ``study.journal``, with the first points enqueued.
 
-        What has to be waited for is told by ``tell``, in a line.
+        ``tell`` is called with a line of text about what has to be waited for.
         """
         self.ledger = ledger
         self._settings, self._task, self._space, self._folder = settings, task, dict(space), folder
         self._asked: dict[str, Trial] = {}
         "The trials that have not ended."
         self._heard: dict[str, set[int]] = defaultdict(set)
-        "Epochs that the study knows of them."
+        "Epochs of each that the study knows."
         journal, path = Journal(tell), folder.local / JOURNAL
         storage = JournalStorage(journal)
         self._study = optuna.create_study(
@@ -93,12 +93,12 @@ class TrialStudy:
             else:
                 self._ask_again(record)
         points = first_points(settings, task, space) if ledger.points is None else ledger.points
-        for point in points[len(records) :]:  # the others have had their trials
+        for point in points[len(records) :]:  # the earlier ones have their trials
             self._study.enqueue_trial(dict(point.params), {HAND_SET: True} if point.hand_set else None)
         journal.put_in_place(path)
 
     def draw(self, trial_id: str) -> TrialRecord:
-        """Draw the next trial and write it down on both sides."""
+        """Draw the next trial and record it in ledger and study."""
         number = len(self.ledger.trials)
         settings, space = self._settings, self._space
         with warnings.catch_warnings():
@@ -112,24 +112,24 @@ class TrialStudy:
         config = to_config(self._task, trial.params, settings.max_epochs)
         planned, hand_set = planned_epochs(config, settings.max_epochs), HAND_SET in trial.user_attrs
         self.ledger.suggested(trial_id, number, trial.params, config, planned=planned, hand_set=hand_set)
-        self._folder.push_ledger()  # before the trial starts: its files must not be of a trial unknown
+        self._folder.push_ledger()  # before the trial starts: its files must not belong to an unknown trial
         return self.ledger.trials[trial_id]
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Write down what a trial reports for an epoch; of one that has ended, nothing."""
+        """Record a trial's report of an epoch, unless the trial has ended."""
         if trial_id in self._asked:
             self.ledger.reported(trial_id, result)
             self._catch_up(trial_id)
 
     def end(self, trial_id: str, *, failed: bool = False) -> None:
-        """Write down that a trial has ended; of one that had already, nothing."""
+        """Record the end of a trial, unless it had already ended."""
         if trial_id in self._asked:
             self._tell(trial_id, self.ledger.ended(trial_id, failed=failed))
 
     def close(self, reason: str) -> None:
-        """End in the study what the end of the session has cut short, and close the ledger.
+        """End the unfinished trials in the study, and close the ledger.
 
-        In the ledger such trials are unfinished: a resume continues them.
+        In the ledger they stay unfinished: a resume continues them.
         """
         for trial in self.ledger.unfinished():
             self._asked[trial.trial_id].set_user_attr(STOPPED_BY, reason)
@@ -138,7 +138,7 @@ class TrialStudy:
         self.ledger.close(reason)
 
     def _ask_again(self, record: TrialRecord) -> None:
-        """Bring an unfinished trial into the study: the next number is its own, as is what it was given."""
+        """Add an unfinished trial to the study: it gets its old number and parameters."""
         self._study.enqueue_trial(record.params, self._attributes(record))
         self._asked[record.trial_id] = self._study.ask(self._space)
         self._catch_up(record.trial_id)
@@ -159,7 +159,7 @@ class TrialStudy:
         self._heard.pop(trial_id, None)
 
     def _catch_up(self, trial_id: str) -> None:
-        """Report to the study what the ledger knows of a trial, also from a checkpoint that was ahead."""
+        """Report to the study what the ledger knows of a trial, including what a checkpoint supplied."""
         trial, heard, metric = self._asked[trial_id], self._heard[trial_id], self.ledger.objective.metric
         for epoch in self.ledger.trials[trial_id].epochs:
             if epoch[EPOCH] not in heard:
@@ -173,9 +173,9 @@ def _frozen(
     attributes: dict[str, Any],
     space: Mapping[str, BaseDistribution],
 ) -> FrozenTrial:
-    """Make the Optuna trial of one that has ended, with its values by epoch and the distributions here."""
+    """Make the Optuna trial for an ended one, with its values by epoch and this run's distributions."""
     state = TrialState[trial.state or ""]
-    # Not `create_trial`, which knows no times. The storage gives it number and id.
+    # Not `create_trial`, which has no times. The storage assigns number and id.
     return FrozenTrial(
         number=-1,
         trial_id=-1,

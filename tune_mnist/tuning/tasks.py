@@ -1,4 +1,4 @@
-"""Finds what a search is told by name: a task, a space, a sampler; in a module or in a file."""
+"""Loads what settings name: a task, a space or a sampler, from a module or a file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tune_mnist.run.space import checked_space
 from tune_mnist.task import Task, Train
 
 KNOWN = {"mnist": "tune_mnist.mnist.task:TASK"}
-"""Tasks that have a name of their own."""
+"""Built-in tasks by name."""
 
 
 def find_task(settings: Settings) -> Task:
-    """Give the task of a search.
+    """Return the task of a search.
 
     Raises:
         ValueError: if there is none of that name; the text is one line.
@@ -56,12 +56,12 @@ def load_object(setting: str, name: str, known: Mapping[str, str] | None = None)
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
         return getattr(module, attribute)
-    except Exception as error:  # the code is the user's, and may raise anything
+    except Exception as error:  # the user's code may raise anything
         raise ValueError(f"{rule} ({type(error).__name__}: {error})") from error
 
 
 def _load_module(name: str) -> types.ModuleType:
-    if (here := str(Path.cwd())) not in sys.path:  # a script has its own folder there in its place
+    if (here := str(Path.cwd())) not in sys.path:  # a script has its own folder there instead
         sys.path.append(here)
     return importlib.import_module(name)
 
@@ -76,7 +76,7 @@ def _load_file(path: Path) -> types.ModuleType:
         raise FileNotFoundError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # pickle looks for classes there
-    sys.path.insert(0, str(path.parent))  # where a script finds what lies next to it
+    sys.path.insert(0, str(path.parent))  # as for a script, so that it finds its neighbours
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -86,10 +86,10 @@ def _load_file(path: Path) -> types.ModuleType:
 
 
 def send_by_value(train: Train) -> None:
-    """Let a training's own code travel to the nodes of a cluster with it, which need not have it installed.
+    """Send a training's own code along to the nodes of a cluster, which need not have it installed.
 
-    That is its module with all modules that lie next to it and are loaded by now. What is installed, as this
-    package, is imported there.
+    That is its module and all loaded modules next to it. Installed packages, such as this one, are imported
+    on the node.
     """
     parts = [train, *getattr(train, "args", ()), getattr(train, "func", None)]  # it may be a partial
     for name in {str(getattr(part, "__module__", "")).partition(".")[0] for part in parts}:
@@ -98,13 +98,13 @@ def send_by_value(train: Train) -> None:
         if file is None or not _is_own(module):
             continue
         folder = Path(file).parents[1 if hasattr(module, "__path__") else 0]
-        for own in [one for key, one in list(sys.modules.items()) if "." not in key and _is_own(one)]:
-            if Path(own.__file__ or "").is_relative_to(folder):
-                cloudpickle.register_pickle_by_value(own)  # type: ignore[no-untyped-call]
+        for key, other in list(sys.modules.items()):
+            if "." not in key and _is_own(other) and Path(other.__file__ or "").is_relative_to(folder):
+                cloudpickle.register_pickle_by_value(other)  # type: ignore[no-untyped-call]
 
 
 def _is_own(module: types.ModuleType | None) -> bool:
-    """Tell whether a module is the user's own, and not installed."""
+    """Return whether a module is the user's own, not installed."""
     file = getattr(module, "__file__", None)
     if module is None or not file or module.__name__ in ("__main__", "tune_mnist"):
         return False
@@ -113,10 +113,10 @@ def _is_own(module: types.ModuleType | None) -> bool:
 
 
 def load_space(settings: Settings, task: Task) -> tuple[Settings, dict[str, BaseDistribution]]:
-    """Load the space of a search; its settings then have the name of it.
+    """Load the space of a search; return the settings with its name, and the space.
 
     Raises:
-        ValueError: if there is no such space, or it has what the task cannot train.
+        ValueError: if there is no such space, or it has something that the task cannot train.
     """
     name = settings.space or next(iter(task.spaces))
     space = task.spaces.get(name) or load_object("space", name, dict.fromkeys(task.spaces, ""))
@@ -125,10 +125,10 @@ def load_space(settings: Settings, task: Task) -> tuple[Settings, dict[str, Base
 
 
 def make_options(task: Task, given: Mapping[str, Any]) -> Any:
-    """Make a task's options of JSON values; None for a task without.
+    """Make a task's options from JSON values; None for a task without options.
 
     Raises:
-        ValueError: for one that the task does not have, or a value out of range.
+        ValueError: for an option that the task does not have, or a value out of range.
     """
     if task.options is None:
         if given:

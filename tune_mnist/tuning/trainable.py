@@ -1,4 +1,4 @@
-"""One attempt at a trial, as Ray runs it: resumes from a checkpoint, trains, and reports every epoch."""
+"""One attempt at a trial, as run by Ray: resumes from a checkpoint, trains, and reports every epoch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tune_mnist.tuning.device import (
 SAVED = "saved"
 """Key of a report: the name of the checkpoint that was written with it."""
 _BEGUN = itertools.count(1)
-"Numbers the trials of this process."
+"Counts the trials of this process."
 FAILURE, TRACEBACK = "failure", "traceback"
-"""Keys of a trial's last report where training failed: why, in one line, and where. Its metric is NaN."""
+"""Keys of a trial's last report if training failed: why, in one line, and where. Its metric is NaN."""
 
 
 def train_trial(
@@ -52,23 +52,23 @@ def train_trial(
 ) -> None:
     """Train one configuration, reporting what its task reports after each epoch.
 
-    What the training's own code raises is a result too: the last report then has FAILURE, nothing is tried
-    again, and the process is there for the next trial. What is raised from here is taken for a lost attempt.
+    An error in the training's own code is a result too: the last report then has FAILURE, there is no retry,
+    and the process is free for the next trial. What this function raises counts as a lost attempt.
 
     Args:
-        config: the configuration, the number of the trial in the study, and the attempt.
-        train: of the task.
-        data: what the task has loaded; arrays in it are read-only memory shared with other trials.
-        objective: of the task.
-        fs: pyarrow's file system of the run folder.
-        run: the run folder on it.
-        seed: of the search; each trial adds its number in the study.
+        config: the configuration, the number of the trial in the run, and the attempt.
+        train: the task's function.
+        data: what the task has loaded; its arrays are read-only memory shared with other trials.
+        objective: the task's objective.
+        fs: the pyarrow file system of the run folder.
+        run: path of the run folder on it.
+        seed: the search's seed; each trial adds its number.
         max_epochs: most epochs of a trial.
-        rungs: epochs that are written as a checkpoint because ASHA may stop there.
-        checkpoint_seconds: longest time without a checkpoint, looked at when an epoch ends.
-        target: the metric that ends the search; an epoch that reaches it is written too.
+        rungs: epochs with a checkpoint because ASHA may stop the trial there.
+        checkpoint_seconds: longest time without a checkpoint, checked at epoch ends.
+        target: the metric that ends the search; an epoch that reaches it gets a checkpoint.
         cpus: CPU cores of the trial: the number of threads it uses.
-        gpus: GPUs of the trial; a fraction is a limit of its memory.
+        gpus: GPUs of the trial; a fraction also limits its memory.
 
     Raises:
         DeviceMemoryError: if the GPU's memory is too small; the text names the fraction to ask for.
@@ -101,24 +101,24 @@ def train_trial(
                     saved_at = time.monotonic()
                     report[SAVED] = storage.write(epoch, save, reports)
                 report_to_ray(report)
-    except (OSError, DeviceMemoryError):  # an OSError is of storage that is away for a moment
+    except (OSError, DeviceMemoryError):  # an OSError means that storage is temporarily unavailable
         raise
     except Exception as error:
         if gpus and not isinstance(error, DivergedError):
-            raise  # after most errors of CUDA a process can't use the GPU any more
+            raise  # after most CUDA errors a process can no longer use the GPU
         failure = {FAILURE: first_line(error), TRACEBACK: traceback.format_exc(), objective.metric: math.nan}
         report_to_ray({**failure, EPOCH: epoch + 1})
     finally:
-        # The next trial may run in this process: leave it no memory of this one.
+        # The next trial may run in this process: free the memory of this one.
         gc.collect()
         release_memory()
 
 
 def _set_aside_what_stays() -> None:
-    """Keep torch and Ray, 400,000 objects, and what the first trial imports out of the collections."""
+    """Exclude torch and Ray, 400,000 objects, and the first trial's imports from garbage collection."""
     begun = next(_BEGUN)
     if begun == 2:
-        gc.collect()  # what is left of the first trial does not stay
+        gc.collect()  # do not freeze what is left of the first trial
     if begun <= 2:
         gc.freeze()
 
@@ -132,7 +132,7 @@ def _reports(
     attempt: Mapping[str, Any],
     objective: Objective,
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], Save | None]]:
-    """Give each report of the training, all of them up to there, and what saves it."""
+    """Yield each report of the training, all reports up to there, and its `Save`."""
     reports: list[dict[str, Any]] = []
     with ExitStack() as stack:
         if attempt["resume_from"]:

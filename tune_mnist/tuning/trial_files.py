@@ -1,7 +1,7 @@
-"""The files in the folders of trials: their reports, what they raised, their curves for TensorBoard.
+"""The files in the folders of trials: their reports, their errors, their curves for TensorBoard.
 
-A trial has one of each, whatever number of attempts it takes. Ray's loggers write by attempt, and count the
-steps of each from 1 again.
+A trial has one of each, however many attempts it takes. Ray's loggers write per attempt, and count the steps
+of each from 1 again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tune_mnist.run.folder import RunFolder
 from tune_mnist.run.records import EPOCH, TrialRecord, ray_config
 
 REPORTS_FILE, ERROR_FILE = "result.json", "error.txt"
-"""Names of files in a trial's folder: its reports, a line each, and what training or an attempt raised."""
+"""Names of files in a trial's folder: its reports, one per line, and what training or an attempt raised."""
 LEFT_OUT = ("pid", "timestamp", "training_iteration", "done", "iterations_since_restore")
-"""Reported numbers that are no curves."""
+"""Reported numbers that are not plotted."""
 
 
 class TrialFiles:
@@ -27,7 +27,7 @@ class TrialFiles:
         self._writers: dict[str, Any] = {}
 
     def begin(self, trial: TrialRecord) -> None:
-        """Begin a trial's reports with what the ledger knows, as after a resume or a loss."""
+        """Begin a trial's reports with those in the ledger, as after a resume or a loss."""
         if trial.epochs:
             lines = "".join(f"{_line(trial, epoch)}\n" for epoch in trial.epochs)
             self._file(trial, REPORTS_FILE).write_text(lines)
@@ -46,7 +46,7 @@ class TrialFiles:
         self._append(trial, ERROR_FILE, text)
 
     def ended(self, trial: TrialRecord) -> None:
-        """Write the hyper-parameters and the last value of a trial, and close its curves."""
+        """Write a trial's hyper-parameters for TensorBoard, and close its curves."""
         if not trial.epochs:
             return
         from tensorboardX.summary import hparams
@@ -65,7 +65,7 @@ class TrialFiles:
 
     def _writer(self, trial: TrialRecord) -> Any:
         if trial.trial_id not in self._writers:
-            # Here, as it imports boto3 where that is installed: 0.8 s, in which the first trial trains.
+            # Imported here because it imports boto3, if installed: 0.8 s, while the first trial trains.
             from tensorboardX import SummaryWriter
 
             path = self._folder.local / trial.directory
@@ -83,7 +83,7 @@ class TrialFiles:
 
 
 def numbers(epoch: dict[str, Any]) -> dict[str, float]:
-    """Give the reported numbers of an epoch that make curves."""
+    """Return an epoch's reported numbers that are plotted."""
     kept = ((name, value) for name, value in epoch.items() if name not in LEFT_OUT)
     return {
         name: value for name, value in kept if isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What stands in the way of all trials alike: losses that are no fault of a trial, and when to give up."""
+"""Problems that affect all trials: losses that are no trial's fault, and when to give up."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ LOAD_ERROR = re.compile(
     r"(?:failed to import on the worker.*?\n|System error: [^\n]*\ntraceback: )Traceback.*?\n(\w[^\n]*)",
     re.DOTALL,
 )
-"""Where Ray's text about a lost attempt has what a process raised that imported the trial or its task."""
+"""Finds, in Ray's text about a lost attempt, the error raised on importing the trial or its task."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a storage that no second try cures."""
+"""Storage errors that a retry cannot cure."""
 FEWEST = 3
-"""Fewest such losses in a row before a search gives up."""
+"""Minimum number of such losses in a row before a search gives up."""
 STORAGE_SECONDS = 600.0
-"""Time after which a search gives up a storage that does not answer."""
+"""Time after which a search gives up on storage that does not answer."""
 LONGEST_PAUSE = 60.0
-"""Most seconds before a lost attempt is tried again."""
+"""Longest wait before a lost attempt is retried."""
 SLOWEST = 10.0
-"""How many times as long as the slowest epoch so far nothing may be heard of a trial that trains."""
+"""Longest silence of a training trial, as a multiple of the slowest epoch so far."""
 
 
 class Trouble:
-    """Counts losses that are no fault of a trial, until an attempt reports something."""
+    """Counts losses that are no trial's fault, until an attempt reports something."""
 
     def __init__(self, slots: int, tell: Callable[[str], None]) -> None:
-        """Start without any, for ``slots`` concurrent attempts; ``tell`` takes a line for the person."""
+        """Start at zero, for ``slots`` concurrent attempts; ``tell`` is called with a line for the user."""
         self.losses = 0
         self.reason = ""
-        "Why the last one was lost."
+        "Why the last attempt was lost."
         self._enough, self._tell, self._told = max(slots, FEWEST), tell, ""
         self._since, self._away, self._due = 0.0, False, 0.0
 
     def heard(self) -> None:
-        """Forget them: an attempt has reported something."""
+        """Reset the count: an attempt has reported something."""
         self.losses, self._since = 0, 0.0
 
     def excuses(self, cause: BaseException | str, details: str) -> str:
-        """Give why a loss is no fault of its trial, which then has lost nothing; "" where it may be.
+        """Return why a loss is not the trial's fault, so that it does not count; "" if it may be.
 
-        The cause is what was raised in the process, or what Ray says of its end; details are its whole text.
+        ``cause`` is what the process raised, or Ray's text about its end; ``details`` is the whole text.
         """
         imported = LOAD_ERROR.search(details)
         if imported:
@@ -70,17 +70,17 @@ class Trouble:
         return reason
 
     def memory(self, error: BaseException | str, details: str, losses: int) -> None:
-        """Wait before the next attempt where one was ended for want of memory, the longer the more often."""
+        """Delay the next attempt if one was killed for lack of memory, longer after each loss."""
         if isinstance(error, OutOfMemoryError) or "running low on memory" in details:
             self._wait(5 * 2.0**losses)
             self._say(
-                "a trial was ended for want of memory, and is tried again later; a smaller "
-                "--max-concurrent-trials or a larger --cpus-per-trial leaves more to each"
+                "a trial was killed for lack of memory and will be retried later; a smaller "
+                "--max-concurrent-trials or a larger --cpus-per-trial leaves more for each"
             )
 
     @property
     def hopeless(self) -> bool:
-        """Whether so much was lost in a row that another attempt has no prospect."""
+        """Whether so many losses in a row make another attempt pointless."""
         if self._away:
             return self.losses > 0 and time.monotonic() - self._since > STORAGE_SECONDS
         return self.losses >= self._enough
@@ -100,29 +100,29 @@ class Trouble:
 
 
 class Watchdog:
-    """Finds out that nothing moves any more: attempts without a sign of life, a Ray that starts no worker."""
+    """Detects that a search makes no progress: attempts are silent, or Ray starts no worker."""
 
     def __init__(self, settings: Settings, session: Callable[[], Path | None], slowest: float) -> None:
         """Start the clock.
 
-        ``session`` gives the folder of Ray's session, where that is on this machine; ``slowest`` is the
-        slowest epoch so far in seconds, 0 before the first.
+        ``session`` returns the folder of Ray's session, if it is on this machine; ``slowest`` is the slowest
+        epoch so far in seconds, 0 before the first.
         """
         self.settings, self._session, self.slowest = settings, session, slowest
         self.reason = ""
-        "Why Ray will run nothing here any more."
+        "Why Ray can no longer run anything here."
         self._heard, self._stalls, self._started = time.monotonic(), 0, False
 
     def heard(self, *, started: bool = False) -> None:
-        """Take note of a sign of life."""
+        """Record a sign of life."""
         self._heard = time.monotonic()
         self._started |= started
 
     def is_silent(self, *, training: bool) -> bool:
-        """Tell whether nothing was heard of any attempt for longer than their epochs or a start explain.
+        """Return whether all attempts have been silent for longer than an epoch or a start explains.
 
-        Before the first epoch nobody knows how long one takes, so more patience is needed. Where no attempt
-        has a process, ``training`` is False; that may be for want of a node with room, which is no fault.
+        How long an epoch takes is unknown before the first, so that needs more patience. ``training`` is
+        False if no attempt has a process, perhaps because no node has room, which is not a fault.
         """
         session = self._session()
         if session and not has_sockets(session):
@@ -155,8 +155,8 @@ class Watchdog:
 
 
 def has_place() -> bool:
-    """Tell whether a node has made room for an attempt of this process, and a worker could start there."""
-    job: str = ray.get_runtime_context().get_job_id()  # in which the id of each placement group ends
+    """Return whether a node has reserved room for an attempt of this process, so a worker could start."""
+    job: str = ray.get_runtime_context().get_job_id()  # the id of each placement group ends in it
     try:
         groups = placement_group_table().values()
     except RayError:

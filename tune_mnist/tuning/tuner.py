@@ -1,4 +1,4 @@
-"""Runs a search from its settings to its winner, or continues one, and leaves the run folder behind."""
+"""Runs or resumes a search, from its settings to its winner and a complete run folder."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from tune_mnist.tuning.trackers.chosen import check_trackers, make_trackers
 from tune_mnist.tuning.warm_start import known_again, read_earlier_runs
 
 RAY_LOG = "ray_tune.log"
-"""Name of the file in the run folder that takes what Ray Tune would print."""
+"""Name of the file in the run folder with what Ray Tune would print."""
 
 ABOUT_FUNCTIONS = (
-    "A Ray Tune function decides on its seeds itself, and a trial that is lost resumes from the newest "
-    "checkpoint that it has reported: without one it starts over"
+    "A Ray Tune function chooses its own seeds; a lost trial resumes from the newest checkpoint that it has "
+    "reported, and starts over without one"
 )
 FINISHED = "finished"
-"""Why a search ended that was neither stopped nor out of time."""
+"""Stop reason of a search that was neither stopped nor out of time."""
 
 
 class InputError(ValueError):
-    """The settings can't be met here; the text is one line (for data, a few) for the person who gave them."""
+    """The settings cannot be met here; the text is one line (for data, a few) for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,9 @@ class Outcome:
     folder: RunFolder
     grid: LedgerGrid
     stop_reason: str | None
-    "FINISHED, or what stopped it; None while it runs, or where it was killed."
+    "FINISHED, or what stopped it; None while it runs, or if it was killed."
     seconds: float
-    "Wall time, that of earlier sessions included."
+    "Wall time, including earlier sessions."
     winner: Winner | None
 
 
@@ -72,14 +72,14 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
     """Search, then score the winner on the test set. Call it from the main thread.
 
     The run folder ``storage_path/name`` gets the ledger, the study's journal, the tables, ``settings.json``,
-    ``best/``, and Ray's experiment. Ctrl-C and SIGTERM end the search in order: what there is, is written.
+    ``best/``, and Ray's experiment. Ctrl-C and SIGTERM end the search cleanly, with the results so far.
 
     Raises:
-        InputError: before there is a run folder, if the settings can't be met: no such cluster, data, space,
-            folder, earlier run or point, or a share that no node has.
-        FolderError: if the storage is lost on the way.
-        ScoringError: if the task's own test of the winner raises something.
-        SystemExit: with 130 or 143, on a signal that comes before the first trial or is the second one.
+        InputError: before there is a run folder, if the settings cannot be met: no such cluster, data, space,
+            folder, earlier run or point, or more CPUs or GPUs per trial than any node has.
+        FolderError: if the storage is lost during the search.
+        ScoringError: if the task's test of the winner raises something.
+        SystemExit: with 130 or 143, on a signal before the first trial, or on a second signal.
     """
     listener = listener or Listener()
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
             options = make_options(task, settings.options)
             settings = dataclasses.replace(settings, options=dataclasses.asdict(options) if options else {})
             settings, space = load_space(settings, task)
-            make_sampler(settings.sampler, settings.seed, 0, space)  # or say why not, before there is a run
+            make_sampler(settings.sampler, settings.seed, 0, space)  # fails, if at all, before there is a run
             facts = describe_task(task, options, space, settings.max_epochs)
             if task.objective.standard_error == "binomial" and not 0 < (settings.target or 1) <= 1:
                 raise ValueError(f"target is {settings.target:g}, but must be above 0 and at most 1")
@@ -105,7 +105,7 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
             with folder.created() as beginning:
                 (beginning / SETTINGS).write_text(settings.to_json())
                 ledger = Ledger.open(beginning / LEDGER)
-                ledger.begin({name: distribution_to_json(one) for name, one in space.items()}, facts)
+                ledger.begin({name: distribution_to_json(part) for name, part in space.items()}, facts)
                 ledger.inherit(earlier.trials)
                 ledger.plan(points)
         ledger = Ledger.open(folder.local / LEDGER)
@@ -120,17 +120,17 @@ def run(settings: Settings, listener: Listener | None = None, task: Task | None 
 def resume(
     request: ResumeRequest, listener: Listener | None = None, task: Task | None = None
 ) -> Outcome | None:
-    """Go on with a run, whatever has ended it. Call it from the main thread.
+    """Resume a run, however it ended. Call it from the main thread.
 
-    Trials that have ended stay as they are, the others go on from their newest checkpoints, and those that
-    lack to ``num_samples`` follow. A time budget counts anew.
+    Trials that have ended stay as they are, the others resume from their newest checkpoints, and those still
+    missing to ``num_samples`` follow. A time budget starts again.
 
     Returns:
-        What the whole run came to; None if there was nothing left to do, and nothing was changed.
+        The outcome of the whole run; None if there was nothing left to do, and nothing was changed.
 
     Raises:
         InputError: before anything is changed, if there is no such run, it is being run, or a change of its
-            settings is not allowed or can't be met.
+            settings is not allowed or cannot be met.
         FolderError: as in ``run``.
         SystemExit: as in ``run``.
     """
@@ -149,7 +149,7 @@ def resume(
             if _is_finished(folder, known, before, settings):
                 return None
             check_unchanged(known, task, folder.uri)
-            space = {name: json_to_distribution(one) for name, one in known.distributions.items()}
+            space = {name: json_to_distribution(text) for name, text in known.distributions.items()}
             checked_space(task, f"of {folder.uri}", space, settings.max_epochs)
             if settings.open_dashboard:
                 dashboard.check_installed()
@@ -173,7 +173,7 @@ def resume(
 
 
 def load_run(run: str) -> Outcome:
-    """Read what a run has come to so far, without changing anything: a folder or a URI.
+    """Read the outcome of a run so far from its folder or URI, without changing anything.
 
     Raises:
         FolderError: if there is no such run.
@@ -198,7 +198,7 @@ def load_run(run: str) -> Outcome:
 
 
 def _search(session: Session, stack: ExitStack) -> Outcome:
-    """Run the trials that the ledger lacks, from wherever it stands, and write down what came of it."""
+    """Run the trials that are missing from the ledger, and write the outcome."""
     settings, folder, ledger, stop = session.settings, session.folder, session.ledger, session.stop
     stack.enter_context(ray_log(folder.local / RAY_LOG))
     try:
@@ -222,7 +222,7 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
         cause = ledger.failure or storage_error(error)
         if cause is None:
             raise
-        kept = f"what had not been copied is in {folder.local}; " if folder.remote else ""
+        kept = f"what was not copied is in {folder.local}; " if folder.remote else ""
         then = f"{kept}--resume {folder.uri} continues when it can"
         raise FolderError(f"{folder.uri} can't be written any more: {cause} ({then})") from error
     stack.callback(folder.drop_working_copy)
@@ -237,7 +237,7 @@ def _search(session: Session, stack: ExitStack) -> Outcome:
 
 
 def _tell_where_to_look(session: Session, stack: ExitStack, tracked: list[str]) -> None:
-    """Say what the search begins with, where it writes, how to watch it; open the dashboard on request."""
+    """Show the remarks, where the search writes and how to watch it; open the dashboard if asked."""
     lines = [*versions.notices(), *session.remarks, *dashboard.ways_to_watch(session.folder), *tracked]
     if session.settings.open_dashboard:
         url = stack.enter_context(dashboard.served(session.folder.local / JOURNAL))
@@ -249,7 +249,7 @@ def _tell_where_to_look(session: Session, stack: ExitStack, tracked: list[str]) 
 
 
 def describe_task(task: Task, options: Any, space: dict[str, BaseDistribution], max_epochs: int) -> TaskFacts:
-    """Give what the ledger keeps of a task."""
+    """Return what the ledger keeps of a task."""
     return TaskFacts(
         name=task.name,
         objective=task.objective,
@@ -263,7 +263,7 @@ def describe_task(task: Task, options: Any, space: dict[str, BaseDistribution], 
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Turn what settings that can't be met raise in a block into an `InputError`."""
+    """Turn errors about settings that cannot be met, raised in a block, into an `InputError`."""
     try:
         yield
     except (ClusterError, ValueError, OSError) as error:
@@ -271,10 +271,10 @@ def input_errors() -> Iterator[None]:
 
 
 def _is_finished(folder: RunFolder, ledger: Ledger, before: Settings, settings: Settings) -> bool:
-    """Tell whether a resume would have nothing to do.
+    """Return whether a resume would have nothing to do.
 
     Raises:
-        ValueError: for more trials of a run that has reached its target, which would end it at once.
+        ValueError: if more trials are asked of a run that has reached its target, which would end it at once.
     """
     if ledger.stop_reason in REACHED and settings.num_samples > before.num_samples:
         raise ValueError(
@@ -282,8 +282,8 @@ def _is_finished(folder: RunFolder, ledger: Ledger, before: Settings, settings: 
             f"{settings.target:g}, and keeps it"
         )
     all_ended = len(ledger.trials) >= settings.num_samples and not ledger.unfinished()
-    # scripts/analyse.py writes the tables of unfinished runs too: that a run was closed, the ledger says, and
-    # that the kill did not come after that, the winner.
+    # scripts/analyse.py writes the tables of unfinished runs too. So the ledger must say that the run was
+    # closed, and the winner proves that no kill came after that.
     closed = ledger.stop_reason is not None and folder.read(TRIALS_TABLE) is not None
     scored = closed and (read_winner(folder, ledger.task) is not None or not load_grid(folder).saved_epochs())
     return (all_ended or ledger.stop_reason in REACHED) and scored

@@ -1,4 +1,4 @@
-"""Reads what earlier runs have found out, for a new one to begin with."""
+"""Reads the trials of earlier runs, with which a new search begins."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ class Inheritance:
     trials: list[InheritedTrial] = field(default_factory=list)
     "In the order of the runs given, and of their numbers."
     remarks: list[str] = field(default_factory=list)
-    "What the person should know of it, in lines."
+    "What the user should know about it, in lines."
 
 
 def read_earlier_runs(settings: Settings, task: TaskFacts, space: Space) -> Inheritance:
     """Read the finished and pruned trials of the runs in ``settings.warm_start``.
 
-    Trials that failed or have not ended are left out, and so are those that a run itself had inherited.
+    Trials that failed or have not ended are left out, as are those that a run itself inherited.
 
     Raises:
-        FolderError: for a folder or URI that is no run, or whose storage can't be read.
-        ValueError: for a run with another data set, another space, longer trainings, or without such a trial.
+        FolderError: for a folder or URI that is not a run, or whose storage cannot be read.
+        ValueError: for a run with another data set, another space, longer trainings, or no such trial.
     """
     folders = [RunFolder(run) for run in settings.warm_start]
     trials: list[InheritedTrial] = []
     remarks: list[str] = []
     for place, (run, folder) in enumerate(zip(settings.warm_start, folders, strict=True)):
-        if folder.uri in [one.uri for one in folders[:place]]:
+        if folder.uri in [earlier.uri for earlier in folders[:place]]:
             raise ValueError(f"warm_start has {run} twice, but must have each run once")
-        ledger, theirs = folder.ledger(), read_settings(folder)
-        _check_task(run, ledger.task, theirs, task, settings)
+        ledger, its_settings = folder.ledger(), read_settings(folder)
+        _check_task(run, ledger.task, its_settings, task, settings)
         _check_space(run, ledger, space)
         usable = _usable(ledger, space)
         if not usable:
             raise _refusal(run, "must have a trial that is COMPLETE or PRUNED")
         _check_epochs(run, usable, settings)
-        found = [_inherited(trial, folder.name, task.objective.metric) for trial in usable]
-        trials += found
-        remarks.append(known(run, found, task.objective))
-        remarks += [f"{run}: {remark}" for remark in _remarks(ledger, theirs, settings, task, space)]
+        inherited = [_inherited(trial, folder.name, task.objective.metric) for trial in usable]
+        trials += inherited
+        remarks.append(known(run, inherited, task.objective))
+        remarks += [f"{run}: {remark}" for remark in _remarks(ledger, its_settings, settings, task, space)]
     return Inheritance(trials=trials, remarks=remarks)
 
 
 def known(run: str, trials: list[InheritedTrial], objective: Objective) -> str:
-    """Say what the sampler knows of a run."""
+    """Describe what the sampler knows of a run."""
     number = len(trials)
     return f"{count(number, 'trial')} of {run} {_are(number)} known ({describe_inherited(trials, objective)})"
 
 
 def known_again(ledger: Ledger) -> list[str]:
-    """Say what a resumed search knows of earlier runs, by their names."""
+    """Describe what a resumed search knows of earlier runs, by their names."""
     by_run: dict[str, list[InheritedTrial]] = {}
     for trial in ledger.inherited:
         by_run.setdefault(trial.run, []).append(trial)
@@ -71,7 +71,7 @@ def known_again(ledger: Ledger) -> list[str]:
 
 
 def _usable(ledger: Ledger, space: Space) -> list[TrialRecord]:
-    """List the trials that ended well, and of whose reports no line is lost."""
+    """List the trials that ended without failing and whose reports are complete."""
     ended = [trial for trial in ledger.trials.values() if trial.state in ("COMPLETE", "PRUNED")]
     return [
         trial
@@ -101,65 +101,71 @@ def describe_inherited(trials: Sequence[InheritedTrial], objective: Objective) -
     return f"{', '.join(counts)}; best {objective.write(objective.best(trial.value for trial in trials))}"
 
 
-def _check_task(run: str, theirs: TaskFacts, there: Settings, ours: TaskFacts, here: Settings) -> None:
-    """See that the run's values are comparable: of the same task, metric and data set."""
-    if theirs.name != ours.name:
-        raise _refusal(run, f"must be of the task {ours.name}: it is of {theirs.name}")
-    if (theirs.objective.metric, theirs.objective.mode) != (ours.objective.metric, ours.objective.mode):
-        mode, metric = theirs.objective.mode, theirs.objective.metric
-        raise _refusal(run, f"must have the metric {ours.objective.metric}: it has the {mode} of {metric}")
-    datasets = [settings.options.get("dataset", ours.name) for settings in (there, here)]
+def _check_task(
+    run: str, its_task: TaskFacts, its_settings: Settings, task: TaskFacts, settings: Settings
+) -> None:
+    """Check that the run's values are comparable: of the same task, metric and data set."""
+    if its_task.name != task.name:
+        raise _refusal(run, f"must be of the task {task.name}: it is of {its_task.name}")
+    if (its_task.objective.metric, its_task.objective.mode) != (task.objective.metric, task.objective.mode):
+        mode, metric = its_task.objective.mode, its_task.objective.metric
+        raise _refusal(run, f"must have the metric {task.objective.metric}: it has the {mode} of {metric}")
+    datasets = [part.options.get("dataset", task.name) for part in (its_settings, settings)]
     if datasets[0] != datasets[1]:
         raise _refusal(run, f"must be of the data set {datasets[1]}: it is of {datasets[0]}")
 
 
 def _check_space(run: str, ledger: Ledger, space: Space) -> None:
-    """See that what the run has drawn could be drawn here, parameter by parameter."""
+    """Check that what the run has drawn could be drawn here, parameter by parameter."""
     if not ledger.distributions:
-        raise _refusal(run, f"must have a search space: the lines of its {LEDGER} that say it are lost")
-    theirs = {name: json_to_distribution(text) for name, text in ledger.distributions.items()}
-    for name in {**theirs, **space}:
-        there = f"is {describe_range(theirs[name])} there" if name in theirs else "is not drawn there"
+        raise _refusal(run, f"must have a search space: its lines in {LEDGER} are lost")
+    its_space = {name: json_to_distribution(text) for name, text in ledger.distributions.items()}
+    for name in {**its_space, **space}:
+        there = f"is {describe_range(its_space[name])} there" if name in its_space else "is not drawn there"
         here = f"{describe_range(space[name])} here" if name in space else "not drawn here"
-        if name not in theirs or name not in space or not is_within(theirs[name], space[name]):
-            raise _refusal(run, f"must have a space that this one holds: {name} {there}, and {here}")
+        if name not in its_space or name not in space or not is_within(its_space[name], space[name]):
+            raise _refusal(run, f"must have a space that this one includes: {name} {there}, and {here}")
 
 
 def _check_epochs(run: str, trials: list[TrialRecord], settings: Settings) -> None:
-    """See that no trial was to train longer than this run lets any: its result is out of reach here."""
+    """Check that no trial was planned for more epochs than this run allows: its result is out of reach."""
     longest = max(trial.epochs_planned for trial in trials)
     if longest > settings.max_epochs:
-        rule = f"must be at least {longest}: so long were trials of {run} to train"
+        rule = f"must be at least {longest}, the epochs planned for trials of {run}"
         raise ValueError(f"max_epochs is {settings.max_epochs}, but {rule}")
 
 
-def _remarks(ledger: Ledger, theirs: Settings, ours: Settings, task: TaskFacts, space: Space) -> list[str]:
-    """Say in what its trials are not like those of the new run, and what of them is not there."""
+def _remarks(
+    ledger: Ledger, its_settings: Settings, settings: Settings, task: TaskFacts, space: Space
+) -> list[str]:
+    """Describe how its trials differ from those of the new run, and which of them are not used."""
     remarks = []
     if ledger.lost_lines:
         remarks.append(
-            f"{LEDGER} has {count(ledger.lost_lines, 'line')} that can't be read; the rest is taken"
+            f"{LEDGER} has {count(ledger.lost_lines, 'line')} that can't be read; the rest is used"
         )
     if number := len(ledger.inherited):
-        theirs_too = f"{count(number, 'trial')} that it had inherited {_are(number)} not taken"
-        remarks.append(f"{theirs_too}; name their runs too")
-    if changed := _changed(theirs, ours):
-        remarks.append(f"its values are of other data: {changed}")
+        unused = f"{count(number, 'trial')} that it had inherited {_are(number)} not used"
+        remarks.append(f"{unused}; name their runs too")
+    if changed := _changed(its_settings, settings):
+        remarks.append(f"its values are from other data: {changed}")
     for name, value in ledger.task.defaults.items():
         if name not in space and task.defaults.get(name, value) != value:
             remarks.append(f"{name} is {value} there, {task.defaults[name]} here")
-    if "epochs" not in space and theirs.max_epochs != ours.max_epochs:
-        remarks.append(f"its trials trained at most {theirs.max_epochs} epochs, here it is {ours.max_epochs}")
+    if "epochs" not in space and its_settings.max_epochs != settings.max_epochs:
+        remarks.append(
+            f"its trials trained at most {its_settings.max_epochs} epochs, here it is {settings.max_epochs}"
+        )
     return remarks
 
 
-def _changed(theirs: Settings, ours: Settings) -> str:
-    """Say which options that are numbers, as the sizes of splits, and which seed the runs do not share."""
+def _changed(its_settings: Settings, settings: Settings) -> str:
+    """Describe how the runs differ in numeric options, such as the sizes of splits, and in the seed."""
     pairs = {
-        name: (theirs.options.get(name), ours.options.get(name))
-        for name in dict.fromkeys([*theirs.options, *ours.options])
+        name: (its_settings.options.get(name), settings.options.get(name))
+        for name in dict.fromkeys([*its_settings.options, *settings.options])
     }
-    pairs["seed"] = (theirs.seed, ours.seed)
+    pairs["seed"] = (its_settings.seed, settings.seed)
     words = [
         f"{name} {'unset' if there is None else there} there, {'unset' if here is None else here} here"
         for name, (there, here) in pairs.items()

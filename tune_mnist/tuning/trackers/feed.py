@@ -1,7 +1,7 @@
-"""Hands the trials of a search to a tracker, from a thread of its own.
+"""Passes the trials of a search to a tracker, in a separate thread.
 
-A tracker that is slow or down holds nothing up: of each trial only the newest record waits for it, and what
-it could not take is tried again, at the end of the search for the last time.
+A tracker that is slow or down holds nothing up: only the newest record of each trial waits for it, and what
+failed is retried, for the last time at the end of the search.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import count, first_line, without_password
 
 RETRY_SECONDS = 30.0
-"""Time after a failure in which a tracker is left alone."""
+"""Time between a tracker's failure and the next attempt."""
 CLOSE_SECONDS = 30.0
 """Longest time that the end of a search waits for a tracker."""
 LINE = 200
-"""Characters of an error that are told."""
+"""Maximum number of characters of an error to show."""
 
 
 class Tracker:
     """A service that shows each trial as a run.
 
     The callbacks of `ray.air.integrations` start a run for each Ray trial, which is one attempt at a trial
-    here. MLflow's has no way to name a run that exists. W&B's takes the Ray trial's id for the run's, and
-    starts an actor for each.
+    here. MLflow's cannot name an existing run. W&B's uses the Ray trial's id as that of the run, and starts
+    an actor for each.
     """
 
     title: str
-    "What people call it."
+    "Its display name."
     where: str
     "Where the runs are, and the command that shows them: one line."
 
     @staticmethod
     def check() -> None:
-        """See that it can be logged to; raises ValueError if not."""
+        """Check that it can be logged to; raise ValueError if not."""
 
     def open(self) -> None:
-        """Connect; called again after it has failed."""
+        """Connect; called again after a failure."""
 
     def update(self, trial: TrialRecord) -> None:
         """Bring the run of a trial up to its record: begin it, log the missing epochs, end it."""
@@ -51,10 +51,10 @@ class Tracker:
 
 
 class Feed:
-    """Hands the records of trials to one tracker. No method raises what the tracker does."""
+    """Passes the records of trials to one tracker. No method raises the tracker's errors."""
 
     def __init__(self, tracker: Tracker, tell: Callable[[str], None]) -> None:
-        """Start the thread; ``tell`` takes a line about trouble, and is called by the methods only."""
+        """Start the thread; ``tell`` is called with a line about trouble, never from that thread."""
         self._tracker, self._tell = tracker, tell
         self._pending: dict[str, TrialRecord] = {}
         self._changed, self._closing = threading.Condition(), threading.Event()
@@ -63,16 +63,16 @@ class Feed:
         self._thread.start()
 
     def update(self, trial: TrialRecord) -> None:
-        """Hand on what the ledger says of a trial now."""
+        """Pass a trial's current record on."""
         with self._changed:
             self._pending[trial.trial_id] = replace(trial, epochs=list(trial.epochs))
             self._changed.notify()
         if self._trouble and not self._told:
             self._told = True
-            self._tell(f"{self._tracker.title}: {self._trouble} (the search continues, and tries it again)")
+            self._tell(f"{self._tracker.title}: {self._trouble} (the search continues and will retry)")
 
     def close(self) -> None:
-        """Wait until all is handed on, but not for long, and say what was not."""
+        """Wait a limited time until all is passed on, and tell what is missing."""
         with self._changed:
             self._closing.set()
             self._changed.notify()

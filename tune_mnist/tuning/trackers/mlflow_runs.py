@@ -1,4 +1,4 @@
-"""Each trial as a run of MLflow: a search is an experiment, in the team's store or in one beside the runs."""
+"""Each trial as a run of MLflow: a search is an experiment, in the team's store or one next to the runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tune_mnist.tuning.trackers.feed import Tracker
 from tune_mnist.tuning.trial_files import numbers
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-"""MLflow's words for how a trial has ended."""
+"""MLflow's names for the states of ended trials."""
 STORE = "mlflow.db"
 """Name of the SQLite store, next to the folders of the runs."""
 
 
 class MlflowRuns(Tracker):
-    """Keeps one run for each trial, found again by its tag ``trial_id``; an unfinished one stays RUNNING."""
+    """Keeps one run per trial, identified by its tag ``trial_id``; an unfinished run stays RUNNING."""
 
     title = "MLflow"
 
@@ -37,15 +37,15 @@ class MlflowRuns(Tracker):
         self.run_ids: dict[str, str] = {}
         self.ended: set[str] = set()
         self.logged: dict[str, int] = {}
-        "Epochs of each trial that this session has seen in the store."
+        "Last logged epoch of each trial that this session has handled."
 
     def open(self) -> None:
-        """Find the experiment, or create it, and the runs of this search in it."""
-        # MLflow tries 7 times, for 4 minutes. The feed tries again itself, and says meanwhile what is wrong.
+        """Find or create the experiment, and find the runs of this search in it."""
+        # MLflow tries 7 times, for 4 minutes. The feed retries itself, and meanwhile shows what is wrong.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it prints how it creates its tables
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # it logs the creation of its tables
         self.client = MlflowClient(self.uri)
         experiment = self.client.get_experiment_by_name(self.experiment)
         self.id = experiment.experiment_id if experiment else self.client.create_experiment(self.experiment)
@@ -78,7 +78,7 @@ class MlflowRuns(Tracker):
             self.ended.add(trial.trial_id)
 
     def _begun(self, trial: TrialRecord) -> str:
-        """Give the id of a trial's run, of which the store has the parameters and ``logged`` the epochs."""
+        """Return the id of a trial's run, after making sure that it exists and that ``logged`` is known."""
         if trial.trial_id in self.logged:
             return self.run_ids[trial.trial_id]
         from mlflow.entities import Param
@@ -97,7 +97,7 @@ class MlflowRuns(Tracker):
 
 
 def _way_to_watch(uri: str) -> str:
-    """Name a server, or write the command that shows a store of another kind."""
+    """Return a server's address, or the command that shows another kind of store."""
     if uri.startswith("http"):
         return without_password(uri)
     if uri.startswith("sqlite:////"):

@@ -1,8 +1,8 @@
 """Each trial as a run of Weights & Biases: a search is a group, the task a project.
 
-A trial that has ended whole is noted in the run folder. Offline, W&B continues no run: a resume writes those
-of the other trials again from their first epoch, under the same ids, so that the newest folder of a run has
-all of it. Online the server says which epochs it has.
+The run folder records which trials are logged completely. Offline, W&B cannot continue a run: a resume writes
+the others again from their first epoch, under the same ids, so that the newest folder of a run has all of it.
+Online, the server knows which epochs it has.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     import wandb
 
 NOTES = "wandb.txt"
-"""Name of the file in the run folder that has the ids of the trials whose runs are whole, a line each."""
+"""Name of the file in the run folder with the ids of the trials whose runs are complete, one per line."""
 FINISH_SECONDS = 10.0
-"""Longest time that W&B may take for the rest of a run; what it does not send then is in its folder."""
+"""Longest time that W&B may take to finish a run; what it has not sent by then is in its folder."""
 
 
 class WandbRuns(Tracker):
-    """Keeps one run for each trial, under an id that a resume gives it again; each connects by itself."""
+    """Keeps one run for each trial, under the same id after a resume; each run has its own connection."""
 
     title = "W&B"
 
     def __init__(self, search: str, task: TaskFacts, folder: RunFolder) -> None:
-        """Settle group and project, and read which runs are whole."""
+        """Settle group and project, and read which runs are complete."""
         import wandb
 
         self.search, self.project = search, os.environ.get("WANDB_PROJECT") or task.name
@@ -50,10 +50,10 @@ class WandbRuns(Tracker):
 
     @staticmethod
     def check() -> None:
-        """See that there is an account to log to.
+        """Check that there is an account to log to.
 
         Raises:
-            ValueError: if not.
+            ValueError: if there is none.
         """
         import wandb
 
@@ -66,7 +66,7 @@ class WandbRuns(Tracker):
                 raise ValueError(f"log is wandb, but {rule}") from error
 
     def update(self, trial: TrialRecord) -> None:
-        """Bring the run of a trial up to its record; of one that fails on the way a new start is made."""
+        """Bring the run of a trial up to its record; if that fails, the next call starts the run again."""
         if trial.trial_id in self.whole:
             return
         known = trial.trial_id in self.runs
@@ -103,7 +103,7 @@ class WandbRuns(Tracker):
             reinit="create_new",
             settings=wandb.Settings(
                 silent=True,
-                # What the search prints is about all trials, and so is the load of its machine.
+                # The console output and the machine's load concern all trials, not this one.
                 console="off",
                 x_disable_stats=True,
                 finish_timeout=FINISH_SECONDS,
