@@ -1,4 +1,4 @@
-"""A task that is minimised and needs no torch, for tests about trials and not about their training."""
+"""A minimised task without torch, for tests about trials, not about their training."""
 
 import dataclasses
 import json
@@ -62,13 +62,13 @@ FINAL = dataclasses.replace(
     describe=lambda options: "toys",
     defaults={"rate": 0.5, "color": "red"},
 )
-"""The same with all that a final model needs."""
+"""The same with everything that a final model needs."""
 
 
 def train_for_gain(
     config: dict[str, Any], epoch_seconds: float, trial: Trial
 ) -> Iterator[tuple[dict[str, float], Save]]:
-    """Report how much smaller x has become, of which more is better."""
+    """Report how much smaller x has become: more is better."""
     for report, save in train(config, epoch_seconds, trial):
         yield {"gain": 1 - report["loss"]}, save
 
