@@ -1,5 +1,4 @@
-"""Images per second and core of the bare training loop, ours and the baseline's, and the machine's
-ceiling."""
+"""Images per second and core of the bare training loops, ours and the baseline's, and the ceiling."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Options:
 def train(
     config: dict[str, Any], epoch_seconds: float, trial: Trial
 ) -> Iterator[tuple[dict[str, float], Save]]:
-    """Let x shrink by two noisy steps an epoch; a rate of 1e200 makes it infinite at once."""
+    """Let x shrink by two noisy steps per epoch; a rate of 1e200 makes it infinite at once."""
     x = json.loads(trial.checkpoint.read_text()) if trial.checkpoint else 1.0
     for epoch in range(trial.epoch, trial.max_epochs):
         time.sleep(epoch_seconds)

@@ -145,8 +145,7 @@ def _figures(text: str) -> dict[str, Any]:
 
 
 def step_environment(root: Path, device: str) -> dict[str, str]:
-    """Return the variables of the steps: ours, without a Ray cluster's address, packages by absolute
-    paths."""
+    """Return the steps' variables: ours, without a Ray cluster's address, packages by absolute paths."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     packages = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     if device == "cpu":  # on busy cores, threads that wait for each other spin

@@ -30,7 +30,7 @@ from benchmarks.gpu.search import idle_seconds
 from benchmarks.gpu.table import number
 from tests.conftest import ROOT
 
-# Runs made-up steps as `python -m benchmarks.gpu` runs the plan's.
+# Runs synthetic steps as `python -m benchmarks.gpu` runs the plan's.
 RUNNER = """
 import json, sys, time
 from pathlib import Path

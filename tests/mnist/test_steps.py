@@ -70,7 +70,7 @@ def test_the_step_that_diverged_is_named_in_an_epoch_that_ends_eagerly(
         nonlocal taken
         taken += 1
         loss = F.nll_loss(*arguments, **options)
-        return loss * float("nan") if taken == 7 + diverged else loss  # seven steps an epoch
+        return loss * float("nan") if taken == 7 + diverged else loss  # seven steps per epoch
 
     hyperparameters = Hyperparameters(epochs=2, batch_size=96)
     one = Training(hyperparameters, seed=0, precision="fp32")
