@@ -4,8 +4,7 @@
 #     make tune ARGS="--num-samples 8 --max-epochs 2"    the same, with flags for scripts/tune.py
 #     make test                                          set up .venv, run every check
 #     make test ARGS="-n 0 -k winner --pdb"              the same, with flags for pytest: here no workers
-#
-# .venv is made with `python3`. For another: make clean, then e.g. make setup PYTHON=python3.12
+# .venv is made with `python3`. To use another: make clean, then e.g. make setup PYTHON=python3.12
 
 PYTHON ?= python3
 ARGS =
@@ -13,11 +12,11 @@ ARGS =
 VENV = .venv
 RUN = $(VENV)/bin/python
 SYNE_TUNE = $(VENV)/syne-tune
-# pip would compile what it installs on one core; COMPILE takes them all. Where PYTHONDONTWRITEBYTECODE is set, as
-# in many images, every process of a search would otherwise compile what it imports, which takes it twice as long.
+# pip would compile what it installs on one core; COMPILE uses all of them. Where PYTHONDONTWRITEBYTECODE is set,
+# as in many images, every process of a search would otherwise compile its imports, which takes twice as long.
 PIP_INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile --constraint constraints.txt
 COMPILE = $(RUN) -m compileall -q -j 0 -x '/tests/' $(VENV)/lib tune_mnist > /dev/null || true
-# Most tests wait for Ray's processes, so a third worker pays on two cores.
+# Most tests wait for Ray's processes, so a third worker pays off on two cores.
 WORKERS = -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help tune test test-benchmarks compat stress bench gpu screenshots setup format clean
@@ -45,16 +44,16 @@ stress: $(VENV)/.installed ## kill workers, nodes and drivers at random (root, L
 	@$(RUN) -c 'import pathlib; from tune_mnist.mnist import data; data.prepare("mnist", pathlib.Path("data"))'
 	@bash tests/lab/isolated.sh $(RUN) -m tests.lab.stress $(ARGS)
 
-bench: $(VENV)/.installed $(SYNE_TUNE)/.installed ## measure it beside other tuners, short form; ARGS="search --full" for one in full
+bench: $(VENV)/.installed $(SYNE_TUNE)/.installed ## compare with other tuners, short form; ARGS="search --full" for one in full
 	@$(RUN) -m benchmarks $(ARGS)
 
-gpu: $(VENV)/.installed ## confirm or refute the GPU path in under eight minutes; ARGS="--device cpu" rehearses it
+gpu: $(VENV)/.installed ## test the whole GPU path in under eight minutes; ARGS="--device cpu" rehearses it
 	@$(RUN) -m benchmarks.gpu $(ARGS)
 
 screenshots: $(VENV)/.installed ## make the pictures of the README (Chromium); ARGS=runs/NAME
 	@$(RUN) docs/screenshots.py $(ARGS)
 
-setup: $(VENV)/.installed ## make .venv with all that the other commands need
+setup: $(VENV)/.installed ## make .venv with everything that the other commands need
 
 format: $(VENV)/.installed ## let ruff format the code and fix what it can
 	$(RUN) -m ruff format .
@@ -64,16 +63,16 @@ clean: ## remove .venv and the caches, but neither data/ nor runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find tune_mnist scripts tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# Syne Tune, one of the tuners that `make bench` compares with, beside .venv's packages and not among them: only
-# its own program is to see it. Without what it requires and that program doesn't import, and without
-# xgboost's NCCL. Where it can't be had, the benchmark goes on without it.
+# Syne Tune, one of the tuners that `make bench` compares with, is kept apart from .venv's packages: only its own
+# program may see it. Left out are requirements that this program does not import, and xgboost's NCCL. If it
+# cannot be installed, the benchmark runs without it.
 $(SYNE_TUNE)/.installed: $(VENV)/.installed benchmarks/contestants/syne-tune.txt
 	-@$(PIP_INSTALL) --no-deps --upgrade --target $(@D) --requirement benchmarks/contestants/syne-tune.txt \
 	    && touch $@
 
-# The stamp goes first and comes back last. So after an interrupted set-up there is none, and the next
-# one starts from an empty .venv; a set-up that is only out of date is brought up to date in place.
-# setuptools goes in first because pip does not apply constraints to a build environment of its own.
+# The stamp is removed first and restored last. So an interrupted set-up leaves none, and the next one starts
+# from an empty .venv; a set-up that is only out of date is updated in place.
+# setuptools goes in first because pip does not apply constraints to the build environment that it makes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@if [ -f $@ ]; then \
 	    echo "Updating $(VENV)"; \
@@ -88,7 +87,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(COMPILE)
 	@touch $@
 
-# Old Pythons must be able to read this to be turned away by it.
+# Old Pythons must be able to parse this, to be rejected by it.
 PREFLIGHT = \
     import sys; \
     version = "%d.%d" % sys.version_info[:2]; \

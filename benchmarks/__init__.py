@@ -1,1 +1,1 @@
-"""Measures this project beside what a user would take instead. See `python -m benchmarks --help`."""
+"""Compares this project with what a user might use instead. See `python -m benchmarks --help`."""

@@ -1,8 +1,8 @@
-"""The benchmarks, one after the other, each in a short form and a full one.
+"""Runs the benchmarks one after the other, each in a short form or in full.
 
 python -m benchmarks                  # all short forms: what `make bench` runs, 15 minutes on 2 cores at most
 python -m benchmarks search --full    # one of them, in full
-python -m benchmarks search --full --only ours synetune    # these two searches alone
+python -m benchmarks search --full --only ours synetune    # only these two searches
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Run what is asked for, print it, write its raw results."""
+    """Run the named benchmarks, print and write their results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def main() -> None:
         options["only"] = args.only
     code = 0
     console = Console(highlight=False)
-    console.width = max(console.width, 110)  # the tables need it, also in a file
+    console.width = max(console.width, 110)  # the tables need it, even in a file
     here = measure.machine()
     console.print(", ".join(f"{key} {value}" for key, value in here.items() if value != ""))
     for name in args.names or BENCHMARKS:
@@ -70,11 +70,11 @@ def main() -> None:
             code = 130
         except DataError as error:
             parser.exit(2, f"benchmarks: {error}\n")
-        except Exception as error:  # what is measured counts, and the other benchmarks can still be run
+        except Exception as error:  # keep what was measured, and run the other benchmarks
             text = str(error) if isinstance(error, RuntimeError) else repr(error)
             console.print(f"  [red]failed[/]: {escape(text)}")
             code = 1
-        if rows:  # else it has said why
+        if rows:  # else the reason was printed
             table = pd.DataFrame(rows)
             module.show(console, table)
             path = measure.write(name + ("-full" if args.full else ""), table, args.results)
@@ -95,5 +95,5 @@ def _check_only(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else pools would go on without us
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else pools would outlive us
     main()

@@ -1,12 +1,12 @@
-"""How often what a run is said to have learned is true, on made-up runs whose truth is known.
+"""How often what a run is said to have learned is true, on synthetic runs whose truth is known.
 
 python -m benchmarks.learned                # 20 seeds of each size; under a minute
 python -m benchmarks.learned --seeds 100
 
-A made-up task has four parameters: ``lr`` alone decides how good a trial ends; ``momentum`` and ``width`` do
+A synthetic task has four parameters: only ``lr`` decides how good a trial ends; ``momentum`` and ``width`` do
 nothing; the choice ``broken`` of ``optimizer`` stays at chance level, while ``sgd`` and ``adam`` are equal.
-Results also have noise. ASHA stops trials early; parameters are drawn at random. Next to this project's
-sentences stands what Optuna's own importance, of the finished trials, says of the same runs.
+Results also have noise. ASHA stops trials early; parameters are drawn at random. This project's sentences are
+compared with Optuna's own importance, of the finished trials, on the same runs.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ MAX_EPOCHS, REDUCTION_FACTOR = 9, 3.0
 
 
 def make(folder: Path, trials: int, seed: int, *, lr_matters: bool = True, breaks: bool = True) -> View:
-    """Make up a run, eight trials at a time, each an epoch in turn.
+    """Make a synthetic run with eight concurrent trials, which take turns epoch by epoch.
 
     Args:
-        folder: where to; it must not exist.
-        trials: how many.
-        seed: of draws and noise.
-        lr_matters: whether lr decides anything.
+        folder: where to write it; it must not exist.
+        trials: their number.
+        seed: for draws and noise.
+        lr_matters: whether lr has any effect.
         breaks: whether the choice ``broken`` does not train.
     """
     settings = Settings(
@@ -128,7 +128,7 @@ def judge(view: View) -> dict[str, float]:
 
 
 def optunas_importance(view: View) -> dict[str, float]:
-    """Give the importance as Optuna's own function says it, of the finished trials; {} of fewer than two."""
+    """Return the importance by Optuna's own function, of the finished trials; {} for fewer than two."""
     final = view.levels[-1]
     if len(final.trials) < 2 or final.epoch is not None:
         return {}
@@ -136,7 +136,7 @@ def optunas_importance(view: View) -> dict[str, float]:
 
 
 def results(seeds: Sequence[int], sizes: Sequence[int] = SIZES) -> Iterator[dict[str, float | str]]:
-    """Judge made-up runs of each size and seed, and as many in which nothing matters."""
+    """Judge synthetic runs of each size and seed, and as many in which nothing matters."""
     with tempfile.TemporaryDirectory() as folder:
         for trials in sizes:
             for seed in seeds:
@@ -147,12 +147,12 @@ def results(seeds: Sequence[int], sizes: Sequence[int] = SIZES) -> Iterator[dict
 
 
 def main() -> None:
-    """Print the table, in Markdown: in how many of the runs in which something is said it is so."""
+    """Print the table, in Markdown: in how many of the runs where something is said it is true."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=20, help="runs of each kind and size (default: 20)")
-    # The rules were set with the seeds 0 to 19 at hand.
+    # The rules were set on the seeds 0 to 19.
     parser.add_argument("--first", type=int, default=100, help="the first seed (default: 100)")
     flags = parser.parse_args()
     seeds = range(flags.first, flags.first + flags.seeds)

@@ -1,7 +1,7 @@
-"""The load on a search's driver: of the parts that are ours, of Ray's loop with them, of real processes.
+"""The load on a search's driver: from our own parts, from Ray's loop with them, from real processes.
 
-Trials report at once, or sleep before they do; their accuracies are made up. Each function wants a process of
-its own, and gives its figures by name.
+Trials report at once, or sleep before they do; their accuracies are synthetic. Each function needs its own
+process, and returns its figures by name.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ SPACE = "wide"
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How much a driver is given to do."""
+    """How much work a driver gets."""
 
     trials: int
     concurrent: int
     seconds: float = 0.0
-    "What a trial sleeps before each report."
+    "How long a trial sleeps before each report."
     folder: Path
-    "Where the run goes; removed afterwards."
+    "The run folder; removed afterwards."
     data_dir: Path
 
     @property
     def settings(self) -> Settings:
-        """The settings of such a search."""
+        """Return the settings of such a search."""
         return Settings(
             num_samples=self.trials,
             max_concurrent_trials=self.concurrent,
@@ -109,7 +109,7 @@ def parts(load: Load) -> dict[str, float]:
 
 
 def search(load: Load, *, pretended: bool) -> dict[str, float]:
-    """Run a whole search whose trials sleep: in processes of Ray's, or in none, where they answer at once."""
+    """Run a whole search whose trials sleep in Ray's processes, or answer at once without any."""
     with started_ray(load, pretended=pretended):
         begun = time.perf_counter()
         spent = sum(os.times()[:2])
@@ -126,20 +126,20 @@ def search(load: Load, *, pretended: bool) -> dict[str, float]:
         "seconds in all": seconds,
         "suggestion, ms": 1000 * statistics.median(moments[-100:]),
     }
-    if not pretended:  # processes take their time to start
+    if not pretended:  # processes take time to start
         figures["reports a second, all at work"] = _steady_rate(load)
     return figures | _sizes(load.folder, ledger) | {"driver, MB": peak_megabytes()}
 
 
 @contextmanager
 def started_ray(load: Load, *, pretended: bool) -> Iterator[None]:
-    """Start Ray as large as the load says, with trials that sleep in place of ours."""
+    """Start Ray at the load's size, with trials that sleep instead of training."""
     with ExitStack() as stack:
         if pretended:
             stack.enter_context(mock.patch.object(tune_controller, "RayActorManager", PretendedActors))
-        # Of many processes Ray prints coloured paragraphs, for which it has no switch.
+        # With many processes Ray prints coloured paragraphs, and has no switch for that.
         stack.enter_context(mock.patch.object(worker, "print_to_stdstream", lambda *_, **__: None))
-        # An agent a node would ask for the dashboard's packages; 150 MB of objects are plenty here.
+        # Each node's agent would need the dashboard's packages; 150 MB of objects are plenty here.
         ray.init(
             address="local",
             num_cpus=1 if pretended else load.concurrent,
@@ -157,7 +157,7 @@ def started_ray(load: Load, *, pretended: bool) -> Iterator[None]:
 
 @contextmanager
 def _clock(owner: type, method: str) -> Iterator[list[float]]:
-    """Note the seconds of each call of a method, for a block."""
+    """Record the seconds of each call of a method, within a block."""
     seconds: list[float] = []
     original = getattr(owner, method)
 
@@ -173,7 +173,7 @@ def _clock(owner: type, method: str) -> Iterator[list[float]]:
 
 
 def _steady_rate(load: Load) -> float:
-    """Count the reports a second from when as many trials as may run have reported, until the last begins."""
+    """Return the reports per second between all concurrent trials' first reports and the last trial."""
     lines = map(json.loads, (load.folder / LEDGER).read_bytes().splitlines())
     begun: set[str] = set()
     times = []
@@ -187,7 +187,7 @@ def _steady_rate(load: Load) -> float:
 
 
 def _sizes(folder: Path, ledger: Ledger) -> dict[str, float]:
-    """Give the bytes of the run folder's files a trial, and the ledger's a report."""
+    """Return the run folder's bytes per trial, and the ledger's per report."""
     trials = len(ledger.trials)
     lines = (folder / LEDGER).read_bytes().splitlines(keepends=True)
     reports = [len(line) for line in lines if b'"event": "epoch"' in line[:20]]
@@ -203,11 +203,11 @@ def _sizes(folder: Path, ledger: Ledger) -> dict[str, float]:
 
 
 def peak_megabytes() -> float:
-    """Give the most memory that this process has had; off Linux what it has now."""
+    """Return this process's peak memory; its current memory if not on Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float(psutil.Process().memory_info().rss / 1e6)
-    # Not `ru_maxrss`, which begins with what the parent had: all figures would be the parent's.
+    # Not `ru_maxrss`, which starts at the parent's value: all figures would be the parent's.
     peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024 / 1e6
 

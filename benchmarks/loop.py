@@ -1,4 +1,4 @@
-"""One bare training loop, timed, in a process of its own; `side_by_side` starts several at once.
+"""One bare training loop, timed, in its own process; `side_by_side` starts several at once.
 
 python -m benchmarks.loop ours --precision bf16     # prints its figures as a line of JSON
 """
@@ -20,9 +20,9 @@ import torch
 
 LOOPS = ("ours", "blog", "matmul")
 SIDE = 2048
-"""Of the square matrices whose product is taken for the machine's ceiling."""
+"""Size of the square matrices whose product measures the machine's ceiling."""
 HYPERPARAMETERS = {"lr": 0.001, "momentum": 0.5, "optimizer": "sgd"}
-"""The blog's hand-set ones, and its batch of 64."""
+"""The baseline's hand-set ones, and its batch of 64."""
 
 
 def _flags() -> argparse.ArgumentParser:
@@ -126,10 +126,10 @@ def _matmul(args: argparse.Namespace) -> Callable[[], dict[str, float]]:
 
 
 def side_by_side(copies: int, flags: list[str], environment: Mapping[str, str]) -> dict[str, float]:
-    """Run copies of a loop that measure at the same time; give the mean of their figures.
+    """Run copies of a loop that measure at the same time; return the mean of their figures.
 
     Raises:
-        RuntimeError: with the last line of its output, if one fails.
+        RuntimeError: if one fails, with the last line of its output.
     """
     command = [sys.executable, "-m", "benchmarks.loop", *flags]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -140,11 +140,11 @@ def side_by_side(copies: int, flags: list[str], environment: Mapping[str, str]) 
     try:
         for process in processes:
             assert process.stdout is not None
-            process.stdout.readline()  # "ready", or nothing where it has failed
+            process.stdout.readline()  # "ready", or nothing if it failed
         figures = []
         for process in processes:
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # of one that has failed, which is told below
+            with suppress(BrokenPipeError):  # from a failed one, reported below
                 process.stdin.write("\n")
                 process.stdin.flush()
         for process in processes:

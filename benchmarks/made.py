@@ -1,6 +1,6 @@
-"""The load on a driver of the trials that a search already has: what goes on with it, and what reads it.
+"""The load that a search's earlier trials put on whatever resumes or reads it.
 
-The searches are made up by `make`, in another process than the one that is measured.
+`make` writes these synthetic searches, in a different process from the one that is measured.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tune_mnist.tuning.study import TrialStudy
 
 
 def make(load: Load) -> None:
-    """Make up the run of a search that has ended, with as many trials as the load says."""
+    """Make the run of a finished search with the load's number of trials."""
     make_run(load.folder, load.trials, space=SPACE, max_epochs=MAX_EPOCHS, workers=load.concurrent)
 
 
 def known(load: Load) -> dict[str, float]:
-    """Measure what depends on the number of trials that a search has already, here of one made up."""
+    """Measure what depends on the number of trials that a search already has, on a synthetic one."""
     folder = RunFolder(load.folder)
     clocks: dict[str, float] = {}
     with _timed(clocks, "ledger read, s"):
@@ -65,7 +65,7 @@ def known(load: Load) -> dict[str, float]:
 
 
 def resumed(load: Load) -> dict[str, float]:
-    """Resume a made-up search for one more trial, up to where that is to be suggested."""
+    """Resume a synthetic search for one more trial, up to its suggestion."""
     changes = {"num_samples": load.trials + 1, "data_dir": load.data_dir, "max_concurrent_trials": 1}
     with started_ray(load, pretended=True), mock.patch.object(TrialStudy, "draw", _reached):
         started, spent = time.perf_counter(), time.process_time()
@@ -78,7 +78,7 @@ def resumed(load: Load) -> dict[str, float]:
 
 
 def read(load: Load) -> dict[str, float]:
-    """Read a made-up run as people do: its grid, its tables, its report."""
+    """Read a synthetic run as people do: its grid, its tables, its report."""
     clocks: dict[str, float] = {}
     with _timed(clocks, "results.load, s"):
         grid = results.load(load.folder)
@@ -92,7 +92,7 @@ def read(load: Load) -> dict[str, float]:
 
 
 class Reached(BaseException):
-    """A resumed search has come to its first suggestion; nothing on the way catches this."""
+    """A resumed search has reached its first suggestion; nothing on the way catches this."""
 
 
 def _reached(study: TrialStudy, trial_id: str) -> None:

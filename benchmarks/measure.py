@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Describe where and when: processor, cores, GPU, versions, UTC time; columns of the results."""
+    """Describe the machine: processor, cores, GPU, versions, UTC time; columns of the results."""
     import torch
 
     return {
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def prepare_mnist(data_dir: Path) -> None:
-    """Get MNIST and unpack what is packed, which no contestant shall have to do in its measured time."""
+    """Get MNIST and unpack it, so that no contestant has to do so in its measured time."""
     from torchvision.datasets import MNIST
 
     prepare("mnist", data_dir)
@@ -50,7 +50,7 @@ def prepare_mnist(data_dir: Path) -> None:
 
 
 def ledger_lines(run_dir: Path) -> defaultdict[str, list[dict[str, Any]]]:
-    """Give the lines of a run's ledger by event, none without a ledger; an epoch's time is its report's."""
+    """Return a run's ledger lines by event, none without a ledger; an epoch's time is its report's."""
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     path = run_dir / LEDGER
     for text in path.read_text().splitlines() if path.exists() else ():
@@ -60,7 +60,7 @@ def ledger_lines(run_dir: Path) -> defaultdict[str, list[dict[str, Any]]]:
 
 
 def write(name: str, rows: pd.DataFrame, folder: Path = RESULTS) -> Path:
-    """Write a row a measurement as ``folder/NAME-YYYYMMDD-HHMM.parquet``, with the machine's columns."""
+    """Write a row per measurement to ``folder/NAME-YYYYMMDD-HHMM.parquet``, with the machine's columns."""
     here = machine()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{here['date'].translate(str.maketrans(' ', '-', '-:'))}.parquet"
@@ -71,9 +71,9 @@ def write(name: str, rows: pd.DataFrame, folder: Path = RESULTS) -> Path:
 def interleaved(
     measures: dict[str, Callable[[int], dict[str, Any]]], rounds: int, tell: Callable[[str], None] = print
 ) -> Iterator[dict[str, Any]]:
-    """Measure each in turn, A B A B ...: a row a measurement, with its name as ``what`` and its ``round``.
+    """Measure each in turn, A B A B ...: a row per measurement, with its name as ``what`` and its ``round``.
 
-    A measure gets the number of the round, from 0, and gives its figures.
+    A measure gets the number of the round, from 0, and returns its figures.
     """
     for number in range(rounds):
         for name, measure in measures.items():
@@ -84,19 +84,19 @@ def interleaved(
 
 
 def ratios(rows: pd.DataFrame, column: str, numerator: str, denominator: str) -> pd.Series:
-    """Give ``numerator``'s figure over ``denominator``'s for each round in which both have one."""
+    """Return ``numerator``'s figure over ``denominator``'s for each round in which both have one."""
     table = rows.pivot(index="round", columns="what", values=column)
-    table = table.reindex(columns=[numerator, denominator])  # one may not have had its turn
+    table = table.reindex(columns=[numerator, denominator])  # one may not have been measured yet
     return (table[numerator] / table[denominator]).dropna()
 
 
 def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3) -> str:
-    """Write a median with the least and the greatest, "4.1 (3.9 to 4.4) s"; one value alone, "4.1 s"."""
+    """Format a median with minimum and maximum, "4.1 (3.9 to 4.4) s"; a single value as "4.1 s"."""
     series = pd.Series(values).dropna()
     if not len(series):
         return "–"
     values = (series.median(), series.min(), series.max())
-    whole = 10 ** (digits - 1)  # with the digits asked for there are none after the point
+    whole = 10 ** (digits - 1)  # from here on no digits are left after the point
     texts = [f"{one:,.0f}" if round(abs(one)) >= whole else f"{one:.{digits}g}" for one in values]
     if len(series) == 1:
         return texts[0] + unit
@@ -104,7 +104,7 @@ def spread(values: Sequence[float] | pd.Series, unit: str = "", digits: int = 3)
 
 
 def legend(rows: pd.DataFrame) -> str:
-    """Say of how many rounds the figures of a table are."""
+    """Return a text with the number of rounds behind a table's figures."""
     n = rows["round"].nunique()
     return f"n = {n}" + ("; medians (least to greatest)" if n > 1 else "")
 

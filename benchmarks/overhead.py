@@ -1,8 +1,8 @@
 """Seconds a trial beyond its training: searches of trials of almost no work, ours and Ray Tune's default.
 
-They are seconds of the search, with two trials at a time: each slot loses twice as many.
-Ours is `scripts/tune.py` with one epoch on 64 images, whose own ``epoch_seconds`` are taken off; Ray's trials
-report once and return. Each search is a process of its own, the two in turn.
+They are seconds of the search, with two concurrent trials: each slot loses twice as many. Ours is
+`scripts/tune.py` with one epoch on 64 images, less its ``epoch_seconds``; Ray's trials report once and
+return. Each search is a separate process, the two in turn.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from benchmarks.measure import cores, ledger_lines, prepare_mnist, ratios, sprea
 
 ROOT = Path(__file__).parents[1]
 SLOTS = 2
-"""Trials at a time, each on a core of its own."""
+"""Concurrent trials, each on its own core."""
 SHORT, FULL = (20, 60), (20, 100, 1000)
-"""Trials of a search."""
+"""Trials per search."""
 ROUNDS = 2
-"""Searches of each size and kind; of 1,000 trials one."""
+"""Searches of each size and kind; one for 1,000 trials."""
 BUDGET_SECONDS = {False: 60.0, True: 300.0}
-"""Longest time for the trials of Ray's default, short and full: fresh processes take it seconds each."""
+"""Longest time for the trials of Ray's default, short and full: it takes seconds to start each new
+process."""
 STAGES = {
     "folder_s": "start to run folder",
     "first_trial_s": "start to first trial",
@@ -50,7 +51,7 @@ COLUMNS = {
 
 
 def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Measure searches of several sizes, ours and Ray's default in turn; a row a search."""
+    """Measure searches of several sizes, ours and Ray's default in turn; a row per search."""
     prepare_mnist(data_dir)
     for trials in FULL if full else SHORT:
         for number in range(ROUNDS if trials < 1000 else 1):
@@ -65,7 +66,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print seconds a trial and what a search takes beside, by size, and ours against Ray's default."""
+    """Print seconds per trial and the search's other costs, by size, and ours against Ray's default."""
     table = Table(box=None, header_style="bold")
     for heading in ("", "trials", "done", "s a trial beyond training", *COLUMNS.values()):
         table.add_column(heading, justify="right" if heading else "left")
@@ -89,7 +90,7 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 
 
 def _run(command: list[str], folder: Path, limit_seconds: float) -> process.Ran:
-    """Run a search with a temporary folder of its own for Ray; its output goes to ``folder/output.txt``.
+    """Run a search with its own temporary folder for Ray; its output goes to ``folder/output.txt``.
 
     Raises:
         RuntimeError: if it fails.
@@ -123,7 +124,7 @@ def _ours(folder: Path, trials: int, data_dir: Path) -> dict[str, Any]:
     run_dir = folder / "runs" / "small"
     lines_of = ledger_lines(run_dir)
     reports, ends = ([line["time"] for line in lines_of[event]] for event in ("epoch", "end"))
-    # The first trials, whose kernels are cold, are not in the seconds a trial either.
+    # The first trials, whose kernels are cold, are excluded from the seconds per trial too.
     training = statistics.mean(line["epoch_seconds"] for line in lines_of["epoch"][SLOTS:])
     return {
         "done": len(ends),
@@ -155,7 +156,7 @@ def _ray_default(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
 
 
 def _seconds_a_trial(reports: list[float]) -> float:
-    """From the first trials' reports to the last one: those of the first slots wait for their processes."""
+    """Measure from the first trials' reports to the last: the first in each slot wait for their processes."""
     return (reports[-1] - reports[SLOTS - 1]) / (len(reports) - SLOTS)
 
 

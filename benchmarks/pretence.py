@@ -1,6 +1,6 @@
-"""Trials that train nothing: in Ray's processes they sleep, and without any they answer at once.
+"""Trials that train nothing: in Ray's processes they sleep, without any they answer at once.
 
-Ray's processes import this file to run them: no torch here, which takes 2.3 s and 300 MB of each.
+Ray's processes import this file to run them: no torch here, which would cost each 2.3 s and 300 MB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tune_mnist.run.records import OPTUNA_NUMBER
 
 
 def made_up(number: int, epoch: int) -> dict[str, float]:
-    """Give the fields of an `EpochResult`: each trial has a ceiling of its own, and nears it."""
+    """Return the fields of an `EpochResult`: each trial approaches its own ceiling."""
     accuracy = (0.9 + 0.09 * random.Random(number).random()) * (1 - 0.5 ** (2 * epoch))
     losses = {"val_loss": 1 - accuracy, "train_loss": 1 - accuracy}
     return {"epoch": epoch, "accuracy": accuracy, **losses, "epoch_seconds": 10.0, "images_per_second": 5e3}
@@ -38,21 +38,21 @@ def sleeper(seconds: float) -> Callable[..., None]:
 
 
 HANDLE = SimpleNamespace(get_auto_filled_metrics=SimpleNamespace(remote=lambda **_: {}))
-"""All that Ray asks of an actor past the manager."""
+"""All that Ray calls on an actor directly, not through the manager."""
 
 
 class PretendedActors:
-    """What `TuneController` uses of Ray's `RayActorManager`, without a process, a resource or a wait.
+    """The part of Ray's `RayActorManager` that `TuneController` uses, without processes, resources or waits.
 
-    A task's answer comes when all events before it have been handled, so that actors take turns.
+    A task is answered once all events before it have been handled, so that actors take turns.
     """
 
     def __init__(self, resource_manager: Any) -> None:
-        """Begin without an actor; Ray's bookkeeping of resources is not used."""
+        """Start without actors; Ray's bookkeeping of resources is not used."""
         self._events: deque[tuple[TrackedActor, Callable[[], None]]] = deque()
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[Any, Any]] = {}
         self._state: dict[TrackedActor, tuple[dict[str, Any], int]] = {}
-        "Config and epochs reported of what each actor runs."
+        "Config and reported epochs of each actor's trial."
 
     num_pending_actors = 0
 
@@ -65,15 +65,15 @@ class PretendedActors:
 
     @property
     def num_actor_tasks(self) -> int:
-        """Count what has been asked and not answered."""
+        """Count the unanswered tasks."""
         return len(self._events)
 
     def get_live_actors_resources(self) -> dict[str, float]:
-        """Give what they take, to whom it concerns."""
+        """Return the resources that all actors take."""
         return {"CPU": float(self.num_live_actors)}
 
     def next(self, timeout: float | None = None) -> bool:
-        """Let one event happen; False where there is none."""
+        """Handle one event; return False if there is none."""
         if not self._events:
             return False
         self._events.popleft()[1]()
@@ -82,7 +82,7 @@ class PretendedActors:
     def add_actor(
         self, cls: Any, kwargs: dict[str, Any], resource_request: Any, *, on_start: Any, **callbacks: Any
     ) -> TrackedActor:
-        """Begin an actor, which has started at the next event."""
+        """Add an actor, which has started at the next event."""
         actor = TrackedActor(uuid.uuid4().int, on_start=on_start, **callbacks)
         self._live_actors_to_ray_actors_resources[actor] = (HANDLE, None)
         self._state[actor] = (kwargs["config"], 0)
@@ -90,18 +90,18 @@ class PretendedActors:
         return actor
 
     def remove_actor(self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None) -> bool:
-        """End an actor, which has stopped at the next event."""
+        """Remove an actor, which has stopped at the next event."""
         del self._live_actors_to_ray_actors_resources[tracked_actor], self._state[tracked_actor]
         stopped = tracked_actor._on_stop
         self._events.append((tracked_actor, lambda: stopped and stopped(tracked_actor)))
         return True
 
     def is_actor_started(self, tracked_actor: TrackedActor) -> bool:
-        """Tell whether there is such an actor."""
+        """Return whether this actor exists."""
         return tracked_actor in self._live_actors_to_ray_actors_resources
 
     def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
-        """None fails."""
+        """Return False: none fails."""
         return False
 
     def schedule_actor_task(
@@ -114,18 +114,18 @@ class PretendedActors:
         on_error: Any = None,
         _return_future: bool = False,
     ) -> Any:
-        """Note a task, which is answered when its turn comes."""
+        """Queue a task, which is answered in its turn."""
         if on_result is not None:
             event = lambda: on_result(tracked_actor, self._answer(tracked_actor, method_name, args))  # noqa: E731
             self._events.append((tracked_actor, event))
         return object() if _return_future else None
 
     def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
-        """Forget what an actor was asked."""
+        """Drop an actor's pending tasks."""
         self._events = deque(event for event in self._events if event[0] is not tracked_actor)
 
     def cleanup(self) -> None:
-        """Nothing is left to end."""
+        """Do nothing: there is nothing to clean up."""
 
     def _answer(self, actor: TrackedActor, method_name: str, args: Any) -> Any:
         if method_name == "reset":

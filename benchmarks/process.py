@@ -1,4 +1,4 @@
-"""Runs a program as a user would, with its wall and CPU seconds, and leaves none of its processes behind."""
+"""Runs a program as a user would, measures its wall and CPU seconds, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 
 LOOK_SECONDS = 0.5
-"""Between two looks at the processes' CPU seconds; what one spends after its last look is not counted."""
+"""Between two samples of the processes' CPU seconds; what one uses after its last sample is not counted."""
 PATIENCE_SECONDS = 20.0
-"""For a program that was asked to end; then it is killed."""
+"""Grace for a program that was asked to end, before it is killed."""
 MARK = "BENCHMARK_PROCESS"
 """Environment variable that marks the processes that a program started, whatever their parent is now."""
 
@@ -30,11 +30,11 @@ class Ran:
     "Seconds since 1970."
     wall_seconds: float
     cpu_seconds: float
-    "User and system, of the process and all that it started."
+    "User and system, of the process and all its descendants."
     own_cpu_seconds: float
     "Those of the process itself."
     peak_megabytes: float
-    "Most memory that the process itself was seen to have."
+    "Peak memory seen of the process itself."
     error: str
     "Why it failed: what killed it, or the last line of its output; else empty."
 
@@ -48,18 +48,18 @@ def run(
     limit_seconds: float,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Ran:
-    """Run a program to its end, its output in a file; kill what it has left running.
+    """Run a program to its end, its output in a file; kill what it leaves running.
 
     Args:
         command: what to run.
         log: where its output goes.
         folder: where it runs.
         environment: its variables.
-        limit_seconds: after which it is ended, which counts as a failure.
+        limit_seconds: after which it is stopped, which counts as a failure.
         patience_seconds: between the interrupt and SIGKILL, and then for the processes to be gone.
     """
     started, begun = time.time(), time.perf_counter()
-    # In a session of its own, so that a Ctrl-C meant for us reaches it by us alone.
+    # In its own session, so that a Ctrl-C meant for us reaches it only through us.
     mark = uuid.uuid4().hex
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -104,9 +104,9 @@ def run(
 
 
 class _Tree:
-    """A process and all that it ever started, as far as looks have caught them or their environment tells.
+    """A process and all that it ever started, as far as sampling or their environment shows them.
 
-    `os.wait4` does not do: Ray's raylet lets the kernel reap its workers, whose CPU seconds are lost then.
+    `os.wait4` is not enough: Ray's raylet lets the kernel reap its workers, whose CPU seconds are then lost.
     """
 
     def __init__(self, pid: int, mark: str) -> None:
@@ -118,7 +118,7 @@ class _Tree:
         self.peak_megabytes = 0.0
 
     def look(self) -> None:
-        """Note who there is, the CPU seconds of each, and the memory of the first."""
+        """Record the processes, the CPU seconds of each, and the memory of the first."""
         if self.root is None:
             return
         with suppress(psutil.Error):
@@ -131,7 +131,7 @@ class _Tree:
                 self.seconds[process] = times.user + times.system
 
     def end(self, process: subprocess.Popen[bytes], patience_seconds: float) -> int | None:
-        """Ask the program to end if it still runs, as Ctrl-C does; kill what is left of it in the end.
+        """Interrupt the program if it still runs, as Ctrl-C does; in the end kill what is left of it.
 
         Returns:
             Its exit code; None if it outlives SIGKILL, as one that hangs in a driver can.
@@ -143,7 +143,7 @@ class _Tree:
                 process.wait(patience_seconds)
         self.look()
         for one in (*self.seconds, *self._marked()):
-            with suppress(psutil.Error):  # psutil never kills another process that got the number since
+            with suppress(psutil.Error):  # psutil never kills another process that has since got the number
                 one.kill()
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience_seconds)
@@ -151,7 +151,7 @@ class _Tree:
         return process.poll()
 
     def _marked(self) -> list[psutil.Process]:
-        """Find the processes that no look has caught, such as a daemon's after its parent's end."""
+        """Find the processes that no sample has seen, such as a daemon's after its parent's end."""
         marked = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):

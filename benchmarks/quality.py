@@ -1,7 +1,7 @@
-"""Does the search find better models per epoch of compute? Regret of ways to search, on known curves.
+"""Does the search find better models per epoch of compute? Regret of search methods, on known curves.
 
-python -m benchmarks quality          # a few ways, 8 workers
-python -m benchmarks quality --full   # all ways, 1, 8 and 64 workers, a second surrogate
+python -m benchmarks quality          # a few methods, 8 workers
+python -m benchmarks quality --full   # all methods, 1, 8 and 64 workers, a second surrogate
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from tune_mnist.tuning.samplers import stream
 BUDGETS = (50, 100, 200, 400, 600)
 """Epochs trained by all workers together at which the search is asked for its choice."""
 SHORT_SEEDS, FULL_SEEDS, GP_SEEDS = 20, 30, 20
-"""Searches of each way; Optuna's Gaussian process takes some 0.1 s a suggestion, TPE a tenth of that."""
+"""Searches of each method; Optuna's Gaussian process takes some 0.1 s per suggestion, TPE a tenth of that."""
 FIRST_SEED = 300
-"""Those below it served for the choice of the defaults, and would favour them."""
+"""Lower ones were used to choose the defaults, and would favour them."""
 NO_STOPPING = {"grace_period": EPOCHS}
 
 
@@ -46,7 +46,7 @@ def tpe(name: str, seed: int, number: int, space: object, **options: Any) -> Bas
 
 
 def gp(name: str, seed: int, number: int, space: object) -> BaseSampler:
-    """Make Optuna's Gaussian process. It counts COMPLETE trials only: of pruned ones it learns nothing."""
+    """Make Optuna's Gaussian process. It uses only COMPLETE trials: from pruned ones it learns nothing."""
     return GPSampler(seed=stream(seed, number))
 
 
@@ -73,7 +73,7 @@ WAYS = (
         make_sampler=partial(tpe, multivariate=True),
     ),
 )
-"""All but the Gaussian process. "ours" is TPE + ASHA as we report it, with what is named changed."""
+"""All except the Gaussian process. "ours" is TPE + ASHA as we report it, with the named changes."""
 GP_WAYS = (
     Variant(name="GP, no stopping", settings=NO_STOPPING, make_sampler=gp),
     Variant(name="GP + ASHA, as Ray reports it", make_sampler=gp, plain=True),
@@ -94,7 +94,7 @@ class Job:
 
 
 def jobs(full: bool) -> list[Job]:
-    """List the searches; those of one seed together, so that an interrupted run is even."""
+    """List the searches; those of one seed together, so that an interrupted run is balanced."""
     if not full:
         ways: Any = [(variant, 8, 200, SHORT_SEEDS, "gp") for variant in SHORT]
     else:
@@ -110,7 +110,7 @@ def jobs(full: bool) -> list[Job]:
 
 
 def search(job: Job) -> list[dict[str, Any]]:
-    """Simulate one search; give a row a budget."""
+    """Simulate one search; return a row per budget."""
     curves, best = _curves[job.kind]
     rows = []
     for step in simulate(
@@ -137,13 +137,13 @@ _curves: dict[str, tuple[surrogate.Surrogate, float]] = {}
 
 
 def _begin(curves: dict[str, tuple[surrogate.Surrogate, float]]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     _curves.update(curves)
 
 
 def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Simulate all searches, in as many processes as there are cores; give a row a budget of each."""
+    """Simulate all searches, in one process per core; yield a row per budget of each."""
     for table, maker in ((TABLE, "record"), (REPEATS, "repeats")):
         if not table.exists():
             console.print(f"  {table.name} is not there: python -m benchmarks.{maker} makes it")
@@ -164,7 +164,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print the regrets, a table a number of workers, and what each way's is beside ours."""
+    """Print the regrets, a table per number of workers, and each method's compared with ours."""
     for kind, workers in sorted(set(zip(rows["surrogate"], rows["workers"], strict=True))):
         group = rows[(rows["surrogate"] == kind) & (rows["workers"] == workers)]
         times = group.groupby("epochs")["time"].median()
@@ -184,7 +184,7 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 
 
 def beside_ours(group: pd.DataFrame, variant: str) -> pd.Series:
-    """Give a variant's regret less ours, seed by seed, at the last budget that both have got to."""
+    """Return a variant's regret minus ours, seed by seed, at the last budget that both have reached."""
     table = group.pivot(index=["epochs", "seed"], columns="variant", values="regret")
     if variant not in table or OURS.name not in table:
         return pd.Series(dtype=float)

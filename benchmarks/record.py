@@ -1,4 +1,4 @@
-"""Records real learning curves of the wide space, on which searches are then compared without training.
+"""Records real learning curves of the wide space, to compare searches without training.
 
 python -m benchmarks.record --configurations 300   # may be interrupted; writes benchmarks/data/curves.parquet
 """
@@ -32,11 +32,11 @@ EPOCHS = 9
 """Epochs of each curve: with reduction factor 3, ASHA's rungs are 1, 3 and 9."""
 TRAIN_SIZE, VAL_SIZE, SEED = 10_000, 5_000, 0
 FIRST_REFINED = 1000
-"""Number of the first configuration that was not drawn at random, but by benchmarks.refine."""
+"""Number of the first configuration that benchmarks.refine chose, not a random draw."""
 MOST = {"processes": 1000, "rounds": 1000, "train_size": 60_000 - VAL_SIZE, "configurations": FIRST_REFINED}
-"""Largest values of the flags that are numbers."""
+"""Largest values of the numeric flags."""
 SAVE_EVERY = 10
-"""Configurations between two writes of the table."""
+"""Configurations trained between two writes of the table."""
 
 
 def draw(configuration: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def draw(configuration: int) -> dict[str, Any]:
 
 
 def train(params: dict[str, Any], seed: int) -> list[EpochResult]:
-    """Train a configuration, up to where it diverges, in a process that has begun."""
+    """Train a configuration, until it diverges, in an initialised process."""
     hyperparameters = Hyperparameters(**to_config(params, EPOCHS))
     results: list[EpochResult] = []
     with suppress(DivergedError):
@@ -56,10 +56,10 @@ def train(params: dict[str, Any], seed: int) -> list[EpochResult]:
 
 
 def curve(job: tuple[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Train a configuration; give a row an epoch, with accuracies NaN from where it has diverged.
+    """Train a configuration; return a row per epoch, with accuracies NaN from its divergence on.
 
     Args:
-        job: the configuration's number, which makes its seed, and its parameters.
+        job: the configuration's number, which sets its seed, and its parameters.
     """
     configuration, params = job
     of_epoch = {result.epoch: result for result in train(params, SEED + configuration)}
@@ -84,7 +84,7 @@ _splits: Any = None
 
 
 def begin(data_dir: Path, train_size: int) -> None:
-    """Load what the trainings of a process need."""
+    """Load what a process needs for its trainings."""
     global _splits
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -97,11 +97,11 @@ def add(
     train_job: Callable[[Any], list[dict[str, Any]]],
     args: argparse.Namespace,
 ) -> None:
-    """Train the jobs side by side, and add their rows to a table, time and again."""
+    """Train the jobs in parallel, and repeatedly add their rows to a table."""
     rows: list[Any] = pd.read_parquet(table).to_dict("records") if table.exists() else []
     context = multiprocessing.get_context("spawn")
     given = args.data_dir, args.train_size
-    # A multiprocessing.Pool would wait for ever for the curve of a process that was killed.
+    # A multiprocessing.Pool would wait forever for the curve of a killed process.
     with ProcessPoolExecutor(args.processes, context, begin, given) as pool:
         for count, new in enumerate(pool.map(train_job, jobs), start=1):
             rows += new
@@ -112,7 +112,7 @@ def add(
 
 
 def write(table: Path, rows: pd.DataFrame) -> None:
-    """Sort the rows, and replace the table by them in one step."""
+    """Sort the rows, and atomically replace the table with them."""
     fresh = table.with_suffix(".new")
     keys = [name for name in ("configuration", "seed", "epoch") if name in rows]
     rows.sort_values(keys, ignore_index=True).to_parquet(fresh, index=False)
@@ -120,7 +120,7 @@ def write(table: Path, rows: pd.DataFrame) -> None:
 
 
 def record(points: dict[int, dict[str, Any]], args: argparse.Namespace) -> None:
-    """Train those of the points, by number, that the table lacks."""
+    """Train the points, by number, that are missing from the table."""
     known = set(pd.read_parquet(args.table)["configuration"]) if args.table.exists() else set()
     add(args.table, [job for job in points.items() if job[0] not in known], curve, args)
 
@@ -131,9 +131,9 @@ def arguments(
     """Read the flags that record, repeats and refine share, and get MNIST; bad input is one line, code 2.
 
     Args:
-        doc: what the program says of itself.
-        parser: with the flags that are its own.
-        recorded: whether there must be a table already.
+        doc: the program's description.
+        parser: with the program's own flags.
+        recorded: whether the table must already exist.
     """
     parser = parser or OneLineParser(allow_abbrev=False)
     parser.description, parser.formatter_class = doc, argparse.RawDescriptionHelpFormatter

@@ -1,4 +1,4 @@
-"""Trains what the surrogates hold for the best, so that their optimum is one that was seen and not hoped for.
+"""Trains what the surrogates predict to be the best, so that their optimum is observed, not extrapolated.
 
 python -m benchmarks.refine   # after benchmarks.record, to whose table it adds; may be interrupted
 """
@@ -14,7 +14,7 @@ from benchmarks.surrogate import KINDS, optimum, regression
 from tune_mnist.cli.parser import OneLineParser
 
 ROUNDS = 16
-"""Fits, each to what was trained before it too; a round trains the optimum of each surrogate."""
+"""Rounds: each fits the surrogates to everything trained so far and trains the optimum of each."""
 
 
 def main() -> None:

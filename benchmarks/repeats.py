@@ -1,4 +1,4 @@
-"""Trains some of the recorded configurations again, with other seeds, to see how much of a curve is chance.
+"""Trains some recorded configurations again, with other seeds, to see how much of a curve is chance.
 
 python -m benchmarks.repeats   # after benchmarks.record; writes benchmarks/data/repeats.parquet
 """
@@ -14,13 +14,13 @@ from benchmarks.record import EPOCHS, FIRST_REFINED, SEED, TABLE, add, arguments
 
 REPEATS = TABLE.with_name("repeats.parquet")
 EVERY = 25
-"""Every 25th of the recorded ones is trained again: by accuracy from the best ones to the worst."""
+"""Every 25th recorded one is trained again; their accuracies range from the best to the worst."""
 SEEDS = 2
-"""Trainings of each beside the recorded one."""
+"""Trainings of each in addition to the recorded one."""
 
 
 def curve(job: tuple[int, int]) -> list[dict[str, Any]]:
-    """Train a configuration with a seed that no recorded curve has; give a row an epoch."""
+    """Train a configuration with a seed that no recorded curve has; return a row per epoch."""
     configuration, seed = job
     accuracies = [result.accuracy for result in train(draw(configuration), seed)]
     accuracies += [math.nan] * (EPOCHS - len(accuracies))

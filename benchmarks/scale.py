@@ -1,4 +1,4 @@
-"""The driver under the load of a cluster: up to 256 trials at a time, up to 10,000 in all; none trains.
+"""The driver under the load of a cluster: up to 256 concurrent trials, up to 10,000 in all; none trains.
 
 python -m benchmarks scale --full
 
@@ -35,12 +35,12 @@ KINDS: dict[str, tuple[str, Callable[[load.Load], dict[str, float]]]] = {
     "read": ("what analyse.py does with a run", made.read),
 }
 OF_MADE_RUNS = ("known", "resumed", "read")
-"""Kinds that begin with a search that is made up for them."""
+"""Kinds that start from a synthetic search."""
 SHORT = [
     *(("known", trials, 64) for trials in (100, 1000)),
     *(("resumed", 1000, 64), ("read", 1000, 64), ("parts", 200, 64), ("loop", 150, 64)),
 ]
-"""Kind, trials and trials at a time of each measurement."""
+"""Kind, trials and concurrent trials of each measurement."""
 FULL = [
     *((kind, trials, 64) for trials in (100, 1000, 10_000) for kind in OF_MADE_RUNS),
     *(("parts", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256), (3000, 256))),
@@ -48,15 +48,15 @@ FULL = [
     *(("actors", 320, 64), ("actors", 512, 256)),
 ]
 ROUNDS = 3
-"""Rounds of what is short: up to so many trials known."""
+"""Rounds of short measurements: those with up to 1,000 known trials."""
 PROCESS_BYTES = 100e6
-"""Memory that a process of Ray's takes for itself."""
+"""Memory that a Ray process takes for itself."""
 SLEEP_SECONDS = 0.5
-"""What a real trial sleeps before each report: 64 of them could send 128 reports a second, 256 send 512."""
+"""How long a real trial sleeps before each report: 64 could send 128 reports a second, 256 could send 512."""
 
 
 def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Measure each in a process of its own; give a row a figure."""
+    """Measure each in a separate process; yield a row per figure."""
     measure.prepare_mnist(data_dir)
     with (
         tempfile.TemporaryDirectory(prefix="tm", dir="/tmp") as scratch,  # Ray's sockets need a short path
@@ -84,7 +84,7 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
 
 
 def measured(kind: str, given: load.Load) -> dict[str, float]:
-    """Measure in a process of its own, and make up the run, if it needs one, in another."""
+    """Measure in a separate process, and make the synthetic run, if it needs one, in another."""
     try:
         if kind in OF_MADE_RUNS:
             _alone(made.make, given)
@@ -101,7 +101,7 @@ def _alone(function: Callable[[load.Load], Any], given: load.Load) -> Any:
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print a table a kind: a line a figure, a column a size."""
+    """Print a table per kind: a line per figure, a column per size."""
     for kind, (text, _) in KINDS.items():
         mine = rows[rows["what"] == kind]
         if mine.empty:
@@ -120,7 +120,7 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 
 
 def _limit(rows: pd.DataFrame) -> str:
-    """Say from how many known trials on a suggestion takes over 1 s of CPU time, by the two largest sizes."""
+    """Describe from how many known trials a suggestion takes over 1 s of CPU, by the two largest sizes."""
     mine = rows[(rows["what"] == "known") & (rows["figure"] == "suggestion, CPU ms")]
     sizes = sorted(int(trials) for trials in mine["trials"].unique())[-2:]
     if len(sizes) < 2:

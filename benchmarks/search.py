@@ -1,4 +1,4 @@
-"""Whole searches by this project and by four tuners that a user would take instead, interleaved."""
+"""Whole searches by this project and by four tuners that a user might use instead, interleaved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks import measure, process
 
 ROOT = Path(__file__).parents[1]
 SYNE_TUNE = Path(sys.prefix) / "syne-tune"
-"""Where `make bench` installs Syne Tune, which only its own contestant imports."""
+"""Where `make bench` installs Syne Tune, which only its contestant imports."""
 OURS = "ours"
 CONTESTANTS = {
     OURS: "scripts/tune.py",
@@ -44,9 +44,9 @@ class Work:
     val_size: int
     "Validation images."
     thresholds: tuple[float, float]
-    "Accuracies; the time until each is reached is measured."
+    "Accuracies, of which the time until each is reached is measured."
     limit_seconds: float
-    "After which a contestant is ended."
+    "After which a contestant is stopped."
 
 
 FULL = Work(
@@ -58,7 +58,7 @@ FULL = Work(
     thresholds=(0.985, 0.989),
     limit_seconds=4 * 3600,
 )
-# With 4,000 images and 3 epochs the best of six trials came to 90 to 95 %.
+# With 4,000 images and 3 epochs the best of six trials reached 90 to 95 %.
 SHORT = Work(
     rounds=1,
     num_samples=6,
@@ -73,7 +73,7 @@ SHORT = Work(
 def run(
     console: Console, *, full: bool, data_dir: Path, only: Collection[str] = tuple(CONTESTANTS)
 ) -> Iterator[dict[str, Any]]:
-    """Let each contestant (of ``only``) search in turn, round by round, the seed being the round's number."""
+    """Run each contestant (of ``only``) in turn, round by round, with the round's number as the seed."""
     work = FULL if full else SHORT
     measure.prepare_mnist(data_dir)
     names = [name for name in CONTESTANTS if name in only]
@@ -87,9 +87,9 @@ def run(
 
 
 def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
-    """Let one contestant search, and give a row of figures."""
+    """Run one contestant's search, and return a row of figures."""
     cores = measure.cores()
-    # Ray's sockets lie under RAY_TMPDIR and need a short path, so that stays as it is.
+    # Ray's sockets are under RAY_TMPDIR and need a short path, so it is left unchanged.
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         folder = Path(made)
         variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -99,7 +99,7 @@ def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
         ran = process.run(
             command(name, work, data_dir, seed, cores, folder),
             output,
-            folder=folder,  # Syne Tune leaves a file where it is started
+            folder=folder,  # Syne Tune leaves a file in the current folder
             environment=variables,
             limit_seconds=work.limit_seconds,
         )
@@ -116,13 +116,13 @@ def search(name: str, work: Work, data_dir: Path, seed: int) -> dict[str, Any]:
 
 
 def command(name: str, work: Work, data_dir: Path, seed: int, cores: int, folder: Path) -> list[str]:
-    """Give the command line of a contestant."""
+    """Return the command line of a contestant."""
     common = [
         *("--num-samples", work.num_samples, "--max-epochs", work.max_epochs, "--seed", seed),
         *("--train-size", work.train_size, "--val-size", work.val_size, "--data-dir", data_dir),
     ]
     if name == OURS:
-        # A Ray of its own as the others have; no GPU, as they use none; all else as it comes.
+        # Its own Ray, as the others have; no GPU, as they use none; defaults for everything else.
         program = [str(ROOT / "scripts" / "tune.py"), "--address", "local", "--gpus-per-trial", "0"]
         own: list[Any] = ["--storage-path", folder, "--name", "run", "--max-concurrent-trials", cores]
     else:
@@ -132,20 +132,20 @@ def command(name: str, work: Work, data_dir: Path, seed: int, cores: int, folder
 
 
 def read_log(path: Path) -> pd.DataFrame:
-    """Read the lines that a contestant has written: trial, epoch, accuracy, time."""
+    """Read the lines that a contestant wrote: trial, epoch, accuracy, time."""
     lines = path.read_text().splitlines() if path.exists() else []
     return pd.DataFrame([json.loads(line) for line in lines], columns=["trial", "epoch", "accuracy", "time"])
 
 
 def epochs_of_ours(folder: Path) -> pd.DataFrame:
-    """Read the same from the run's ledger, whose lines have the time at which the driver heard of them."""
+    """Read the same from the run's ledger, whose lines have the time at which the driver received them."""
     epochs = measure.ledger_lines(folder / "run")["epoch"]
     rows = [{**line, "trial": line["trial_id"]} for line in epochs]
     return pd.DataFrame(rows, columns=["trial", "epoch", "accuracy", "time"])
 
 
 def figures(epochs: pd.DataFrame, started: float, work: Work) -> dict[str, Any]:
-    """Count what was trained, and tell when the validation accuracy first reached each threshold (or NaN)."""
+    """Count what was trained, and when validation accuracy first reached each threshold (or NaN)."""
     first, second = (_seconds_to(epochs, threshold, started) for threshold in work.thresholds)
     return {
         "trials": epochs["trial"].nunique(),
@@ -165,7 +165,7 @@ def _seconds_to(epochs: pd.DataFrame, threshold: float, started: float) -> float
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print medians with their spread, and how often ours goes into each other one's time."""
+    """Print medians with their spread, and each time as a multiple of ours."""
     work = rows.iloc[0]
     console.print(
         f"{work.num_samples} trials of at most {work.max_epochs} epochs on {work.train_size:,} images; "

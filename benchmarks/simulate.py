@@ -32,36 +32,36 @@ from tune_mnist.tuning.study import TrialStudy
 from tune_mnist.tuning.tasks import load_space
 
 Ask = Callable[[str], Mapping[str, Any]]
-"""Gives the parameters drawn for a new trial, by its id."""
+"""Returns the parameters drawn for a new trial, by its id."""
 MEMORY = Path("/dev/shm")
-"""Where the searcher's journal goes: the searcher waits for the disk, 5 ms a trial on an idle one."""
+"""Where the searcher's journal goes: the searcher waits for the disk, 5 ms per trial on an idle one."""
 PACE_SPREAD = 0.1
 """Standard deviation of the logarithm of a trial's time per epoch, whose median is 1."""
 
 
 class Curves(Protocol):
-    """The world that a search sees."""
+    """The learning curves that a search sees."""
 
     def train(self, params: Mapping[str, Any], seed: Sequence[int]) -> tuple[npt.NDArray[np.float64], float]:
-        """Train a configuration: the accuracy of each epoch, and what the last is on average over seeds."""
+        """Return a configuration's accuracy at each epoch, and the last one's mean over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A way to search."""
+    """A search method."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    "What differs from the project's defaults. A grace period of all epochs is: no stopping."
+    "What differs from the project's defaults. A grace period of all epochs means no stopping."
     make_sampler: Callable[..., BaseSampler] = make_sampler
     "Makes the sampler of a trial, as `tune_mnist.tuning.samplers.make_sampler` does."
     plain: bool = False
-    "Ray's own OptunaSearch and ASHAScheduler, which tell Optuna COMPLETE for stopped trials too."
+    "Ray's own OptunaSearch and ASHAScheduler, which report stopped trials to Optuna as COMPLETE, too."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a search has come to when one more epoch has been trained."""
+    """The state of a search after one more epoch has been trained."""
 
     time: float
     "Virtual: an epoch takes about 1."
@@ -70,22 +70,22 @@ class Step:
     trial: int
     "Number of the trial that trained it."
     accuracy: float
-    "That it reported."
+    "The one it reported."
     stopped: bool
-    "Whether the trial was stopped by it, or had trained all."
+    "Whether the trial was stopped by it, or had trained all its epochs."
     chosen: int
-    "Number of the trial with the highest validation accuracy so far, which the search would choose."
+    "Number of the trial with the best validation accuracy so far, which the search would choose."
     truth: float
-    "Mean accuracy of that one's configuration at the last epoch."
+    "Mean accuracy of that trial's configuration at the last epoch."
 
 
 def simulate(
     variant: Variant, curves: Curves, *, workers: int, seed: int, budget: int, max_epochs: int
 ) -> Iterator[Step]:
-    """Search asynchronously until ``budget`` epochs have been trained, and give a step an epoch.
+    """Search asynchronously until ``budget`` epochs have been trained, and yield a step per epoch.
 
-    A worker whose trial has ended begins the next at once. Searcher and scheduler are told of each epoch what
-    Ray Tune tells them, in its order.
+    A worker whose trial has ended begins the next at once. Searcher and scheduler get the same calls for each
+    epoch as from Ray Tune, in the same order.
     """
     settings = replace(
         Settings(space="wide", seed=seed, max_epochs=max_epochs, max_concurrent_trials=workers),
@@ -93,7 +93,7 @@ def simulate(
     )
     with (
         tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as folder,
-        mock.patch.object(study, "make_sampler", variant.make_sampler),  # no setting names each of them
+        mock.patch.object(study, "make_sampler", variant.make_sampler),  # not each of them has a setting
     ):
         ask, searcher, scheduler = (_plain if variant.plain else _ours)(settings, Path(folder), variant)
         yield from _steps(ask, searcher, scheduler, curves, settings, budget)
@@ -120,7 +120,7 @@ def _steps(
         trial.epoch += 1
         if best is None or accuracy > best[0]:
             best = accuracy, trial
-        # Ray's searcher counts Ray's iterations, which are the epochs where nothing is lost.
+        # Ray's searcher counts Ray's iterations, which are the epochs if nothing is lost.
         result = {EPOCH: trial.epoch, OBJECTIVE.metric: accuracy, "training_iteration": trial.epoch}
         stop = scheduler.on_trial_result(nobody, cast(Any, trial), result) == TrialScheduler.STOP
         if stop:
@@ -148,7 +148,7 @@ class _Trial:
     accuracies: npt.NDArray[np.float64]
     truth: float
     pace: float
-    "Time an epoch takes."
+    "Time per epoch."
     epoch: int = 0
 
     @property
@@ -171,7 +171,7 @@ def _ours(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Sear
 
 
 class _Teller(Searcher):
-    """The project's study, told of trials as Ray tells a searcher."""
+    """The project's study, notified of trials as Ray notifies a searcher."""
 
     def __init__(self, trials: TrialStudy) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class _Teller(Searcher):
 
 
 class _Judge(FIFOScheduler):
-    """The project's ASHA, asked as Ray asks a scheduler."""
+    """The project's ASHA, called as Ray calls a scheduler."""
 
     def __init__(self, asha: ASHA) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -203,7 +203,7 @@ class _Judge(FIFOScheduler):
 
 
 def _plain(settings: Settings, folder: Path, variant: Variant) -> tuple[Ask, Searcher, TrialScheduler]:
-    """Make what a user of Ray alone would make, with the same first points."""
+    """Make what a user of plain Ray would make, with the same first points."""
     settings, space = load_space(settings, TASK)
     searcher = OptunaSearch(
         space,

@@ -1,4 +1,4 @@
-"""Fills the wide space from the recorded learning curves, so that searches can be compared without training.
+"""Predicts the wide space from the recorded learning curves, to compare searches without training.
 
 python -m benchmarks.surrogate   # how far it can be trusted: errors on curves that it has not seen
 """
@@ -31,33 +31,34 @@ from tune_mnist.mnist.spaces import WIDE
 
 Array = npt.NDArray[np.float64]
 Params = Mapping[str, Any] | pd.DataFrame
-"""Parameters of one configuration, or a row a configuration."""
+"""Parameters of one configuration, or one configuration per row."""
 CHANCE = 0.1
-"""Accuracy of a model that guesses; that of one that has diverged."""
+"""Accuracy of a model that guesses, or has diverged."""
 KINDS = ("gp", "trees")
-"""Regressions: a Gaussian process; extremely randomized trees, to see whether a result hangs on the first."""
+"""Regressions: a Gaussian process; extremely randomized trees, to see whether a result depends on the
+first."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The wide space's learning curves: what a configuration comes to on average, and by chance."""
+    """The wide space's learning curves: a configuration's mean, and its random deviation."""
 
     model: Any
-    "Scikit-learn's: from `encode` to nines, one column an epoch."
+    "Scikit-learn's: from `encode` to nines, one column per epoch."
     deviations: Array
-    "Repeat x epoch: nines of a training less the mean of its configuration's, scaled to the full deviation."
+    "Repeat x epoch: nines of a training minus its configuration's mean, scaled to the full deviation."
     nines_of_deviations: Array
     "By repeat: mean nines of its configuration at the last epoch."
 
     def truth(self, params: Params) -> Array:
-        """Give the accuracies without chance, configuration x epoch, 0..1."""
+        """Return the accuracies without randomness, configuration x epoch, 0..1."""
         return accuracy(self.model.predict(encode(params)))
 
     def train(self, params: Mapping[str, Any], seed: Sequence[int]) -> tuple[Array, float]:
-        """Train a configuration once: to its mean curve comes what chance has done to a real training.
+        """Train a configuration once: its mean curve plus the random deviation of a real training.
 
-        That is, by how many nines one of the repeats, of those whose configurations are nearest in accuracy,
-        differed from the other repeats of its configuration.
+        That is the number of nines by which one of the repeats with the nearest accuracies differed from the
+        other repeats of its configuration.
 
         Returns:
             The accuracy of each epoch, in whole images of the validation split, and the mean of the last.
@@ -68,12 +69,12 @@ class Surrogate:
         return np.round(noisy * VAL_SIZE) / VAL_SIZE, float(mean[-1])
 
     def best(self) -> float:
-        """Give the highest accuracy at the last epoch that any configuration has."""
+        """Return the highest accuracy at the last epoch of any configuration."""
         return optimum(self.model)[1]
 
 
 def optimum(model: Any, draws: int = 50_000, steps: int = 12, seed: int = 0) -> tuple[dict[str, Any], float]:
-    """Find the best configuration, among many draws and then draws around the best; give its accuracy too."""
+    """Find the best configuration by many draws, then draws around the best; also return its accuracy."""
     rng = np.random.default_rng(seed)
     found = random_params(draws, rng)
     for step in range(steps):
@@ -86,11 +87,11 @@ def optimum(model: Any, draws: int = 50_000, steps: int = 12, seed: int = 0) -> 
 
 
 NEAR = 15
-"""Trainings of five configurations, of which a training takes one's deviation."""
+"""Trainings of five configurations, one of which gives a training its deviation."""
 
 
 def fit(kind: str, table: pd.DataFrame, repeats: pd.DataFrame) -> Surrogate:
-    """Fit a surrogate of one of KINDS to recorded curves, and learn from the repeats what is chance."""
+    """Fit a surrogate of one of KINDS to recorded curves, and its random deviations to the repeats."""
     curves = repeats.pivot(index=["configuration", "seed"], columns="epoch", values="accuracy")
     values = pd.DataFrame(nines(curves.fillna(CHANCE).to_numpy()), curves.index, curves.columns)
     groups = values.groupby(level="configuration")
@@ -100,7 +101,7 @@ def fit(kind: str, table: pd.DataFrame, repeats: pd.DataFrame) -> Surrogate:
 
 
 def regression(kind: str, table: pd.DataFrame) -> Any:
-    """Fit one of KINDS to recorded curves: from `encode` to nines, one column an epoch."""
+    """Fit one of KINDS to recorded curves: from `encode` to nines, one column per epoch."""
     model = _model(kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: no influence
@@ -114,17 +115,17 @@ def load(kind: str) -> Surrogate:
 
 
 def nines(accuracies: npt.ArrayLike) -> Array:
-    """Count the nines: -log10(1 - accuracy), on which scale the good ones lie apart."""
+    """Count the nines: -log10(1 - accuracy), a scale that separates the good ones."""
     return np.asarray(-np.log10(1 - np.minimum(accuracies, 1 - 1e-4)), np.float64)
 
 
 def accuracy(values: npt.ArrayLike) -> Array:
-    """Give the accuracies that have so many nines, none of them below chance."""
+    """Return the accuracies for numbers of nines, none of them below chance."""
     return np.asarray(np.maximum(1 - np.power(10.0, -np.asarray(values)), CHANCE), np.float64)
 
 
 def encode(params: Params) -> Array:
-    """Map parameters into the unit cube, a row a configuration: logarithms of log ranges, choices one-hot."""
+    """Map parameters into the unit cube, one row per configuration: logs of log ranges, choices one-hot."""
     columns = []
     for name, distribution in WIDE.items():
         values = np.atleast_1d(params[name])
@@ -153,12 +154,12 @@ def _decode(name: str, unit: Array, rng: np.random.Generator) -> Any:
     if distribution.step is None:
         return value
     steps = np.round((value - low) / distribution.step)
-    value = np.minimum(low + steps * distribution.step, high)  # 14 steps of 0.05 are more than 0.7
+    value = np.minimum(low + steps * distribution.step, high)  # 14 steps of 0.05 exceed 0.7
     return value.astype(int) if isinstance(distribution, IntDistribution) else value
 
 
 def _around(top: pd.DataFrame, count: int, width: float, rng: np.random.Generator) -> pd.DataFrame:
-    """Draw ``count`` configurations around each of ``top``: normal in the unit cube, some choices anew."""
+    """Draw ``count`` configurations around each of ``top``: normal in the unit cube, some choices redrawn."""
     centres = top.loc[top.index.repeat(count)].reset_index(drop=True)
     drawn = random_params(len(centres), rng)
     for name, distribution in WIDE.items():
@@ -194,9 +195,9 @@ def _curves(table: pd.DataFrame) -> Array:
 
 
 def cross_validate(kind: str, table: pd.DataFrame, folds: int = 10) -> pd.DataFrame:
-    """Predict each recorded curve from the others, in folds; give the errors, a row an epoch.
+    """Predict each recorded curve from the others, in folds; return the errors, one row per epoch.
 
-    Of the curves that were drawn at random: those around an optimum help one another too much.
+    Only for the curves drawn at random: those around an optimum help one another too much.
     """
     recorded = _curves(table)
     at_random = np.sort(table["configuration"].unique()) < FIRST_REFINED
@@ -224,7 +225,7 @@ def cross_validate(kind: str, table: pd.DataFrame, folds: int = 10) -> pd.DataFr
 
 
 def main() -> None:
-    """Print the errors of both surrogates, and what the repeats say of chance."""
+    """Print the errors of both surrogates, and the random deviation among the repeats."""
     table = pd.read_parquet(TABLE)
     shown = Table("surrogate", "epoch", *("error, all", "upper half", "rank correlation, all", "upper half"))
     for kind in KINDS:

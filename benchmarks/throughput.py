@@ -1,4 +1,4 @@
-"""Images a second and core of the bare training loop, ours and the blog's, beside the machine's ceiling."""
+"""Images per second and core of the bare training loops, ours and the baseline's, and the ceiling."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tune_mnist.mnist.model import Network
 from tune_mnist.mnist.precision import resolve_precision
 
 BASE = "blog, all cores"
-"""One process on all cores, as the blog's script runs; the others are one process a core, side by side."""
+"""One process on all cores, as the baseline runs; the others are one process per core, in parallel."""
 
 
 def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Measure every loop in turn, in processes of their own, round by round."""
+    """Measure every loop in turn, in separate processes, round by round."""
     cores = measure.cores()
     measure.prepare_mnist(data_dir)
     sizes = ["--images", str(19_200 if full else 1920), "--val-images", str(5000 if full else 2000)]
@@ -52,7 +52,7 @@ def _precisions() -> list[str]:
 def _measure(
     loop: str, precision: str, flags: list[str], number: int, *, threads: int, copies: int
 ) -> dict[str, Any]:
-    # Ours has the environment that its trials have; the blog's has what its reader has.
+    # Ours has the environment of its trials; the baseline has that of the post's reader.
     ours = TRIAL_ENVIRONMENT if loop == "ours" else {}
     figures = side_by_side(
         copies,
@@ -73,7 +73,7 @@ def flop_per_image() -> int:
 
 
 def show(console: Console, rows: pd.DataFrame) -> None:
-    """Print images a second and core, the ratio to the blog's, and the share of the ceiling."""
+    """Print images per second and core, the ratio to the baseline's, and the fraction of the ceiling."""
     rows = _per_core(rows)
     heads = (
         "a core",
@@ -106,11 +106,11 @@ def show(console: Console, rows: pd.DataFrame) -> None:
 
 
 def _per_core(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add what is done a second and core: training and validation in images, rate in FLOP."""
+    """Add the work per second and core: training and validation in images, rate in FLOP."""
     training = rows["images_per_second"] / rows["threads"]
     flops = training * rows["flop_per_image"]
     return rows.assign(
         training=training,
         validation=rows["validation_images_per_second"] / rows["threads"],
-        rate=rows.get("flops", flops).fillna(flops),  # the matrix product alone says it itself
+        rate=rows.get("flops", flops).fillna(flops),  # only the matrix product reports it itself
     )

@@ -28,8 +28,8 @@ SMALL = ["--train-size", "512", "--val-size", "500", "--max-epochs", "3"]
 TOY = ["--task", f"{ROOT / 'tests' / 'toy.py'}:TASK", "--max-epochs", "4"]
 
 
-# With --dist loadfile a file is one worker's. (The loadgroup of pytest-xdist 3.8 groups nothing under pytest
-# 9.2, without a word: its issue 1386.)
+# With --dist loadfile one worker runs a whole file. (The loadgroup of pytest-xdist 3.8 silently groups
+# nothing under pytest 9.2: its issue 1386.)
 FIRST = (
     *("hosts", "ends", "resume", "finals", "watchdog", "cluster", "warm_start", "run", "task", "notebook"),
     *("autoscaling", "console", "report", "readme", "dashboard", "analyse"),
@@ -37,14 +37,14 @@ FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the long files begin first, so that neither worker is left with one of them at the end."""
+    """Run the long files first, so that no worker is left with one of them at the end."""
     order = {f"test_{name}": position for position, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
-    from tune_mnist.mnist.data import prepare  # torch takes 2 s, which isolated tests have no use for
+    from tune_mnist.mnist.data import prepare  # importing torch takes 2 s, and isolated tests do not need it
 
     data_dir = ROOT / "data"
     prepare("mnist", data_dir)
@@ -52,7 +52,7 @@ def mnist_dir() -> Path:
 
 
 class Runner:
-    """Runs scripts in a folder and with a temp dir for Ray of their own, and leaves no process behind."""
+    """Runs scripts in their own folder, with their own temp dir for Ray, and leaves no process behind."""
 
     def __init__(self, folder: Path, mnist_dir: Path) -> None:
         self.folder, self.mnist_dir = folder, mnist_dir
@@ -60,13 +60,13 @@ class Runner:
             f"/tmp/tm{os.getpid()}-{time.monotonic_ns() % 10**9}"
         )  # sockets need a short path
         self.ray_temp.mkdir()
-        # With the package of this checkout, wherever an editable installation of it points.
+        # With the package of this checkout, even if an editable installation points elsewhere.
         path = os.pathsep.join([str(folder), str(ROOT)])
         self.environment = {**os.environ, "RAY_TMPDIR": str(self.ray_temp), "PYTHONPATH": path}
         self.environment.pop("RAY_ADDRESS", None)
 
     def command(self, script: str, flags: Sequence[str]) -> list[str]:
-        """Give the script and its flags; those that read MNIST are told where it is."""
+        """Return the script and its flags; scripts that read MNIST get its folder."""
         elsewhere = {"--task", "--trainable", "--resume", "--run"} & set(flags)
         data = ["--data-dir", str(self.mnist_dir)] * (script in ("tune.py", "train.py") and not elsewhere)
         return [str(SCRIPTS / script), *data, *flags]
@@ -89,12 +89,12 @@ class Runner:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Let this process join the runner's cluster for a block."""
+        """Join the runner's cluster in this process, for a block."""
         with mock.patch.dict(os.environ, self.environment, clear=True), connected(None):
             yield
 
     def processes(self) -> dict[int, str]:
-        """What Ray started for these runs, command line by pid: each has the temp dir in its own."""
+        """Ray's processes for these runs, command line by pid: each names the temp dir."""
         listed = subprocess.run(["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True)
         rows = (line.split(maxsplit=1) for line in listed.stdout.splitlines())
         return {int(pid): command for pid, command in rows if str(self.ray_temp) in command}
@@ -114,7 +114,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterato
 
 @pytest.fixture(scope="session")
 def joining(runner: Runner) -> Iterator[Runner]:
-    """A runner whose searches join a cluster that stays: to start a Ray takes a third of a small search."""
+    """A runner whose searches join a lasting cluster: starting Ray takes a third of a small search."""
     code = (
         "import ray, sys; cluster = ray.init(address='local', include_dashboard=False, log_to_driver=False)\n"
         "print(cluster.address_info['gcs_address'], flush=True); sys.stdin.read()"
@@ -140,7 +140,7 @@ def joining(runner: Runner) -> Iterator[Runner]:
 class WarmRunner:
     """Runs a script as `python SCRIPT` does, but in this process, which has torch and Ray already.
 
-    Of the 4 s in which a process of its own refuses its flags, 3 are imports.
+    A separate process takes 4 s to refuse its flags, 3 of them for imports.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ def warm_runner(
 
 @pytest.fixture(scope="module")
 def joined(joining: Runner) -> Iterator[None]:
-    """Let this process join that cluster for the tests of a file: their searches share its workers, too."""
+    """Join that cluster in this process for the tests of a file: their searches also share its workers."""
     with joining.joined():
         yield
 
@@ -185,7 +185,7 @@ def joined(joining: Runner) -> Iterator[None]:
 def warm_joining(
     joining: Runner, joined: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> WarmRunner:
-    """A runner whose searches take 2 s, and not 20."""
+    """A runner whose searches take 2 s instead of 20."""
     return WarmRunner(joining, monkeypatch, capfd)
 
 
@@ -193,7 +193,7 @@ def warm_joining(
 def finished(
     runner: Runner, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, str, str]:
-    """One run, with what it printed; each of pytest-xdist's workers has a copy of its own."""
+    """One run, with its output; each of pytest-xdist's workers has its own copy."""
     run_dir = runner.folder / "runs" / "finished"
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"

@@ -1,7 +1,7 @@
-"""The six points that must hold of a run that has come to its end, whatever has been killed on the way.
+"""The six points that must hold for a finished run, whatever was killed on the way.
 
-They are read from the files of the run with as little of the package as can be: the lines of the ledger are
-counted again, and ASHA's verdicts computed anew.
+They are checked on the files of the run with as little of the package as possible: the lines of the ledger
+are counted again, and ASHA's verdicts recomputed.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ def check(run_dir: Path, num_samples: int) -> dict[str, int]:
     """Check points 1 to 5 of a finished run; point 6 is for `fingerprint`.
 
     Returns:
-        What there was to be seen: trials, epochs, sessions, restarts from a checkpoint, attempts that were
-        lost, and ends of Ray's loop before its time.
+        Counts of trials, epochs, sessions, restarts from a checkpoint, lost attempts, and premature ends of
+        Ray's loop.
 
     Raises:
-        AssertionError: which names the point.
+        AssertionError: naming the point.
     """
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
     settings = json.loads((run_dir / "settings.json").read_text())
@@ -46,7 +46,7 @@ def check(run_dir: Path, num_samples: int) -> dict[str, int]:
 
 
 def study_of(run_dir: Path) -> list[optuna.trial.FrozenTrial]:
-    """The run's own trials in its study, which stand behind the inherited ones."""
+    """The run's own trials in its study, which follow the inherited ones."""
     storage = JournalStorage(JournalFileBackend(str(run_dir / "study.journal")))
     trials = optuna.load_study(study_name=run_dir.name, storage=storage).trials
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
@@ -65,7 +65,7 @@ def study_of(run_dir: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def ended_states(run_dir: Path) -> dict[str, str]:
-    """State by trial id, from the lines of the ledger that say how trials have ended."""
+    """State by trial id, from the ledger lines that say how trials ended."""
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
     return {line["trial_id"]: line["state"] for line in lines if line["event"] == "end"}
 
@@ -88,7 +88,7 @@ def one_to_one(run_dir: Path, num_samples: int) -> list[str]:
 
 
 def nothing_runs_again(lines: list[dict[str, Any]]) -> int:
-    """Point 2: after its end a trial reports nothing; a restarted one goes on from its newest checkpoint."""
+    """Point 2: an ended trial reports nothing more; a restarted one continues from its newest checkpoint."""
     ended: set[str] = set()
     epochs: dict[str, list[int]] = defaultdict(list)
     saved: dict[str, list[int]] = defaultdict(list)
@@ -143,7 +143,7 @@ def study_agrees(run_dir: Path, ids: list[str], metric: str) -> None:
 def asha_saw_the_whole_run(
     lines: list[dict[str, Any]], settings: dict[str, Any], metric: str, sign: int
 ) -> None:
-    """Point 4: each verdict is that of the rungs as the whole run has filled them."""
+    """Point 4: each verdict follows from the rungs as the whole run has filled them."""
     factor, top = settings["reduction_factor"], settings["max_epochs"]
     rungs: dict[int, dict[str, float]] = {}
     rung = float(settings["grace_period"])
@@ -165,7 +165,7 @@ def asha_saw_the_whole_run(
 
 
 def draws_go_on(lines: list[dict[str, Any]]) -> None:
-    """Point 5: numbers without a gap, and no drawn point twice."""
+    """Point 5: numbers without gaps, and no point drawn twice."""
     drawn = [line for line in lines if line["event"] == "trial"]
     assert [line["number"] for line in drawn] == list(range(len(drawn))), "point 5: numbers"
     points = [json.dumps(line["params"], sort_keys=True) for line in drawn]
@@ -173,7 +173,7 @@ def draws_go_on(lines: list[dict[str, Any]]) -> None:
 
 
 def fingerprint(run_dir: Path) -> dict[str, tuple[int, str]]:
-    """Time of change and content of every file, for point 6."""
+    """Modification time and content of every file, for point 6."""
     files = sorted(path for path in run_dir.rglob("*") if path.is_file())
     return {
         str(path.relative_to(run_dir)): (

@@ -1,4 +1,4 @@
-"""Runs made by hand: a ledger and settings as a search of a given size and luck would have left them."""
+"""Handmade runs: a ledger and settings as a search of a given size and luck would have left them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ERROR = Objective(metric="error", mode="min", format=".4f", axis="log")
 
 
 def space_of(name: str, max_epochs: int = 5) -> dict[str, BaseDistribution]:
-    """A space as a search on MNIST has it."""
+    """Return a space like that of a search on MNIST."""
     return load_space(Settings(space=name, max_epochs=max_epochs), TASK)[1]
 
 
@@ -54,8 +54,8 @@ def make_run(
 ) -> Path:
     """Write a run of random draws, judged by ASHA, on workers that never wait.
 
-    Accuracies grow with the epochs and depend on the learning rate. Of a running one, the last trials have
-    not ended and the run is not closed. A minimised one reports the error, whose standard error is not known.
+    Accuracies grow with the epochs and depend on the learning rate. In a running one, the last trials have
+    not ended and the run is not closed. A minimised one reports the error, whose standard error is unknown.
     A fraction ``deadly`` of the trials with a ``dead`` value of a parameter stays at 11.62 %.
     """
     settings = Settings(
@@ -130,7 +130,7 @@ def make_run(
 
 
 class _Made:
-    """A trial with the accuracy that it would come to without an end; None where it does not train."""
+    """A trial with the accuracy that it would approach if never stopped; None if it does not train."""
 
     def __init__(self, number: int, config: dict[str, Any], noise: float) -> None:
         self.number, self.config, self.epoch, self.trial_id = number, config, 0, f"{number:08x}"

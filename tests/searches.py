@@ -1,4 +1,4 @@
-"""What tests do to real searches. Nothing here imports torch, as each isolated test would wait for it."""
+"""What tests do to real searches. Nothing here imports torch: each isolated test would wait for it."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ TOY_SAVE_ALL = [*TOY, "--checkpoint-seconds", "0"]
 
 
 def tune(*flags: str) -> "subprocess.Popen[str]":
-    """Start the script in the home."""
+    """Start the script in the home folder."""
     command = [sys.executable, str(SCRIPTS / "tune.py"), *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=Path.home(), stdout=pipe, stderr=pipe, text=True)
@@ -41,7 +41,7 @@ def resume(runner: Runner | WarmRunner, run: str, *flags: str) -> str:
 
 
 def trial_processes(runner: Runner) -> list[int]:
-    """The processes in which trials run; of all that Ray starts, they alone have this title."""
+    """The processes in which trials run; of all that Ray starts, only they have this title."""
     listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
     ours = set(runner.processes())

@@ -1,4 +1,4 @@
-"""The house: what a file may import at its start, and names that are written once."""
+"""House rules: what a file may import at its start, and names that are written once."""
 
 import ast
 import dataclasses
@@ -15,7 +15,7 @@ HEAVY = {"optuna", "pandas", "plotly", "torchvision", "scipy", "kaleido", "sqlal
 
 
 def imported_by(code: str) -> set[str]:
-    """The top-level packages that a process has after some code."""
+    """Return the top-level packages that a process has imported after some code."""
     code += "\nprint(*{name.split('.')[0] for name in __import__('sys').modules})"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
@@ -26,7 +26,7 @@ def test_a_trial_imports_nothing_heavy_but_torch_and_ray() -> None:
     """Each process that trains pays for it before its first epoch."""
     imported = imported_by(
         "import sys; from ray import tune\n"
-        # Ray Tune imports pandas for itself, so it is forgotten: who imports it again is one of ours.
+        # Ray Tune imports pandas itself, so drop it: whoever imports it again is one of ours.
         "for name in [name for name in sys.modules if name.startswith('pandas')]: del sys.modules[name]\n"
         "import tune_mnist.tuning.trainable, tune_mnist.mnist.training"
     )

@@ -1,4 +1,4 @@
-"""What the README and docs/ say is so: their commands, flags, packages, links, pictures and Python."""
+"""What the README and docs/ say is true: their commands, flags, packages, links, pictures and Python."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Tasks of one's own, minimised and maximised, through every command; and an existing Ray Tune function."""
+"""Custom tasks, minimised and maximised, through every command; and an existing Ray Tune function."""
 
 import ast
 import functools
@@ -38,7 +38,7 @@ FUNCTION = EXAMPLES / "ray_function.py"
 
 @dataclass
 class Searched:
-    """A run of a task that was killed and resumed, and what is best of it."""
+    """A run of a task that was killed and resumed, and its best result."""
 
     run_dir: Path
     task: str

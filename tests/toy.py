@@ -1,4 +1,4 @@
-"""A task that is minimised and needs no torch, for tests about trials and not about their training."""
+"""A minimised task without torch, for tests about trials, not about their training."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ class Options:
 def train(
     config: dict[str, Any], epoch_seconds: float, trial: Trial
 ) -> Iterator[tuple[dict[str, float], Save]]:
-    """Let x shrink by two noisy steps an epoch; a rate of 1e200 makes it infinite at once."""
+    """Let x shrink by two noisy steps per epoch; a rate of 1e200 makes it infinite at once."""
     x = json.loads(trial.checkpoint.read_text()) if trial.checkpoint else 1.0
     for epoch in range(trial.epoch, trial.max_epochs):
         time.sleep(epoch_seconds)
@@ -62,13 +62,13 @@ FINAL = dataclasses.replace(
     describe=lambda options: "toys",
     defaults={"rate": 0.5, "color": "red"},
 )
-"""The same with all that a final model needs."""
+"""The same with everything that a final model needs."""
 
 
 def train_for_gain(
     config: dict[str, Any], epoch_seconds: float, trial: Trial
 ) -> Iterator[tuple[dict[str, float], Save]]:
-    """Report how much smaller x has become, of which more is better."""
+    """Report how much smaller x has become: more is better."""
     for report, save in train(config, epoch_seconds, trial):
         yield {"gain": 1 - report["loss"]}, save
 

@@ -1,1 +1,1 @@
-"""Five ways to search the blog's space, each a short program: what a user would write."""
+"""Five ways to search the space `blog`, each a short program that a user might write."""

@@ -1,8 +1,8 @@
-"""The blog's study: Optuna alone, one trial after the other, each trained to its end on all cores.
+"""The baseline, a blog post's study: Optuna alone, one trial after the other, each in full on all cores.
 
-Written afresh from the blog's description: a small CNN for MNIST, torchvision's data set with ToTensor and
+Rewritten from the post's description: a small CNN for MNIST, torchvision's data set with ToTensor and
 Normalize in a DataLoader, TPE over lr, momentum, optimizer and epochs, the study pickled at the end. One
-thing is better than there: momentum reaches the optimizer.
+thing is improved: momentum reaches the optimizer.
 
 python -m benchmarks.contestants.blog --num-samples 20 --max-epochs 5 --train-size 55000 --val-size 5000 \
     --seed 0 --data-dir data --log epochs.jsonl
@@ -21,7 +21,7 @@ from benchmarks.contestants import common
 def main() -> None:
     """Search."""
     args = common.flags(__doc__).parse_args()
-    torch.set_num_threads(args.cores)  # what torch does by itself where it may use the whole machine
+    torch.set_num_threads(args.cores)  # torch's default if it may use the whole machine
 
     def objective(trial: optuna.Trial) -> float:
         epochs = list(common.train(args, common.suggest(trial, args.max_epochs), trial.number))

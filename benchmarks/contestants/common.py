@@ -1,7 +1,7 @@
-"""What the contestants share: their flags, the blog's network and space, its training loop, a log of epochs.
+"""What the contestants share: flags, the baseline's network, space and training loop, a log of epochs.
 
-Network and loop are those of PyTorch's own example (github.com/pytorch/examples, mnist/main.py), which the
-blog's are too; nothing here is taken from tune_mnist, but that the validation images are the same.
+Network and loop are those of PyTorch's own example (github.com/pytorch/examples, mnist/main.py), as are the
+baseline's; nothing here is taken from tune_mnist except the choice of validation images.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torchvision import datasets, transforms
 
 BATCH_SIZE, EVALUATION_BATCH = 64, 1000
 LR, MOMENTUM, OPTIMIZERS, EPOCHS = (1e-3, 1e-2), (0.4, 0.99), ("sgd", "rmsprop"), (3, 5)
-"""The blog's space: lr on a log scale, momentum uniform, a choice, whole epochs; ends included."""
+"""The space `blog`: lr on a log scale, momentum uniform, a choice, whole epochs; bounds included."""
 
 
 def flags(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser for the flags that all contestants have."""
+    """Make a parser for the flags of all contestants."""
     parser = argparse.ArgumentParser(description=description)
     for name in ("--num-samples", "--max-epochs", "--train-size", "--val-size", "--seed"):
         parser.add_argument(name, type=int, required=True)
@@ -39,17 +39,17 @@ def flags(description: str | None) -> argparse.ArgumentParser:
 
 
 def workers(args: argparse.Namespace) -> int:
-    """Count the trials that run side by side: one a core, or as many as share the GPU."""
+    """Count the concurrent trials: one per core, or as many as share the GPU."""
     return int(args.cores) if args.device == "cpu" else max(1, int(1 / args.gpus_per_trial))
 
 
 def epochs_range(max_epochs: int) -> tuple[int, int]:
-    """Cut the space's epochs to a budget."""
+    """Limit the space's epochs to a budget."""
     return min(EPOCHS[0], max_epochs), min(EPOCHS[1], max_epochs)
 
 
 def suggest(trial: Any, max_epochs: int) -> dict[str, Any]:
-    """Draw a configuration by an Optuna trial."""
+    """Draw a configuration with an Optuna trial."""
     return {
         "lr": trial.suggest_float("lr", *LR, log=True),
         "momentum": trial.suggest_float("momentum", *MOMENTUM),
@@ -59,7 +59,7 @@ def suggest(trial: Any, max_epochs: int) -> dict[str, Any]:
 
 
 class Net(nn.Module):
-    """The blog's network: two convolutions, max-pool, dropout, dense 128, dropout, log-softmax."""
+    """The baseline's network: two convolutions, max-pool, dropout, dense 128, dropout, log-softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ class Net(nn.Module):
 
 
 def loaders(args: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Load MNIST through torchvision, and cut ``val_size`` images from the training set by the seed."""
+    """Load MNIST through torchvision, and split ``val_size`` images off the training set by the seed."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     whole = datasets.MNIST(args.data_dir, train=True, download=True, transform=transform)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(args.seed)).tolist()
     validation, rest = order[: args.val_size], order[args.val_size :]
-    # As the example has it: on a CPU no workers. They would take at most 6 % off a training step (0.15 of
-    # 2.35 CPU seconds for 1,920 images), and from cores that train already.
+    # As in the example: on a CPU no workers. They would take at most 6 % off a training step (0.15 of 2.35
+    # CPU seconds for 1,920 images), on cores that are already training.
     gpu = {"num_workers": 1, "pin_memory": True, "persistent_workers": True}
     more: dict[str, Any] = gpu if args.device == "cuda" else {}
     train = DataLoader(Subset(whole, rest[: args.train_size]), batch_size=BATCH_SIZE, shuffle=True, **more)
@@ -94,7 +94,7 @@ def loaders(args: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[Any]]
 
 
 def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Build the optimizer; momentum is handed on to it."""
+    """Build the optimizer; momentum is passed to it."""
     kind = torch.optim.SGD if config["optimizer"] == "sgd" else torch.optim.RMSprop
     return kind(model.parameters(), lr=config["lr"], momentum=config["momentum"])
 
@@ -102,7 +102,7 @@ def make_optimizer(model: nn.Module, config: Mapping[str, Any]) -> torch.optim.O
 def train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any], device: str
 ) -> None:
-    """Take a step for each batch."""
+    """Train one step per batch."""
     model.train()
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
@@ -113,7 +113,7 @@ def train_epoch(
 
 
 def accuracy(model: nn.Module, loader: DataLoader[Any], device: str) -> float:
-    """Classify the validation images; return the share that is right, 0..1."""
+    """Classify the validation images; return the fraction that is right, 0..1."""
     model.eval()
     right, count = 0, 0
     with torch.no_grad():
@@ -127,7 +127,7 @@ def accuracy(model: nn.Module, loader: DataLoader[Any], device: str) -> float:
 def train(
     args: argparse.Namespace, config: Mapping[str, Any], trial: int | str
 ) -> Iterator[tuple[int, float]]:
-    """Train a configuration; after each epoch note it in the log and yield it with its accuracy."""
+    """Train a configuration; after each epoch, log it and yield it with its accuracy."""
     torch.manual_seed(args.seed)
     train_loader, validation_loader = loaders(args)
     model = Net().to(args.device)
@@ -140,7 +140,7 @@ def train(
 
 
 def log(path: Path, trial: int | str, epoch: int, reached: float) -> None:
-    """Append a line to the log, whole even where several processes write to it."""
+    """Append a line to the log, kept whole even if several processes write to it."""
     line = json.dumps({"trial": trial, "epoch": epoch, "accuracy": reached, "time": time.time()})
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -1,8 +1,8 @@
-"""What an Optuna user would do next: one process a core on a shared journal, bad trials pruned.
+"""What an Optuna user would do next: one process per core on a shared journal, bad trials pruned.
 
 After Optuna's tutorial "Easy Parallelization", multi-process optimization with JournalStorage
 (optuna.readthedocs.io/en/stable/tutorial/10_key_features/004_distributed.html), and its tutorial on pruning,
-with the pruner that is asynchronous successive halving.
+with the pruner that does asynchronous successive halving.
 
 python -m benchmarks.contestants.optuna_processes --num-samples 20 --max-epochs 5 --train-size 55000 \
     --val-size 5000 --seed 0 --data-dir data --log epochs.jsonl
@@ -26,7 +26,7 @@ NAME = "mnist"
 
 
 def work(args: argparse.Namespace, journal: Path, budget: Any, worker: int) -> None:
-    """Run trials, in a process of its own, as long as the budget has some."""
+    """Run trials, in a separate process, until the budget is spent."""
     torch.set_num_threads(1)  # the processes fill the cores; with more, threads would wait for each other
 
     def objective(trial: optuna.Trial) -> float:
@@ -40,16 +40,16 @@ def work(args: argparse.Namespace, journal: Path, budget: Any, worker: int) -> N
     study = optuna.load_study(
         study_name=NAME,
         storage=JournalStorage(JournalFileBackend(str(journal))),
-        # Each process needs another seed, or they would draw the same. Constant liar, which keeps processes
-        # apart, is Optuna 5's default.
+        # Each process needs its own seed, or all would draw the same. The constant liar, which keeps
+        # processes apart, is Optuna 5's default.
         sampler=optuna.samplers.TPESampler(seed=1000 * args.seed + worker),
-        # Optuna's Hyperband, its other pruner of this kind, wants more trials than these for its brackets.
-        # The first rung is one epoch. Its docs ask for min_resource where the last step varies, as it does
-        # here (3 to 5 epochs); a reduction factor of 4 is its default.
+        # Optuna's Hyperband, its other pruner of this kind, needs more trials than these for its brackets.
+        # The first rung is one epoch. Its docs ask for min_resource if the last step varies, as it does here
+        # (3 to 5 epochs); a reduction factor of 4 is its default.
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
     )
-    # One trial at a time from a common budget: with Optuna's MaxTrialsCallback two processes may both
-    # begin the last one, and with fixed shares one would idle at the end.
+    # One trial at a time from a common budget: with Optuna's MaxTrialsCallback two processes may both begin
+    # the last one, and with a fixed number each, one would idle at the end.
     while budget.acquire(block=False):
         study.optimize(objective, n_trials=1)
 

@@ -1,8 +1,8 @@
 """Ray Tune as its documentation shows it: OptunaSearch, ASHA, a function with a DataLoader.
 
 After docs.ray.io, "Getting Started with Ray Tune" and its examples mnist_pytorch and optuna_example: a
-trainable function that makes its own loaders and reports after each epoch, one CPU a trial, all else as Ray
-has it.
+trainable function that makes its own loaders and reports after each epoch, one CPU per trial, Ray's defaults
+for everything else.
 
 python -m benchmarks.contestants.ray_default --num-samples 20 --max-epochs 5 --train-size 55000 \
     --val-size 5000 --seed 0 --data-dir data --log epochs.jsonl
@@ -51,7 +51,7 @@ def main() -> None:
             num_samples=args.num_samples,
             max_concurrent_trials=common.workers(args),  # else each suggestion is made a trial too early
             search_alg=OptunaSearch(seed=args.seed),
-            # Its defaults are a grace period of 1 and a reduction factor of 4; max_t it must be told.
+            # Its defaults are a grace period of 1 and a reduction factor of 4; max_t must be given.
             scheduler=ASHAScheduler(max_t=args.max_epochs),
         ),
         run_config=tune.RunConfig(storage_path=str(args.log.parent / "ray_results"), name="mnist"),

@@ -1,4 +1,4 @@
-"""Ray Tune as its documentation shows it, with trials that report once and return: what it takes by itself.
+"""Ray Tune as its documentation shows it, with trials that report once and return: its own overhead.
 
 python -m benchmarks.contestants.ray_nothing FOLDER 20 SECONDS  # prints the times of its reports as JSON
 """
@@ -17,12 +17,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 
 def report_once(config: dict[str, Any]) -> None:
-    """Do nothing, and say when."""
+    """Do nothing, and report when."""
     tune.report({"accuracy": config["lr"], "at": time.time()})
 
 
 def main() -> None:
-    """Run the trials, at most for some time."""
+    """Run the trials, within a time limit."""
     folder, trials, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     tuner = tune.Tuner(
         report_once,

@@ -1,9 +1,9 @@
-"""Syne Tune with its local backend: ASHA whose configurations its quantile regression proposes (CQR).
+"""Syne Tune with its local backend: ASHA with configurations proposed by its quantile regression (CQR).
 
 After Syne Tune's README, "Running Syne Tune on your python script": a script that reports after each epoch
-(synetune_trial.py) and this launcher. (Not named syne_tune: the script, whose folder leads Python's path,
-would import the launcher for the package.) Of its methods with ASHA and a model this one uses the model in 20
-trials, from the sixth on: its BOHB fits none to less than 34 trials of four parameters.
+(synetune_trial.py) and this launcher. (Not named syne_tune: the script, whose folder comes first in Python's
+path, would import the launcher instead of the package.) Of its methods with ASHA and a model, this one uses
+the model within 20 trials, from the sixth on: its BOHB fits none to fewer than 34 trials of four parameters.
 
 PYTHONPATH=.:.venv/syne-tune python -m benchmarks.contestants.synetune --num-samples 20 --max-epochs 5 \
     --train-size 55000 --val-size 5000 --seed 0 --data-dir data --log epochs.jsonl
@@ -25,16 +25,16 @@ from benchmarks.contestants import common
 
 
 class Budgeted(ASHACQR):  # type: ignore[misc]
-    """ASHACQR that proposes so many trials.
+    """ASHACQR that proposes a fixed number of trials.
 
-    A stopping criterion is looked at after all free workers have got a trial, and would start one too many
-    where two become free at once.
+    A stopping criterion is checked after all free workers have got a trial, and would start one too many if
+    two become free at once.
     """
 
     left: int
 
     def suggest(self) -> Any:
-        """Propose a trial, or None when the budget is spent, on which the tuner awaits the running ones."""
+        """Propose a trial, or None when the budget is spent; the tuner then awaits the running ones."""
         self.left -= 1
         return super().suggest() if self.left >= 0 else None
 
@@ -56,7 +56,7 @@ def main() -> None:
             "epochs": randint(low, high),
             **{name: str(value) if isinstance(value, Path) else value for name, value in constants.items()},
         },
-        # Its defaults are a grace period of 1 and a reduction factor of 3; max_t it must be told.
+        # Its defaults are a grace period of 1 and a reduction factor of 3; max_t must be given.
         metric="accuracy",
         do_minimize=False,
         time_attr="epoch",
@@ -71,7 +71,7 @@ def main() -> None:
         scheduler=scheduler,
         stop_criterion=lambda status: False,  # the scheduler ends it
         n_workers=common.workers(args),
-        # The tuner looks at its trials every 5 seconds unless told otherwise: long for an epoch of a minute.
+        # The tuner checks its trials every 5 seconds by default: long for an epoch of a minute.
         sleep_time=1.0,
     ).run()
 

@@ -1,4 +1,4 @@
-"""One trial of Syne Tune: the script that its local backend starts in a process of its own."""
+"""One trial of Syne Tune: the script that its local backend starts in a separate process."""
 
 from __future__ import annotations
 

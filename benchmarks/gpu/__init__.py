@@ -1,8 +1,8 @@
-"""Confirms or refutes the whole GPU path in one command of under eight minutes: `python -m benchmarks.gpu`.
+"""Tests the whole GPU path in one command of under eight minutes: `python -m benchmarks.gpu`.
 
-__main__.py   flags, and what is left behind at the end
-plan.py       the steps: what each shows, and its limit
-runner.py     runs steps in process groups of their own, under one deadline; a row each
+__main__.py   flags, and the files that remain at the end
+plan.py       the steps, each with its purpose and limit
+runner.py     runs steps in separate process groups, under one deadline; a row each
 output.py     the folder of rows, logs and profile
 table.py      the rows as a table
 results.py    the rows as parquet

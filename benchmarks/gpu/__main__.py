@@ -1,4 +1,4 @@
-"""Confirms or refutes the whole GPU path in under eight minutes: steps under one deadline, a row each.
+"""Tests the whole GPU path in under eight minutes: steps under one deadline, a row each.
 
 python -m benchmarks.gpu                            # on a machine with a GPU
 python -m benchmarks.gpu --only loop search-0.5     # two steps again; rows are added
@@ -28,7 +28,7 @@ from tune_mnist.cli.parser import OneLineParser
 
 ROOT = Path(__file__).parents[2]
 RESERVED_SECONDS = 12.0
-"""Of the deadline, for the end of the last step, the table and the parquet."""
+"""Reserved before the deadline for stopping the last step, the table and the parquet."""
 CUDA_SECONDS = 60.0
 """Longest wait for torch to say whether there is a GPU."""
 RESULTS_SECONDS = 60.0
@@ -45,9 +45,9 @@ def main() -> int:
 
 
 def run(steps: list[Step], output: Output, *, device: str, deadline: float) -> int:
-    """Run steps, print and write what they brought; return 0 if all passed, else 1, or 130 on Ctrl-C."""
+    """Run steps, print and write their results; return 0 if all passed, else 1, or 130 on Ctrl-C."""
     console = Console(highlight=False)
-    console.width = max(console.width, 110)  # the table needs it, also in a file
+    console.width = max(console.width, 110)  # the table needs it, even in a file
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt_once)
     environment = step_environment(ROOT, device)
@@ -74,7 +74,7 @@ def run(steps: list[Step], output: Output, *, device: str, deadline: float) -> i
 
 
 def _interrupt_once(number: int, frame: object) -> None:
-    """Stop the running step; what follows takes seconds and is not to be interrupted again."""
+    """Stop the running step; what follows takes seconds and must not be interrupted again."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -110,13 +110,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _has_cuda() -> bool:
-    """Ask torch in a process of its own: a driver that hangs must not take this one with it."""
+    """Ask torch in a separate process: a driver that hangs must not take this one with it."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return not _run([sys.executable, "-c", code], os.environ, CUDA_SECONDS)[0]
 
 
 def _write_parquet(console: Console, output: Output, environment: Mapping[str, str]) -> None:
-    """Write the parquet in a process of its own, as its columns ask torch for the GPU's name."""
+    """Write the parquet in a separate process, as its columns ask torch for the GPU's name."""
     command = [sys.executable, "-m", "benchmarks.gpu.results", str(output.folder.absolute())]
     error, text = _run(command, environment, RESULTS_SECONDS)
     console.print(f"parquet: {escape(error or text)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Steps `blog` and `copies`: images a second of the bare training loop, by one process and by several."""
+"""Steps `blog` and `copies`: images per second of the bare training loop, in one process and in several."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.gpu.step import Setup
 from benchmarks.loop import side_by_side
 
 EPOCHS = {"ours": 10, "blog": 1}
-"""That are measured; ours are over too soon for one to be sure that all copies are measured together."""
+"""Measured epochs; one of ours is too short to be sure that all copies are measured at the same time."""
 
 
 def run(
     setup: Setup, *, loop: str, counts: Sequence[int], environment: Mapping[str, str] = os.environ
 ) -> Iterator[dict[str, Any]]:
-    """Yield the images a second of so many copies of a loop, all together."""
+    """Yield the images per second of several copies of a loop, in total."""
     images, val_images = (25_600, 5000) if setup.on_gpu else (192, 100)
     flags = [
         *(loop, "--device", setup.device, "--precision", "auto" if loop == "ours" else "fp32"),

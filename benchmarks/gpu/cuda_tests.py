@@ -14,7 +14,7 @@ from benchmarks.gpu.step import Setup, StepError
 
 TEST_FILE = "tests/mnist/test_cuda.py"
 TEST_SECONDS = 40
-"""Longest time of one test, after which its stack is in the log."""
+"""Longest time of one test, after which its stack is logged."""
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:

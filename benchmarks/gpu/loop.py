@@ -20,10 +20,10 @@ from tune_mnist.mnist.training import EpochResult, Training, fit
 from tune_mnist.tuning.device import release_memory
 
 LEARNING_RATES = {"sgd": 0.05, "rmsprop": 0.0005, "adamw": 0.001}
-"""Of each optimizer that is measured; they are high enough for the loss to fall at once."""
+"""Of each measured optimizer; high enough for the loss to fall at once."""
 TOLERANCE = 0.03
 """Relative difference of an epoch's mean loss, eager and from a graph, with the same random numbers. A frozen
-learning rate makes it 0.05 (SGD, 6,400 images, on a CPU), another seed 0.04 to 0.07."""
+learning rate makes it 0.05 (SGD, 6,400 images, on a CPU), a different seed 0.04 to 0.07."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ GRAPHS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """How much is trained."""
+    """The amount of training."""
 
     images: int
     epochs: int
@@ -54,7 +54,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """Yield the figures of each precision, optimizer and variant, bf16 and SGD first.
 
     Raises:
-        StepError: if a graph was not used, or its losses are not those of the eager steps.
+        StepError: if a graph was not used, or its losses differ from those of the eager steps.
     """
     work = Work(images=25_600, epochs=6) if setup.on_gpu else Work(images=192, epochs=2)
     splits = load_train_val("mnist", setup.data_dir, val_size=work.images // 5, train_size=work.images)
@@ -93,7 +93,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 def _train(
     setup: Setup, work: Work, splits: tuple[Split, Split], precision: str, optimizer: str, variant: Variant
 ) -> list[EpochResult]:
-    """Train with all that a graph could get wrong: dropout, shifts, a learning rate that falls."""
+    """Train with everything that a graph could get wrong: dropout, shifts, a falling learning rate."""
     release_memory()
     if setup.on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -113,7 +113,7 @@ def _train(
 
 
 def _figures(name: str, variant: Variant, results: list[EpochResult]) -> dict[str, Any]:
-    """Give images a second without the first epoch, which captures the graph, and the peak of memory."""
+    """Return images per second without the first epoch, which captures the graph, and the peak memory."""
     key = f"{name} {variant.name}"
     figures: dict[str, Any] = {
         f"{key} images/s": median(result.images_per_second for result in results[1:]),
@@ -126,20 +126,20 @@ def _figures(name: str, variant: Variant, results: list[EpochResult]) -> dict[st
 
 
 def largest_difference(results: list[EpochResult], others: list[EpochResult]) -> float:
-    """Give the largest relative difference of two trainings' losses, of all epochs; NaN if one is NaN."""
+    """Return the largest relative difference of two trainings' losses, over all epochs; NaN if one is NaN."""
     losses = [(one.train_loss, other.train_loss) for one, other in zip(results, others, strict=True)]
     differences = [abs(one - other) / one for one, other in losses]
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
 def _context_memory() -> dict[str, Any]:
-    """Measure the GPU's memory that torch does not count: context and kernels (nothing else is running)."""
+    """Measure the GPU memory that torch does not count: context and kernels (nothing else is running)."""
     free, total = torch.cuda.mem_get_info()
     return {"context MB": (total - free - torch.cuda.memory_reserved()) / 1e6}
 
 
 def _profiles(setup: Setup, splits: tuple[Split, Split], precision: str) -> Iterator[str]:
-    """Profile epochs of 20 steps, in which one batch is validated too; the first epochs are not looked at."""
+    """Profile epochs of 20 steps, each with one validation batch; the first epochs are skipped."""
     train, validation = splits
     train = Split(images=train.images[:1280], labels=train.labels[:1280])
     validation = Split(images=validation.images[:64], labels=validation.labels[:64])

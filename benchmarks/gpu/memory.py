@@ -1,6 +1,6 @@
-"""Step `memory`: a trial whose fraction is too small, and one on a full card, say so in one clear sentence.
+"""Step `memory`: trials with too small a fraction, or on a full card, say so in one clear sentence.
 
-python -m benchmarks.gpu.memory too-small data    # the trial, in a process of its own
+python -m benchmarks.gpu.memory too-small data    # the trial, in a separate process
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SENTENCE = (
     r"the GPU has no memory left for this trial, which has a fraction of 0\.25: ask for --gpus-per-trial 0\.5"
 )
 FRACTION = 0.25
-"""Of the GPU, that the trials believe to have."""
+"""Of the GPU, that the trials believe they have."""
 TOO_SMALL_BYTES = 48 * 2**20
-"""What the trial is held to: the images alone are more."""
+"""The trial's limit: the images alone need more."""
 LEFT_BYTES = {"full": 400 * 2**20, "fuller": 1200 * 2**20}
-"""What is left on the full card: too little for CUDA's context, and room for it but not for the training."""
+"""Free on the full card: too little for CUDA's context, and enough for that but not for the training."""
 TRIAL_SECONDS = 30.0
 NO_ERROR = "the trial has trained, though its memory should have been too small"
 
@@ -53,13 +53,13 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def _fill_but(left: int) -> torch.Tensor:
-    """Take the GPU's memory but so many bytes."""
+    """Fill the GPU's memory except for some bytes."""
     free, _ = torch.cuda.mem_get_info()
     return torch.empty(max(0, free - left), dtype=torch.uint8, device="cuda")
 
 
 def _sentence(case: str, data_dir: Path) -> str:
-    """Run a trial in a process of its own; return the last line of its output."""
+    """Run a trial in a separate process; return the last line of its output."""
     command = [sys.executable, "-m", "benchmarks.gpu.memory", case, str(data_dir)]
     try:
         done = subprocess.run(
@@ -72,7 +72,7 @@ def _sentence(case: str, data_dir: Path) -> str:
 
 
 def main() -> None:
-    """Train as a trial does, and print what its error says."""
+    """Train as a trial does, and print the text of its error."""
     case, data_dir = sys.argv[1:]
     train, validation = load_train_val("mnist", Path(data_dir), val_size=5000)
     try:

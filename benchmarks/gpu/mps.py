@@ -1,4 +1,4 @@
-"""Step `mps`: NVIDIA's MPS, where it can be started: the copies again, and the search at 0.125."""
+"""Step `mps`: NVIDIA's MPS, if it can be started: the copies again, and the search at 0.125."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTROL = "nvidia-cuda-mps-control"
 ANSWER_SECONDS = 10.0
 """Longest wait for an answer of the daemon."""
 KERNEL_SECONDS = 30.0
-"""Longest wait for a first kernel through it: torch's import and CUDA's start included."""
+"""Longest wait for a first kernel through it, including torch's import and CUDA's start."""
 KERNEL = "import torch; print(torch.ones(8, device='cuda').sum().item())"
 GPUS = 0.125
 
@@ -27,7 +27,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """Start the daemon, yield the figures of `copies` and `search` under it, shut it down.
 
     Raises:
-        SkippedError: if there is no MPS here, or it doesn't start: then nothing of it is used.
+        SkippedError: if there is no MPS here, or it does not start: then it is not used at all.
         StepError: as `search`.
     """
     with started() as environment:
@@ -38,7 +38,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def started() -> Iterator[dict[str, str]]:
-    """Start MPS for a block, and give the environment of its clients.
+    """Start MPS for a block, and yield the environment of its clients.
 
     Raises:
         SkippedError: if that fails.
@@ -57,7 +57,7 @@ def started() -> Iterator[dict[str, str]]:
 
 
 def _start(control: str, environment: Mapping[str, str]) -> None:
-    # The daemon would keep inherited pipes open, and whoever reads them would wait for ever.
+    # The daemon would keep inherited pipes open, and their readers would wait forever.
     nowhere: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
         code = subprocess.run(
@@ -84,7 +84,7 @@ def _ask(control: str, command: str, environment: Mapping[str, str]) -> str:
     """Send the daemon a command; return its answer.
 
     Raises:
-        SkippedError: if there is none in time.
+        SkippedError: if there is no answer in time.
     """
     try:
         done = subprocess.run(

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 LOG_BYTES = 2**20
-"""Of a step's log that are kept: half from its beginning, half from its end."""
+"""Kept of a step's log: half from its beginning, half from its end."""
 SCRATCH_BYTES, SCRATCH_LOG_BYTES = 2 * 2**20, 100_000
-"""Of the other logs (Ray's, the search's) of a step that failed: in all, and of each the end."""
+"""Kept of a failed step's other logs (Ray's, the search's): in total, and of each one's end."""
 ARCHIVE_BYTES = 15 * 2**20
-"""Most of the archive: nothing is added that would make it larger."""
+"""Limit of the archive: nothing is added that would make it larger."""
 
 
 class OutputError(ValueError):
-    """The folder can't be used; the text says what the rule is."""
+    """The folder cannot be used; the text states the rule."""
 
 
 class Output:
-    """The files of a run in one folder. Every one is complete after each step, so that a kill loses nothing.
+    """The files of a run in one folder. All are complete after each step, so that a kill loses nothing.
 
     Attributes:
-        rows_file: a JSON line a step.
+        rows_file: a JSON line per step.
         table_file: the rows as a table.
         parquet_file: the rows as parquet.
         profile_file: where a training step spends its time.
@@ -46,11 +46,11 @@ class Output:
         """Make the folder; unless its files are to be kept, remove those of an earlier run.
 
         Args:
-            names: of the steps, whose logs may lie there after a kill.
+            names: of the steps, whose logs may be there after a kill.
             keep: whether rows are added to those of an earlier run.
 
         Raises:
-            OutputError: if something else lies there.
+            OutputError: if anything else is there.
         """
         ours = {self.rows_file, self.table_file, self.parquet_file, self.profile_file, self.archive_file}
         ours |= {self.log(name) for name in names}
@@ -68,7 +68,7 @@ class Output:
                 path.unlink()
 
     def log(self, name: str) -> Path:
-        """Give the file of a running step's log."""
+        """Return the file of a running step's log."""
         return self.folder / f"{name}.log"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Output:
         return rows
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """Append a row, and wait until it is on the disk."""
+        """Append a row, and wait until it is on disk."""
         with self.rows_file.open("a+b") as file:
             truncated = file.tell() and not self.rows_file.read_bytes().endswith(b"\n")
             file.write(b"\n" * bool(truncated) + json.dumps(row).encode() + b"\n")
@@ -90,7 +90,7 @@ class Output:
     def archive(self, log: Path, scratch: Path | None) -> None:
         """Move a log into the archive, with the ends of those in a folder (Ray's, a search's), if given.
 
-        Where that fails, the log stays where it is: the next step is worth more.
+        If that fails, the log stays where it is: the next step matters more.
         """
         with suppress(OSError, tarfile.TarError):
             with tarfile.open(self.archive_file, "a") as archive:

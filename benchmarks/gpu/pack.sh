@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Packs what a machine with torch and torchvision but no network does not have: the other packages (site/), and
+# Packs what a machine with torch and torchvision but no network is missing: the other packages (site/), and
 # MNIST (data/). About 56 MiB, and a few minutes.
 #
 #     bash benchmarks/gpu/pack.sh gpu.tar.xz        # for Python 3.12 on x86-64 Linux; needs pip, strip, unzip and xz
 #
-# Left out: what torch brings along, scipy (no step needs it), the parts of Ray that tuning never loads, pyarrow's
+# Left out: what torch installs, scipy (no step needs it), the parts of Ray that tuning never loads, pyarrow's
 # clouds, symbols and stubs. benchmarks/README.md says how to unpack and run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -1,4 +1,4 @@
-"""The plan: which steps there are, and how long each may take, in the order of what they are worth."""
+"""The plan: the steps and how long each may take, the most valuable first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Planned:
     """A step of the plan."""
 
     module: str
-    "Which has its ``run(setup, **options)``, an iterator of figures."
+    "Of its ``run(setup, **options)``, an iterator of figures."
     limit_seconds: float
-    "The limits' sum is above the deadline: a step that overruns costs the last ones, not the run."
+    "The limits add up to more than the deadline: a step that overruns costs the last ones, not the run."
     options: dict[str, Any] = field(default_factory=dict)
     needs_cuda: bool = False
 
@@ -40,11 +40,11 @@ PLAN = {
 
 
 CPU_FACTOR = 2.0
-"""By which the limits are longer in a rehearsal, which may have to share its cores."""
+"""Factor by which the limits are longer in a rehearsal, which may have to share its cores."""
 
 
 def plan(names: Collection[str], *, device: str, data_dir: Path, out: Path) -> list[Step]:
-    """Give the steps of these names, in the plan's order."""
+    """Return the steps with these names, in the plan's order."""
     flags = ["--device", device, "--data-dir", str(data_dir.absolute()), "--out", str(out.absolute())]
     command = [sys.executable, "-m", "benchmarks.gpu.step"]
     factor = CPU_FACTOR if device == "cpu" else 1.0

@@ -1,4 +1,4 @@
-"""Step `probe`: which machine this is, as torch, the driver and Ray see it."""
+"""Step `probe`: this machine as torch, the driver and Ray see it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """Yield versions, the GPU, and what Ray counts.
 
     Raises:
-        StepError: if torch sees a GPU and Ray doesn't: no trial would get one.
+        StepError: if torch sees a GPU but Ray does not: no trial would get one.
     """
     yield {
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
 """Writes the rows of a folder as parquet, with the machine's columns; on a GPU also to benchmarks/results.
 
-python -m benchmarks.gpu.results gpu-out    # also after a run that was killed
+python -m benchmarks.gpu.results gpu-out    # also after a killed run
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.gpu.output import Output
 
 
 def main() -> int:
-    """Read the rows, write the parquet, print where it is."""
+    """Read the rows, write the parquet, print its path."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the raw results")

@@ -1,4 +1,4 @@
-"""Step `reuse`: trials in one process leave no memory behind; checkpoints resume on another device."""
+"""Step `reuse`: trials in one process leak no memory; checkpoints resume on another device."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tune_mnist.tuning.device import release_memory
 OPTIMIZERS = tuple(LEARNING_RATES)
 TRIALS = 12
 SETTLED = 4
-"""Trials after which memory must be flat: by then each optimizer had its turn."""
+"""Trials after which memory must be flat: by then each optimizer has had its turn."""
 GROWTH_MB = {"cuda": 32.0, "cpu": 100.0}
-"""Most that may be added from then on: of a GPU's memory, and of a process's, which is noisier."""
+"""Most that may be added from then on: to a GPU's memory, and to a process's, which is noisier."""
 ACCURACY_TOLERANCE = 0.01
 """Between the accuracies of the same weights on two devices."""
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield memory after each trial, then what a checkpoint is worth on the other device.
+    """Yield memory after each trial, then how a checkpoint resumes on the other device.
 
     Raises:
-        StepError: if memory grows, or a resumed training is not the one that was saved.
+        StepError: if memory grows, or a resumed training is not the saved one.
     """
     images, val_images = (6400, 1000) if setup.on_gpu else (256, 200)
     train, validation = load_train_val("mnist", setup.data_dir, val_size=val_images, train_size=images)
@@ -59,7 +59,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def _train_one(setup: Setup, number: int, train: Split, validation: Split) -> None:
-    """Train as a trial does, with what it leaves to the next one in its process."""
+    """Train as a trial does, leaving behind what it leaves to the next one in its process."""
     hyperparameters = Hyperparameters(epochs=2, optimizer=OPTIMIZERS[number % len(OPTIMIZERS)])
     training = Training(hyperparameters, seed=number, device=setup.device)
     for _ in fit(training, train, validation):
@@ -78,7 +78,7 @@ def _megabytes(setup: Setup) -> float:
 
 
 def _resume(source: str, target: str, optimizer: str, train: Split, validation: Split) -> str:
-    """Train an epoch on one device and the next on another; say what is wrong with that, if anything."""
+    """Train an epoch on one device and the next on another; return what went wrong, if anything."""
     train = Split(images=train.images[:1280], labels=train.labels[:1280])
     lr = LEARNING_RATES[optimizer]
     hyperparameters = Hyperparameters(epochs=2, optimizer=optimizer, lr=lr, lr_end_factor=0.5)

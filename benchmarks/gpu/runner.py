@@ -1,4 +1,4 @@
-"""Runs steps, each in a process group of its own and with a limit of its own, under one deadline.
+"""Runs steps, each in its own process group and with its own limit, under one deadline.
 
 A step is a program that prints its figures as JSON lines, as soon as it has them. One that fails, hangs or
 overruns is stopped and recorded, and the next one starts.
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 5.0
 LEAST_SECONDS = 3.0
 """With less than this left, a step is not started."""
 SKIPPED = "skipped"
-"""Key of a figure: why a step can't be run here, which is no failure."""
+"""Key of a figure: why a step cannot be run here, which is not a failure."""
 
 Row = dict[str, Any]
 """what, device, ok, skipped, seconds, cpu_seconds, figures, error, ended."""
@@ -56,7 +56,7 @@ def run_steps(
         output: where rows and logs go.
         device: cuda or cpu, a column of the rows.
         folder: where the steps run.
-        environment: their variables; each gets a TMPDIR and a RAY_TMPDIR of its own, which are removed.
+        environment: their variables; each gets its own TMPDIR and RAY_TMPDIR, which are removed.
         deadline: of `time.monotonic`, at which the last step is stopped.
 
     Raises:
@@ -145,7 +145,7 @@ def _figures(text: str) -> dict[str, Any]:
 
 
 def step_environment(root: Path, device: str) -> dict[str, str]:
-    """Give the variables of the steps: ours, without a Ray cluster's address, packages by absolute paths."""
+    """Return the steps' variables: ours, without a Ray cluster's address, packages by absolute paths."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     packages = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     if device == "cpu":  # on busy cores, threads that wait for each other spin

@@ -1,4 +1,4 @@
-"""Steps `search-0.5` and `search-0.25`: the README's search of 64 trials, a fraction of the GPU each."""
+"""Steps `search-0.5` and `search-0.25`: the README's search of 64 trials, each on a fraction of the GPU."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MINIATURE = ("--max-epochs", "1", "--train-size", "512", "--val-size", "500")
 def run(
     setup: Setup, *, gpus: float, environment: Mapping[str, str] = os.environ
 ) -> Iterator[dict[str, Any]]:
-    """Search, and yield when what happened, what was trained, and how long the GPU stood idle.
+    """Search, and yield when things happened, what was trained, and how long the GPU was idle.
 
-    Of a search that is interrupted, as at the step's limit, it yields what the ledger has up to then.
+    For an interrupted search, as at the step's limit, it yields what the ledger has so far.
 
     Raises:
         StepError: if the search failed, or a trial is missing.
@@ -68,7 +68,7 @@ def run(
         yield {**idle_seconds(epochs), **utilisation.between(first, last)}
     states = Counter(line["state"] for line in lines["end"])
     yield {f"trials {state}": count for state, count in sorted(states.items())}
-    # A trial that diverges is a result; an attempt that is lost is none, even if the next one succeeds.
+    # A diverged trial is a result; a lost attempt is not, even if the next one succeeds.
     failures = (*lines["error"], *lines["lost"])
     errors = [line["error"] for line in failures if "not finite" not in line["error"]]
     if errors:
@@ -106,8 +106,8 @@ def _begin(epoch: Mapping[str, Any]) -> float:
 def idle_seconds(epochs: list[dict[str, Any]]) -> dict[str, Any]:
     """Measure how long slots train nothing, by the ledger's lines of epochs.
 
-    A slot is a process. Between two trials it is idle from the time at which the driver heard of the last
-    epoch of one to the start of the first epoch of the next, which is the time of its report less the
+    A slot is a process. Between two trials it is idle from the time at which the driver received the last
+    epoch of one to the start of the first epoch of the next, which is the time of its report minus the
     seconds that it took; so a report's way to the driver counts as idle. Busy is the fraction of all slots'
     time, from the first start to the last report, in which an epoch ran.
     """

@@ -20,11 +20,11 @@ from benchmarks.gpu.runner import SKIPPED
 
 
 class StepError(RuntimeError):
-    """A verdict: what was measured is not what must be; the text says both."""
+    """A verdict: the measured value is not the required one; the text states both."""
 
 
 class SkippedError(RuntimeError):
-    """The step can't be run on this machine; the text says why."""
+    """The step cannot be run on this machine; the text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,15 @@ class Setup:
     """What a step is run with."""
 
     device: str
-    "cuda or cpu; on a cpu a step does the same in miniature."
+    "cuda or cpu; on a CPU a step does the same in miniature."
     data_dir: Path
     "Where MNIST is."
     output: Output
-    "Where a profile goes."
+    "Where the profile goes."
 
     @property
     def on_gpu(self) -> bool:
-        """Whether this is the real thing."""
+        """Whether this runs on a GPU, not as a rehearsal."""
         return self.device == "cuda"
 
 
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("gpu-out"))
     args = parser.parse_args()
-    # A shell that starts a program in the background lets it ignore SIGINT, and so all that it starts.
+    # A program that a shell starts in the background ignores SIGINT, and so does all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     setup = Setup(device=args.device, data_dir=args.data_dir, output=Output(args.out))
     planned = PLAN[args.name]
@@ -67,7 +67,7 @@ def main() -> int:
     except StepError as verdict:
         print(verdict, file=sys.stderr)
         return 1
-    except Exception as error:  # CUDA's are several lines, of which the first says what
+    except Exception as error:  # CUDA's have several lines, of which the first says what
         traceback.print_exc()
         print(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_rows(console: Console, rows: Sequence[dict[str, Any]], *, separator: str = "; ") -> None:
-    """Print a step a row: what went wrong and its figures, with a separator between, in the last column."""
+    """Print a row per step, with what went wrong and its figures in the last column, separated."""
     table = Table("step", "", "s", "CPU s", "figures")
     for row in rows:
         texts = [f"{name} {number(value)}" for name, value in row["figures"].items()]
@@ -29,12 +29,12 @@ def show_rows(console: Console, rows: Sequence[dict[str, Any]], *, separator: st
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Say whether a step passed."""
+    """Describe whether a step passed."""
     return "[red]failed[/]" if not row["ok"] else "skipped" if row["skipped"] else "ok"
 
 
 def number(value: Any) -> str:
-    """Write a figure: three digits, or all of those before the point; None as a dash."""
+    """Format a figure: three digits, or all those before the point; None as a dash."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):

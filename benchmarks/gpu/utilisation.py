@@ -19,8 +19,8 @@ SECONDS = 0.2
 class Utilisation:
     """The GPU's utilisation and memory over time.
 
-    The driver's utilisation is the part of its own last sampling period (a sixth of a second to one) in which
-    any kernel ran, however small: 0 is idle, 100 does not mean that the GPU is full.
+    The driver's utilisation is the fraction of its own last sampling period (a sixth of a second to one) in
+    which any kernel ran, however small: 0 is idle, 100 does not mean that the GPU is full.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Utilisation:
 
     @contextmanager
     def sampled(self, *, on: bool) -> Iterator[None]:
-        """Sample during a block, if ``on``; where the driver doesn't tell, there are no samples."""
+        """Sample during a block, if ``on``; if the driver does not report, there are no samples."""
         over = threading.Event()
         thread = threading.Thread(target=self._sample, args=(over,), daemon=True)
         if on:
@@ -51,7 +51,7 @@ class Utilisation:
             print(f"no utilisation: {error}")
 
     def between(self, first: float, last: float) -> dict[str, Any]:
-        """Sum up the samples between two times; {} without any."""
+        """Summarise the samples between two times; {} if there are none."""
         samples = [sample for sample in self.samples if first <= sample[0] <= last]
         if not samples:
             return {}

@@ -11,7 +11,7 @@ from benchmarks.gpu.step import Setup
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield the seconds that each of them takes."""
+    """Yield the seconds that each takes."""
     started = time.perf_counter()
     for name in (
         "tune_mnist.tuning.tuner",

@@ -1,4 +1,4 @@
-"""The tuners that the benchmarks compare with: on the same work, by the same measure."""
+"""The tuners that the benchmarks compare with: the same work, the same measurement."""
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """The runner of the GPU benchmark, with steps that crash and hang, and a rehearsal of its cheap steps.
 
-The full rehearsal is `make gpu ARGS="--device cpu"`: up to 4 minutes. None of these tests times anything.
+The full rehearsal is `make gpu ARGS="--device cpu"`: up to 4 minutes. None of these tests measures time.
 """
 
 import importlib
@@ -30,7 +30,7 @@ from benchmarks.gpu.search import idle_seconds
 from benchmarks.gpu.table import number
 from tests.conftest import ROOT
 
-# Runs made-up steps as `python -m benchmarks.gpu` runs the plan's.
+# Runs synthetic steps as `python -m benchmarks.gpu` runs the plan's.
 RUNNER = """
 import json, sys, time
 from pathlib import Path
@@ -52,7 +52,7 @@ import os, signal
 print('{"images": 3}', flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-# A daemon has a session of its own, and init for its parent.
+# A daemon has its own session, and init as its parent.
 LEAVES_A_DAEMON = """
 import os, time
 read, write = os.pipe()
@@ -275,7 +275,7 @@ def test_idle_time_is_that_between_two_trials_of_a_process() -> None:
     lines: list[dict[str, Any]] = [
         {"trial_id": "a", "pid": 1, "epoch_seconds": 2.0, "time": 102.0},
         {"trial_id": "a", "pid": 1, "epoch_seconds": 2.0, "time": 104.5},  # half a second within a trial
-        {"trial_id": "b", "pid": 1, "epoch_seconds": 1.0, "time": 106.0},  # half a second between two
+        {"trial_id": "b", "pid": 1, "epoch_seconds": 1.0, "time": 106.0},  # half a second between two trials
         {"trial_id": "c", "pid": 2, "epoch_seconds": 3.0, "time": 103.0},
         {"trial_id": "d", "pid": 2, "epoch_seconds": 2.0, "time": 106.5},  # a second and a half
     ]

@@ -1,4 +1,4 @@
-"""The verdicts of the GPU benchmark's steps, on made-up measurements: none of these tests needs a GPU."""
+"""The verdicts of the GPU benchmark's steps, on synthetic measurements: none of these tests needs a GPU."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def test_the_loop_compares_graphs_with_eager_steps(
 
 
 def write_search(folder: Path, lines: list[dict[str, Any]], code: int) -> None:
-    """Put a script in the place of scripts/tune.py that leaves a ledger."""
+    """Replace scripts/tune.py with a script that leaves a ledger."""
     text = "\n".join(json.dumps(line) for line in lines) + "\n"
     (folder / "scripts").mkdir()
     (folder / "scripts" / "tune.py").write_text(
@@ -144,7 +144,7 @@ def test_an_interrupted_search_keeps_the_figures_that_it_had(
     script.write_text(script.read_text().replace("print(", f"{interrupts}print("))
     monkeypatch.setattr(search, "ROOT", tmp_path)
     figures: dict[str, Any] = {}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a step has it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a step
     try:
         with pytest.raises(StepError, match="ended with code 130"):
             for some in search.run(setup, gpus=0.5):
@@ -234,7 +234,7 @@ def test_the_tests_step_counts_what_pytest_reports(
             next(steps)
 
 
-# A daemon that starts, or not, and notes what it is asked.
+# A daemon that starts, or does not, and logs its requests.
 CONTROL = """#!{python}
 import pathlib, sys, time
 if sys.argv[1:] == ["-d"]:

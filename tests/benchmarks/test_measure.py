@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, ratios, spreads, raw results. None of these tests times anything."""
+"""What the benchmarks share: turns, ratios, spreads, raw results. None of these tests measures time."""
 
 import importlib
 import io
@@ -98,7 +98,7 @@ def test_a_wrong_word_is_told(
 
 
 def written_commands() -> list[str]:
-    """Collect the flags that the pages and docstrings give to the benchmarks."""
+    """Collect the flags of the benchmark commands in the pages and docstrings."""
     folder = measure.RESULTS.parent
     pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), folder / "README.md")
     texts = [path.read_text() for path in (*pages, *folder.glob("*.py"))]

@@ -1,4 +1,4 @@
-"""The benchmark of the overhead: what it makes of the times of a search, and real tiny searches."""
+"""The overhead benchmark: what it computes from the times of a search, and real tiny searches."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from benchmarks import overhead
 
 
 def test_seconds_a_trial_leave_out_the_start_of_the_processes() -> None:
-    # Two slots whose processes take 5 s, and then a report every half a second.
+    # Two slots whose processes take 5 s, then a report every half second.
     assert overhead._seconds_a_trial([5.0, 5.2, 5.7, 6.2, 6.7]) == pytest.approx(0.5)
 
 

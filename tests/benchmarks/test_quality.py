@@ -1,4 +1,4 @@
-"""The simulated searches: on curves made by hand, whose best is known."""
+"""The simulated searches: on handmade curves, whose best is known."""
 
 import io
 import math
@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 
 
 class HandMade:
-    """Curves that rise to a height of their own, which momentum and dropout set."""
+    """Curves that rise to a height set by momentum and dropout."""
 
     def __init__(self) -> None:
         self.trained: list[Mapping[str, Any]] = []
@@ -97,7 +97,7 @@ def test_trials_are_stopped_by_the_projects_asha(workers: int, reduction_factor:
     for step in simulate(Variant(name="", settings=changes), workers, budget=150):
         epoch = epochs[step.trial] = epochs.get(step.trial, 0) + 1
         assert step.stopped == asha.stops(str(step.trial), epoch, step.accuracy)
-        # And as the paper has it: below the best 1 / reduction_factor of those before it.
+        # And as in the paper: below the best 1 / reduction_factor of those before it.
         before = rungs.get(epoch, [])
         cut = bool(before) and step.accuracy < float(np.quantile(before, 1 - 1 / reduction_factor))
         before.append(step.accuracy)
@@ -142,7 +142,7 @@ def test_what_the_sampler_hears_of_a_stopped_trial(variant: Variant, pruned: boo
 
 @pytest.fixture(scope="module")
 def recorded() -> pd.DataFrame:
-    """120 curves made by hand."""
+    """120 handmade curves."""
     params = surrogate.random_params(120, np.random.default_rng(0))
     rows = [
         {"configuration": number, **one, "epoch": epoch, "accuracy": accuracy}

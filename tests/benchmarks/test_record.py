@@ -15,12 +15,12 @@ from tune_mnist.mnist.spaces import WIDE
 
 
 class Program:
-    """Runs one of the programs on the same table."""
+    """Runs one of the programs, all on the same table."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, table: Path, mnist_dir: Path) -> None:
         monkeypatch.setattr(record, "ProcessPoolExecutor", ThreadPoolExecutor)
         monkeypatch.setattr(record, "VAL_SIZE", 200)
-        monkeypatch.setattr(record, "_splits", None)  # and thereby again afterwards
+        monkeypatch.setattr(record, "_splits", None)  # and so restores it afterwards
         quick = partial(optimum, steps=2)
         monkeypatch.setattr(refine, "optimum", lambda model, draws, seed: quick(model, 200, seed=seed))
         self.monkeypatch = monkeypatch

@@ -1,4 +1,4 @@
-"""What a search costs by its size, in calls instead of seconds; and that what costs less decides the same."""
+"""What a search costs by its size, in calls instead of seconds; and that cheaper ways decide the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tune_mnist.tuning import tuner
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the syncs of the disk, and the times that all trials of a study are asked for."""
+    """Counts disk syncs, and how often all trials of a study are requested."""
     counts: Counter[str] = Counter()
 
     def counted(name: str, owner: Any, method: str) -> None:

@@ -16,7 +16,7 @@ from tune_mnist.cli.parser import OF_THE_MACHINE
 
 @pytest.fixture
 def kept_signals() -> Iterator[None]:
-    """Some commands set what a broken pipe does to their process."""
+    """Some commands change how their process handles a broken pipe."""
     before = signal.getsignal(signal.SIGPIPE)
     yield
     signal.signal(signal.SIGPIPE, before)

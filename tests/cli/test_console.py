@@ -1,4 +1,4 @@
-"""What a person sees of a search, from counts made by hand."""
+"""What a user sees of a search, from handmade counts."""
 
 import io
 import re

@@ -43,7 +43,7 @@ def cells(joining: Runner, tmp_path_factory: pytest.TempPathFactory) -> list[dic
 
 
 def interrupt(folder: Path) -> None:
-    """Send the kernel what Jupyter's stop button does, once the search of the last cell has an epoch."""
+    """Interrupt the kernel as Jupyter's stop button does, once the last cell's search has an epoch."""
     ledger = folder / "runs" / "stopped" / "ledger.jsonl"
     while not (ledger.exists() and b'"event": "epoch"' in ledger.read_bytes()):
         time.sleep(0.05)

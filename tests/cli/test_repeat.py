@@ -1,4 +1,4 @@
-"""train.py --run: a trial that is trained again has the values of the search, to the last bit."""
+"""train.py --run: a trial that is trained again has the search's values, to the last bit."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tune_mnist.tuning.repeat import load_repeat
 
 @pytest.fixture(scope="module")
 def toy(joining: Runner, joined: None) -> Path:
-    """A run of the toy task, of whose trials some diverge."""
+    """A run of the toy task in which some trials diverge."""
     runs = joining.folder / "runs"
     sizes = {"num_samples": 6, "max_epochs": 3, "epoch_seconds": 0.0}
     task = f"{ROOT / 'tests' / 'toy.py'}:TASK"

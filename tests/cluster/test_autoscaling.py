@@ -1,4 +1,4 @@
-"""A cluster whose GPU nodes start at zero: what fits on it, and a search that starts one and lets it go."""
+"""A cluster that starts without GPU nodes: what fits on it, and a search that starts and releases one."""
 
 import time
 from pathlib import Path
@@ -43,7 +43,7 @@ def is_refused(cpus: float, gpus: float, cure: str) -> None:
         ([HEAD], Autoscaler(node_types=(GPU,), max_workers=3), (1, 0, None), (0, 25)),
         ([HEAD], Autoscaler(node_types=(GPU,), max_workers=2), (1, 0.5, None), (0.5, 4)),
         ([HEAD], Autoscaler(node_types=(GPU,), max_workers=3), (1, 0.5, 5), (0.5, 5)),
-        # A worker that is there is one of those that may be.
+        # A running worker counts towards the maximum.
         ([HEAD, WORKER, WORKER], Autoscaler(node_types=(GPU,), max_workers=3), (1, 0.5, None), (0.5, 6)),
         ([HEAD, WORKER], Autoscaler(uncounted=True), (1, 0.5, None), (0.5, 8)),
         ([HEAD, WORKER], Autoscaler(uncounted=True), (1, 0.5, 20), (0.5, 20)),
@@ -123,14 +123,14 @@ def test_two_trials_share_a_gpu_that_starts_for_them_and_ends_when_idle() -> Non
         assert first["started"] < second["ended"] and second["started"] < first["ended"]
         assert not first["copied"] and not second["copied"]
         assert first["gpus"] == second["gpus"] == [0]
-        shared.check_shared(Path("/tmp/ray"))  # now there is a node that can look
+        shared.check_shared(Path("/tmp/ray"))  # now there is a node that can check
 
         deadline = time.monotonic() + 40
         while len(alive()) > 1 and time.monotonic() < deadline:
             time.sleep(0.5)
         assert len(alive()) == 1
 
-        # Where no process on the head knows the node types, as on Kubernetes, the autoscaler is asked.
+        # If no process on the head knows the node types, as on Kubernetes, the autoscaler is asked.
         pytest.MonkeyPatch().setattr(autoscaler, "_read_monitor", lambda address: None)
         assert autoscaler.find() == Autoscaler(uncounted=True)
         is_refused(1, 4, "--gpus-per-trial 0")

@@ -1,4 +1,4 @@
-"""Which cluster is used, what fits on it, what its nodes see, and addresses where there is none."""
+"""Which cluster is used, what fits on it, what its nodes see, and addresses without a cluster."""
 
 import contextlib
 import importlib.util
@@ -187,7 +187,7 @@ with connected({address!r}) as connection:
 
 
 def another_search(address: str | None = None, **environment: str) -> str:
-    """Connect in a process of its own; give how, or the last line of what it complains of."""
+    """Connect in a separate process; return how, or the last line of its error."""
     done = subprocess.run(
         [sys.executable, "-c", ANOTHER_SEARCH.format(address=address)],
         capture_output=True,
@@ -218,7 +218,7 @@ DASHBOARD = pytest.param(
 @pytest.mark.parametrize("dashboard", [False, DASHBOARD])
 @isolated
 def test_a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody(dashboard: bool) -> None:
-    # A second way out, or Ray would take 127.0.0.1 for want of another address.
+    # A second route, or Ray would use 127.0.0.1 for lack of another address.
     for command in (
         "link add out type veth peer name far",
         "address add 10.77.9.1/24 dev out",
@@ -237,7 +237,7 @@ def test_a_ray_of_our_own_listens_on_loopback_and_is_joined_by_nobody(dashboard:
         assert bool(connection.dashboard) is dashboard
         assert autoscaler.find() is None and pending_nodes() == {}
         shared.check_shared(Path.home())
-        # Trials run in workers that have waited, with what they import.
+        # Trials run in workers that have been waiting, with their imports loaded.
         cache: Any = class_cache._ActorClassCache()  # type: ignore[no-untyped-call]
         trial = cache.get(Trial).options(num_cpus=1).remote()
         assert ray.get(trial.look.remote()) == (True, TRIAL_ENVIRONMENT)
@@ -273,7 +273,7 @@ def is_loopback(host: str) -> bool:
 @isolated
 def test_the_cluster_that_this_machine_belongs_to_is_used_while_it_lives() -> None:
     start_head(1)
-    # What `ray job submit` gives its driver, with one of our own variables set to something else.
+    # What `ray job submit` passes to its driver, with one of our own variables set differently.
     os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = (
         '{"runtime_env": {"env_vars": {"MINE": "1", "MALLOC_TRIM_THRESHOLD_": "7"}}, "metadata": {}}'
     )
@@ -318,7 +318,7 @@ def test_a_cluster_with_a_token() -> None:
         assert another_search(address).endswith(
             "the Ray cluster at 127.0.0.1:6379 wants a token: set RAY_AUTH_MODE=token, and its RAY_AUTH_TOKEN"
         )
-    # As Ray does, a token in the home is used unasked for the cluster of this machine.
+    # As in Ray, a token in the home is used for this machine's cluster without being asked for.
     file = Path.home() / ".ray" / "auth_token"
     file.parent.mkdir()
     file.write_text(token)
@@ -336,7 +336,7 @@ class Actor:
 def test_a_cluster_without_a_token_is_used_after_one_with_it_but_none_of_another_version() -> None:
     start_head(1, environment={"RAY_AUTH_MODE": "disabled"})
     head, python = "127.0.0.1:6379", platform.python_version()
-    for address in ("local", None, head):  # the first gives the home a token
+    for address in ("local", None, head):  # the first puts a token in the home
         with connected(address) as connection:
             assert connection.embedded is (address == "local")
             actor: Any = ray.remote(Actor).remote()
@@ -348,7 +348,7 @@ def test_a_cluster_without_a_token_is_used_after_one_with_it_but_none_of_another
         (("2.50.1", python), ray.__version__, (None, "auto", head)),
         ((ray.__version__, "3.9.1"), f"{ray.__version__} on Python {python}", (None,)),
     ):
-        # What a cluster notes of itself, for Ray to compare; there is no second Ray here to start one with.
+        # What a cluster records of itself, for Ray to compare; there is no second Ray here to start one with.
         noted = json.dumps(dict(zip(("ray_version", "python_version"), there, strict=True)))
         client.internal_kv_put(b"CLUSTER_METADATA", noted.encode(), True, b"cluster")
         other = " on Python ".join(there) if "Python" in here else there[0]

@@ -1,4 +1,4 @@
-"""cluster.yaml through Ray's bootstrap and moto's EC2, and all files against what they install and run."""
+"""cluster.yaml with Ray's bootstrap and moto's EC2, and all files against what they install and run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Config = dict[str, Any]
 
 
 class Launcher:
-    """The steps of `ray up` that need no node; what is private of Ray is in here and in its fixture."""
+    """The steps of `ray up` that need no node; Ray's private parts are used only here and in its fixture."""
 
     def bootstrap(self, config: Config) -> Config:
         from ray.autoscaler._private import commands
@@ -96,7 +96,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
         for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_REGION"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-        # Moto takes 4 s and more to list the types of a region.
+        # Moto takes at least 4 s to list the types of a region.
         types = cache(node_provider.list_ec2_instances)
         monkeypatch.setattr(node_provider, "list_ec2_instances", lambda region, *_: types(region))
         launcher.clear_caches()
@@ -108,7 +108,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 
 def changed(path: Path, changes: dict[str, str]) -> Config:
-    """Read a file as a user has changed it: inside the marked block at the top, and nowhere else."""
+    """Return a file as a user would change it: inside the marked block at the top, and nowhere else."""
     text = path.read_text()
     (block,) = re.findall(r"^# ---- What to change.*?^ *# ---- The end of what to change", text, re.S | re.M)
     new = block
@@ -300,7 +300,7 @@ def test_machines_of_ones_own(launcher: Launcher) -> None:
 
 
 def pods(job: Config) -> list[Config]:
-    """Give the specs of the pods of a RayJob: the head's, the workers', and the one that submits."""
+    """Return the specs of a RayJob's pods: the head's, the workers', and the submitter's."""
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     templates = [*(group["template"] for group in groups), job["spec"]["submitterPodTemplate"]]
@@ -393,7 +393,7 @@ def test_kuberays_image_has_the_versions_of_the_project() -> None:
     assert {"tune_mnist", "scripts"} <= set(copied)
 
 
-# ---- Both that Ray's cluster launcher reads
+# ---- Both files for Ray's cluster launcher
 
 
 def test_the_nodes_get_the_versions_of_constraints_txt(launched: Config) -> None:

@@ -1,4 +1,4 @@
-"""The winner that can be trusted: its protocol, the real finalize.py on a finished run, what that writes."""
+"""The final model: its protocol, the real finalize.py on a finished run, what that writes."""
 
 import contextlib
 import dataclasses
@@ -76,7 +76,7 @@ def finalized(joining: Runner) -> Finalized:
     first = process.returncode, line + out, err
     kept = (run_dir / FINALS).read_text().splitlines()
     with (run_dir / FINALS).open("a") as file:
-        file.write('{"job": {"hyperpar')  # torn, as a power cut may leave it on some file systems
+        file.write('{"job": {"hyperpar')  # truncated, as a power cut may leave it on some file systems
     process = joining.start("runs/final", *FLAGS, script="finalize.py")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]  # two notes and the first training
@@ -86,7 +86,7 @@ def finalized(joining: Runner) -> Finalized:
 
 
 def kill_a_worker(runner: Runner) -> None:
-    """Kill a process that trains, once there is one: between two trainings a worker has another name."""
+    """Kill a process that trains, once there is one: between trainings a worker has a different name."""
     ends = time.monotonic() + 60
     while time.monotonic() < ends:
         for pid in runner.processes():
@@ -305,7 +305,7 @@ def job_of(seed: int, **changes: Any) -> Job:
 
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run folder whose files lie in tmp_path / "run", on a disk or as the objects of a bucket."""
+    """A run folder whose files are in tmp_path / "run", on a disk or as objects in a bucket."""
     if request.param == "disk":
         return RunFolder(tmp_path / "run")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Several machines, or a cluster that autoscales, on one: for the tests that need them."""
+"""Simulates several machines, or an autoscaling cluster, on one machine, for the tests that need them."""
 
 import functools
 import os
@@ -19,9 +19,9 @@ P = ParamSpec("P")
 
 
 def isolated(test: Callable[P, None]) -> Callable[P, None]:
-    """Run a test in a process of its own under isolated.sh; it may start Ray clusters and leave them.
+    """Run a test in a separate process under isolated.sh; it may start Ray clusters and leave them running.
 
-    Where there are no namespaces to be had it is skipped, but not where CI is set in the environment.
+    If namespaces are not available it is skipped, unless CI is set in the environment.
     """
 
     @functools.wraps(test)

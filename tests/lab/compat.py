@@ -1,9 +1,9 @@
-"""Runs the core of the tests on each pair of Ray and Optuna that is supported, and says how each one did.
+"""Runs the core of the tests on each supported pair of Ray and Optuna, and reports each result.
 
 make compat ARGS="-k resume"        (ARGS goes to pytest)
 
-Each pair has an environment of its own in .venv/compat: its Ray and its Optuna come first, then the packages
-of .venv, so that torch is installed once.
+Each pair has its own environment in .venv/compat: its Ray and Optuna come first, then the packages of .venv,
+so that torch is installed only once.
 """
 
 import subprocess
@@ -40,31 +40,31 @@ TESTS = {
         "the_cluster_that_this_machine_belongs_to_is_used_while_it_lives",
     ),
 }
-"""The core: by file, names of tests; none means all."""
+"""The core: names of tests by file; none means all."""
 
 
 def make_environment(ray: str, optuna: str) -> str:
-    """Make the environment of a pair, or complete it; give its Python."""
+    """Make the environment of a pair, or complete it; return its Python."""
     folder = Path(sys.prefix) / "compat" / f"ray-{ray}-optuna-{optuna}"
     python = str(folder / "bin" / "python")
     if not Path(python).exists():
         venv.create(folder, symlinks=True)
     (own,) = folder.glob("lib/python*/site-packages")
     (own / "venv.pth").write_text(sysconfig.get_path("purelib"))
-    # The pip is that of .venv, whose packages it sees as another environment's, and leaves alone.
+    # This is .venv's pip, which treats .venv's packages as another environment's and leaves them alone.
     pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-compile"]
     subprocess.run([*pip, f"ray[default,tune]=={ray}", f"optuna=={optuna}"], check=True)
     return python
 
 
 def run_tests(ray: str, optuna: str, flags: list[str]) -> tuple[str, int]:
-    """Run the tests on a pair; give the last line of pytest's and the exit code."""
+    """Run the tests on a pair; return pytest's last line and the exit code."""
     python, last = make_environment(ray, optuna), ""
     imported = "import ray, optuna; print(ray.__version__, optuna.__version__)"
     found = subprocess.run([python, "-c", imported], capture_output=True, text=True, check=True).stdout
     assert found.split() == [ray, optuna], f"{found.strip()} are imported"
     tests = [f"tests/{file}.py{name and f'::test_{name}'}" for file in TESTS for name in TESTS[file] or ("",)]
-    command = [python, "-m", "pytest", "-v", *flags, *tests]  # whose dots would come by the line only
+    command = [python, "-m", "pytest", "-v", *flags, *tests]  # dots would appear only line by line
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for last in process.stdout or ():
             print(last, end="", flush=True)
@@ -72,7 +72,7 @@ def run_tests(ray: str, optuna: str, flags: list[str]) -> tuple[str, int]:
 
 
 def main() -> int:
-    """Test every pair, also after one that failed."""
+    """Test every pair, even after a failed one."""
     rows, failed = [], False
     for ray, optuna in PAIRS:
         print(f"Ray {ray}, Optuna {optuna}", flush=True)

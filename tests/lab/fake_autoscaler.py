@@ -1,6 +1,6 @@
 """An autoscaling Ray cluster whose nodes are processes, for GPU nodes that start at zero. Use isolated.sh.
 
-Not `ray.cluster_utils.AutoscalingCluster`: it reads an example file that the wheel of Ray 2.60 lacks.
+Not `ray.cluster_utils.AutoscalingCluster`: it reads an example file that is missing from Ray 2.60's wheel.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-HEAD_TYPE = "ray.head.default"  # the name that the provider has for it
+HEAD_TYPE = "ray.head.default"  # the provider's name for it
 IDLE_SECONDS = 3.0
 SMALL_NODE = (f"--object-store-memory={150 * 2**20}", "--include-log-monitor=false")
-"""Flags of `ray start`: little memory, and nobody who sends the driver the logs, which it does not want."""
+"""Flags of `ray start`: little memory, and no monitor that sends unwanted logs to the driver."""
 
 
 def node_type(max_workers: int, **resources: float) -> dict[str, Any]:

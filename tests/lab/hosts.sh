@@ -2,20 +2,19 @@
 # Several hosts on one machine, for `ray up`: each has its own network, processes, /root, /tmp and sshd.
 #
 #   hosts.sh up N           a client, cli (10.77.0.10), and N hosts, h0 (10.77.0.11), h1, ..., on one switch
-#   hosts.sh exec NAME CMD  run CMD there as root, by bash, as after a login
+#   hosts.sh exec NAME CMD  run CMD there as root, in bash, as after a login
 #   hosts.sh kill NAME      power cut: all its processes are gone at once; its address still refuses
 #                           connections, so that others notice in a second or two
 #   hosts.sh start NAME     power on again, with what was on its disk
 #   hosts.sh cut NAME       pull its network cable: silence, which others notice when their patience ends
 #   hosts.sh mend NAME      put the cable back
 #   hosts.sh down           remove everything, from any state
-#
-# No packet gets out: switch and cables lie in network namespaces that nothing connects to the machine's.
-# Needs root, iproute2, openssh-server, util-linux; rsync for `ray up`.
+# No packet gets out: switch and cables are in network namespaces with no connection to the machine's. Needs
+# root, iproute2, openssh-server, util-linux; rsync for `ray up`.
 #
 #   LAB_DIR     folder of all state, removed by down
 #   LAB_PREFIX  of the namespaces' names, so that two labs fit on a machine
-#   LAB_OWNER   a process with whose end, however it comes, everything is removed
+#   LAB_OWNER   a process; when it ends, for any reason, everything is removed
 #   LAB_ENV     what is exported in a login there: NAME=VALUE ...
 #   LAB_SHOW    folders below /root or /tmp that all hosts share; the rest of the disk they share anyway
 set -eu
@@ -28,7 +27,7 @@ add() { # NAME IP: a network namespace with a cable to the switch, then power on
   ip -n "$P-$1" addr add "$2/24" dev eth0
   ip -n "$P-$1" link set eth0 up
   ip -n "$P-$1" link set lo up
-  # Ray takes for its address what the route to 8.8.8.8 has, without sending anything; else 127.0.0.1.
+  # Ray takes its address from the route to 8.8.8.8, without sending anything; else 127.0.0.1.
   ip -n "$P-$1" route add default dev eth0
   local home=$S/$1/root
   mkdir -p "$home/.ssh" "$S/$1/tmp"
@@ -88,7 +87,7 @@ case ${1:-} in
     ;;
   kill)
     kill -9 "$(process_1 "$2")"
-    rm "$S/$2/unshare.pid" # or down would take another process that has the number by then
+    rm "$S/$2/unshare.pid" # or down would kill another process that has the number by then
     ;;
   start) start "$2" ;;
   cut) ip -n "$P-switch" link set "$2" down ;;

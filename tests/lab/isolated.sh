@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# isolated.sh CMD...: runs CMD in network (loopback only), pid, mount and ipc namespaces of its own, with its own
-# /tmp/ray and home. When CMD ends, all that it started is gone: a Ray cluster that can't leak, meet another one
-# or find the token of another one. Needs root on Linux.
+# isolated.sh CMD...: runs CMD in its own network (loopback only), pid, mount and ipc namespaces, with its own
+# /tmp/ray and home. When CMD ends, all that it started is gone: a Ray cluster cannot leak, meet another one
+# or find another one's token. Needs root on Linux.
 folder=$(mktemp -d)
 mkdir "$folder/ray" "$folder/home"
 # bash stays process 1 and reaps; python would not, and `ray stop` waits for zombies.

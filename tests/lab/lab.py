@@ -1,4 +1,4 @@
-"""The hosts of hosts.sh from Python, and what they need of the machine."""
+"""The hosts of hosts.sh in Python, and what they need on the machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from filelock import FileLock
 
 HOSTS_SH = Path(__file__).with_name("hosts.sh")
 PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
-"""The Debian package of each program that the hosts need and a small image may lack."""
+"""The Debian package of each program that the hosts need and that a small image may not have."""
 
 
 class Lab:
     """Hosts h0, h1, ... and a client, cli, that share a folder; see hosts.sh."""
 
     def __init__(self, folder: Path, *, show: Iterable[Path], environment: dict[str, str]) -> None:
-        """Take the folder of all state, the folders that hosts must see, and what a login there exports."""
+        """Set the folder of all state, the folders that hosts must see, and what a login there exports."""
         self.folder, self.shared = folder, folder / "shared"
         self.shared.mkdir(parents=True)
         self.environment = {
@@ -38,7 +38,7 @@ class Lab:
         self._hosts_sh("down")
 
     def home(self, host: str) -> Path:
-        """Give a host's /root as seen from here."""
+        """Return a host's /root as seen from here."""
         return self.folder / host / "root"
 
     def start(self, host: str, command: str) -> subprocess.Popen[str]:
@@ -52,7 +52,7 @@ class Lab:
         )
 
     def run(self, host: str, command: str, *, timeout: float = 120) -> str:
-        """Run a command on a host and give what it prints; one that fails raises AssertionError with that."""
+        """Run a command on a host and return its output; if it fails, raise AssertionError with that."""
         process = self.start(host, command)
         out, _ = process.communicate(timeout=timeout)
         assert process.returncode == 0, f"exit code {process.returncode} on {host}: {command}\n{out}"
@@ -76,7 +76,7 @@ class Lab:
 
 
 def what_is_missing() -> str | None:
-    """Say why there can be no hosts here; where CI is set, install what lacks first."""
+    """Return why hosts cannot run here; if CI is set, first install what is missing."""
     if os.geteuid() != 0:
         return "hosts in namespaces need root"
     if os.environ.get("CI"):

@@ -1,13 +1,13 @@
-"""Kills or stops processes of small searches at random moments, and checks what must hold after it.
+"""Kills or stops processes of small searches at random moments, and checks what must hold afterwards.
 
-make stress ARGS="-n 60"               (root, on Linux; in a network and process space of its own)
+make stress ARGS="-n 60"               (root, on Linux; in its own network and process namespaces)
 make stress ARGS="-n 60 --task toy"    (a minimised task without torch)
 
-Each round is a search on real MNIST, small by numbers, on a Ray cluster of a head and two nodes. One to three
-processes of it are killed with -9; a killed driver is followed by a resume, a killed node by a new one. A
-worker that is to hang gets a SIGSTOP. The disk of the runs is filled, and Ray's temp folder deleted: both end
-the search, which is resumed when there is room again, or on a new cluster. When the search has come to its
-end, the six points of `tests/invariants.py` are checked.
+Each round is a search on real MNIST with small numbers, on a Ray cluster of a head and two nodes. One to
+three of its processes are killed with -9; a killed driver is followed by a resume, a killed node by a new
+one. A worker that is to hang gets a SIGSTOP. The disk of the runs is filled, and Ray's temp folder deleted:
+both end the search, which is resumed once there is room again, or on a new cluster. When the search has
+finished, the six points of `tests/invariants.py` are checked.
 """
 
 import argparse
@@ -39,10 +39,10 @@ TASKS = {
 }
 """Flags by the name of the task."""
 HANG_SECONDS = 300.0
-"""Time after the last kill in which a search must have come to its end; an idle machine needs 20."""
+"""Longest time from the last kill to the end of a search; an idle machine needs 20."""
 KINDS = ("driver", "worker", "node", "hang", "disk", "temp")
 DISK = "size=300m"
-"""Of the tmpfs that the runs lie on."""
+"""Of the tmpfs that holds the runs."""
 
 
 class Arena:
@@ -61,12 +61,12 @@ class Arena:
         return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
     def delete_temp_folder(self) -> None:
-        """Delete what all nodes have in Ray's temp folder, as a cleaning job does."""
+        """Delete all nodes' files in Ray's temp folder, as a cleaning job does."""
         for session in Path("/tmp/ray").glob("session_*"):
             shutil.rmtree(session, ignore_errors=True)
 
     def start_again(self) -> None:
-        """Start another cluster in place of a broken one."""
+        """Replace a broken cluster with a new one."""
         for node in [self.cluster.head_node, *self.nodes]:
             for processes in node.all_processes.values():
                 for process in processes:
@@ -80,7 +80,7 @@ class Arena:
         return [process, *process.children(recursive=True)]
 
     def kill_node(self, number: int) -> None:
-        """Cut a node's power: its raylet and all that it has started."""
+        """Cut a node's power: kill its raylet and all that it has started."""
         for process in self.processes(self.nodes[number]):
             kill(process.pid)
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
@@ -105,7 +105,7 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def one_round(arena: Arena, folder: Path, task: list[str], rng: random.Random, number: int) -> dict[str, Any]:
-    """Run and kill one search; what was done, and what was found."""
+    """Run and kill one search; return what was done, and what was found."""
     name = f"round{number:03d}"
     run_dir = folder / name
     start = [*TUNE, *task, "--name", name, "--storage-path", str(folder), "--num-samples", str(TRIALS)]
@@ -123,7 +123,8 @@ def one_round(arena: Arena, folder: Path, task: list[str], rng: random.Random, n
                 joined = [*command, "--address", arena.address]
                 driver = subprocess.Popen(joined, stdout=log, stderr=log, start_new_session=True)
                 ended, command = one_session(arena, driver, run_dir, rng, planned, done), resume
-                # 2: no room for the first line of a session. A raylet takes its driver along, without a word.
+                # 2: no room for the first line of a session. A raylet takes its driver down with it,
+                # silently.
                 known = ["0", "-9 driver", "1 disk", "2 disk", "1 temp"]
                 known += ["1 node"] * ("tune.py: error" not in Path(log.name).read_text())
                 assert ended in known, f"exit code and last kill: {ended}"
@@ -147,7 +148,7 @@ def one_session(
     planned: list[str],
     done: list[str],
 ) -> str:
-    """Kill what is planned while a driver runs, until that ends it; its exit code, and what has ended it."""
+    """Carry out the planned kills until the driver ends; return its exit code, and what ended it."""
     fill, kind = run_dir.with_name("fill"), ""
     wait_for_ledger(run_dir, driver)
     while planned and driver.poll() is None:
@@ -185,14 +186,14 @@ def one_session(
 
 
 def fill_up(file: Path) -> None:
-    """Take all that is free of a disk."""
+    """Fill all free space on a disk."""
     with suppress(OSError), file.open("wb", buffering=0) as content:
         while True:
             content.write(bytes(4096))
 
 
 def wait_for_ledger(run_dir: Path, driver: "subprocess.Popen[bytes]") -> None:
-    """Wait until the search has begun: before it there is nothing that a kill could break."""
+    """Wait until the search has begun: before that there is nothing that a kill could break."""
     while driver.poll() is None and not (run_dir / "ledger.jsonl").exists():
         time.sleep(0.05)
 

@@ -1,6 +1,6 @@
-"""Seen on real hosts: ray up, submit and down, and a search through power cuts, cut links and kills.
+"""On several hosts: ray up, submit and down, and a search through power cuts, cut links and kills.
 
-The hosts are namespaces of this machine, see hosts.sh; what happens there is the same.
+The hosts are namespaces of this machine, see hosts.sh; they behave in the same way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NUM_SAMPLES = 14
 
 @pytest.fixture(scope="module")
 def timed(request: pytest.FixtureRequest) -> Timed:
-    """Give a context manager that prints how long its block took, past the captures of pytest and xdist."""
+    """Return a context manager that prints its block's duration, past the captures of pytest and xdist."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     @contextmanager
@@ -62,8 +62,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterator[L
     environment = {
         "PYTHONPATH": "/root/tune-mnist",  # in place of pip install --editable, which needs an index
         "RAY_USAGE_STATS_ENABLED": "0",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",  # the head looks for its workers every 5 s otherwise
-        # A silent host is given up after some 20 s, not 65: by 3 checks of at most 3 s, not 5 of 10.
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",  # the head checks its workers every 5 s otherwise
+        # A silent host is given up after some 20 s, not 65: after 3 checks of at most 3 s, not 5 of 10.
         "RAY_health_check_timeout_ms": "3000",
         "RAY_health_check_failure_threshold": "3",
     }
@@ -77,7 +77,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path) -> Iterator[L
 
 
 def cluster_config() -> str:
-    """Give cluster-onprem.yaml with the values of these hosts: their addresses, their login, their size."""
+    """Return cluster-onprem.yaml with the values of these hosts: their addresses, login and size."""
     config = yaml.safe_load((ROOT / "cluster-onprem.yaml").read_text())
     config["provider"] |= {"head_ip": ADDRESSES[0], "worker_ips": ADDRESSES[1:]}
     config["auth"]["ssh_user"] = "root"
@@ -192,10 +192,10 @@ def start_driver(lab: Lab, flags: str) -> subprocess.Popen[str]:
 
 
 def newly_begun(run_dir: Path, hosts: list[str], *, since: float = 0) -> TrialRecord | None:
-    """Give a trial on one of the hosts that has a checkpoint and can't end within two more epochs.
+    """Return a trial on one of the hosts that has a checkpoint and cannot end within two more epochs.
 
     Args:
-        since: when the driver was started; where the trials of an earlier one are now is not known.
+        since: when the driver was started; where the trials of an earlier one are now is unknown.
     """
     for trial in unfinished(run_dir):
         last = trial.last
@@ -205,12 +205,12 @@ def newly_begun(run_dir: Path, hosts: list[str], *, since: float = 0) -> TrialRe
 
 
 def reported_elsewhere(run_dir: Path, victim: TrialRecord) -> bool:
-    """Tell whether a trial has since gone on in another process."""
+    """Return whether a trial has since continued in another process."""
     return not processes(RunFolder(run_dir).ledger().trials[victim.trial_id]) <= processes(victim)
 
 
 def processes(trial: TrialRecord) -> set[tuple[str, int]]:
-    # A report that a resume took from a checkpoint, because the driver had not heard it, does not say where.
+    # A report that a resume took from a checkpoint, because the driver never received it, has no host.
     return {(epoch["hostname"], epoch["pid"]) for epoch in trial.epochs if "pid" in epoch}
 
 
@@ -222,5 +222,5 @@ def test_ray_down_ends_ray_on_the_head(cluster: Lab, timed: Timed) -> None:
     assert "raylet" in cluster.run("h0", "ps -eo args")
     with timed("ray down"):
         cluster.run("cli", f"{CLIENT}/ray down -y {RAY_FLAGS}")
-    # On the workers Ray ends by itself a minute later: the local provider has nothing to end them with.
+    # On the workers Ray ends on its own a minute later: the local provider cannot stop them.
     assert "raylet" not in cluster.run("h0", "ps -eo args")

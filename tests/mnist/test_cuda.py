@@ -127,7 +127,7 @@ def test_trainings_in_one_process_leave_no_memory_behind() -> None:
 
 
 def complaint(code: str) -> str:
-    """What a process of its own ends with: its fraction and the state of its random generator stay."""
+    """Return the last line of a separate process, which keeps its fraction and random generator's state."""
     code = f"import torch\nfrom tune_mnist.mnist import steps\nfrom tune_mnist.tuning import device\n{code}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     (line,) = re.findall(r"^tune_mnist\.\S+Error: .*$", done.stderr, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The data: real MNIST against facts from elsewhere, then the ways in which files are wrong or missing."""
+"""The data: real MNIST against independent facts, then files that are wrong or missing."""
 
 import gzip
 import hashlib
@@ -32,13 +32,13 @@ TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-# As counted in the literature, digit by digit.
+# As counted in the literature, by digit.
 TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
 @pytest.fixture(scope="session")
 def plain(mnist_dir: Path) -> dict[str, bytes]:
-    """Content of the four files, whichever form the source had."""
+    """Content of the four files, in whatever form the source had."""
     folder, contents = prepare("mnist", mnist_dir), {}
     for name in NAMES:
         path = folder / name
@@ -67,7 +67,7 @@ def whole(mnist_dir: Path) -> tuple[Split, Split]:
 
 @pytest.fixture(autouse=True)
 def no_source(mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches the internet (after `mnist_dir` did): a mirror that refuses, and a PATH without npm."""
+    """Keep tests off the internet (after `mnist_dir`): a mirror that refuses, and a PATH without npm."""
     for torchvision_class in (MNIST, FashionMNIST):
         monkeypatch.setattr(torchvision_class, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -98,12 +98,12 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def tree(folder: Path) -> dict[str, int]:
-    """Everything in the folder, itself too, with the time of its last change."""
+    """Everything in the folder, including itself, with its modification time."""
     return {str(path): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
 
 
 def names_in(folder: Path) -> set[str]:
-    """Files, without the lock's."""
+    """Files, without the lock."""
     return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
@@ -205,11 +205,11 @@ def test_unknown_dataset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         prepare("cifar10", tmp_path)
 
 
-# --- a Split's way through Ray's object store ---
+# --- a Split in Ray's object store ---
 
 
 def test_read_only_arrays_are_shared_without_a_warning() -> None:
-    """In a process of its own, because PyTorch gives this warning once a process."""
+    """In a separate process, because PyTorch gives this warning once per process."""
     script = """if True:
         import numpy as np
         from tune_mnist.mnist.data import Split
@@ -278,7 +278,7 @@ def test_files_of_different_sets_are_told(tiny_kmnist: Path) -> None:
 
 
 Mirror = tuple[dict[str, bytes], Counter[str]]
-"""What it has, and how often it was asked for each path."""
+"""Its files, and how often each path was requested."""
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def mirror(gzipped: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterat
             content = served.get(self.path[1:])
             self.send_response(404 if content is None else 200)
             self.end_headers()
-            with suppress(ConnectionError):  # torchvision hangs up once it knows that there is no redirect
+            with suppress(ConnectionError):  # torchvision disconnects once it knows that there is no redirect
                 self.wfile.write(content or b"")
 
         def log_message(self, format: str, *args: object) -> None:
@@ -334,7 +334,7 @@ def test_two_processes_at_once_fetch_each_file_once(mirror: Mirror, tmp_path: Pa
     for process in both:
         process.join(30)
     assert [process.exitcode for process in both] == [0, 0]
-    # Torchvision asks for a file twice: the first time it looks for a redirect.
+    # Torchvision requests a file twice: the first time to look for a redirect.
     assert mirror[1] == {f"/{name}.gz": 2 for name in NAMES}
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"MNIST", ".mnist.lock"}
 
@@ -349,7 +349,7 @@ def test_wrong_download_is_not_kept(content: bytes, mirror: Mirror, tmp_path: Pa
 
 def test_silent_mirror_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "MIRROR_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, never answers
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         start = time.monotonic()
         with pytest.raises(DataError, match="timed out"):

@@ -1,4 +1,4 @@
-"""predict.py: pictures and IDX files as people have them, and what it says to files that are none."""
+"""predict.py: pictures and IDX files as people have them, and its errors for other files."""
 
 import gzip
 import io
@@ -42,7 +42,7 @@ def test_set(mnist_dir: Path) -> Split:
 
 
 def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the script, which exits with 0 and imports no more than it needs."""
+    """Run the script, which must exit with 0 and import no more than it needs."""
     flags = [str(SCRIPTS / "predict.py"), *map(str, arguments)]
     program = (
         f"import runpy, sys; sys.argv = {flags!r}\n"
@@ -129,7 +129,7 @@ def test_larger_pictures_come_back_as_mnist_has_them(model: Path, test_set: Spli
     brought = []
     for image in images:
         large = np.pad(np.kron(image, np.ones((5, 5), dtype=np.uint8)), ((60, 10), (0, 200)))
-        paper = (40 + large * (180 / 255)).astype(np.uint8)  # grey ground, pale ink, off the middle
+        paper = (40 + large * (180 / 255)).astype(np.uint8)  # grey background, pale ink, off centre
         brought.append(to_mnist_form(paper))
     alike = [
         np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(brought, images, strict=True)
@@ -220,7 +220,7 @@ class MeanRow(torch.nn.Module):
 
 
 def run_with_torch_alone(model: Path, images: torch.Tensor) -> torch.Tensor:
-    """What the exported model gives in a process that can't have imported this package."""
+    """Return the exported model's output in a process that cannot have imported this package."""
     program = (
         "import io, sys, torch\n"
         "model = torch.export.load(sys.argv[1]).module()\n"

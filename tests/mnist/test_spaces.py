@@ -71,7 +71,7 @@ def test_epochs_are_cut_to_max_epochs(max_epochs: int, low: int, high: int) -> N
 def test_one_s_own_space_trains_max_epochs() -> None:
     assert space_of("tests.mnist.test_spaces:OWN", 7) == OWN
     assert to_config({"lr": 0.01}, 7) == {"lr": 0.01, "epochs": 7}
-    assert baseline_point(TASK, space_of("tests.mnist.test_spaces:OWN"), 7) is None  # 0.25 is no step of 0.1
+    assert baseline_point(TASK, space_of("tests.mnist.test_spaces:OWN"), 7) is None  # 0.25: off the 0.1 grid
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""The steps of an epoch: replays against eager steps, and what is said when no graph can be captured.
+"""The steps of an epoch: replays against eager steps, and the error when no graph can be captured.
 
-Here a replay runs the captured function again, as a CUDA graph does with its kernels; the real ones are in
+Here a replay runs the captured function again, as a CUDA graph runs its kernels; real graphs are in
 `tests/mnist/test_cuda.py`.
 """
 
@@ -49,7 +49,7 @@ def test_every_full_batch_after_the_warm_up_is_replayed(
     steps_per_graph: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "STEPS_PER_GRAPH", steps_per_graph)
-    hyperparameters = Hyperparameters(epochs=2, batch_size=96)  # six full batches and a ragged one
+    hyperparameters = Hyperparameters(epochs=2, batch_size=96)  # six full batches and a partial one
     one = Training(hyperparameters, seed=0, precision="fp32")
     capture = mock.Mock(side_effect=lambda steps: steps)
     ours = Steps(one, TRAIN, capture=capture)
@@ -70,7 +70,7 @@ def test_the_step_that_diverged_is_named_in_an_epoch_that_ends_eagerly(
         nonlocal taken
         taken += 1
         loss = F.nll_loss(*arguments, **options)
-        return loss * float("nan") if taken == 7 + diverged else loss  # seven steps an epoch
+        return loss * float("nan") if taken == 7 + diverged else loss  # seven steps per epoch
 
     hyperparameters = Hyperparameters(epochs=2, batch_size=96)
     one = Training(hyperparameters, seed=0, precision="fp32")
@@ -82,7 +82,7 @@ def test_the_step_that_diverged_is_named_in_an_epoch_that_ends_eagerly(
     monkeypatch.setattr(steps, "F", fake)
     with pytest.raises(DivergedError, match=f"the loss is not finite at step {diverged} of epoch 2"):
         ours.run(order, moves, 2)
-    assert taken == 7 + diverged  # on a CPU no step follows
+    assert taken == 7 + diverged  # on a CPU no further step follows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -96,7 +96,7 @@ def test_images_normalised_once_give_the_same_bits(dtype: torch.dtype) -> None:
 
 @contextmanager
 def broken_capture() -> Iterator[None]:
-    """What torch does with an error under capture: ending the capture raises another one."""
+    """Fail as torch does on an error during capture: ending the capture raises another one."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The network and its loop, against plain PyTorch, against themselves interrupted, and against bad luck."""
+"""The network and its loop, against plain PyTorch, against an interrupted training, and in bad cases."""
 
 import ast
 import subprocess
@@ -20,7 +20,7 @@ from tune_mnist.mnist.training import DivergedError, EpochResult, Training, eval
 
 
 def learnable(n: int, seed: int = 0) -> Split:
-    """Images that show their label: a bright block in one of ten places, and noise."""
+    """Images that reveal their label: a bright block in one of ten places, and noise."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 60, (n, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(n) % 10
@@ -51,12 +51,12 @@ def assert_same_weights(network: Network, other: Network) -> None:
 
 
 def reference(network: Network, images: Tensor) -> Tensor:
-    """The blog's network in its own order (activation, then pool, channels first), with the same weights."""
+    """The baseline's network in its original order (activation, pool, channels first), same weights."""
     x = (images.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
     x = F.relu(F.conv2d(x, network.conv1.weight, network.conv1.bias))
     x = F.relu(F.conv2d(x, network.conv2.weight, network.conv2.bias))
     x = F.max_pool2d(x, 2).flatten(1)
-    # Our dense layer reads [12, 12, 64]; the blog's reads [64, 12, 12].
+    # Our dense layer reads [12, 12, 64]; the baseline's reads [64, 12, 12].
     weight = network.dense1.weight.view(128, 12, 12, 64).permute(0, 3, 1, 2).flatten(1)
     x = F.relu(F.linear(x, weight, network.dense1.bias))
     return F.log_softmax(F.linear(x, network.dense2.weight, network.dense2.bias), dim=1)
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_scored_without_what_only_training_needs(tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     score, imported = done.stdout.splitlines()
     assert ast.literal_eval(score) == pytest.approx(evaluate(training.model, VALIDATION))
-    assert imported == "False"  # it takes a second, and torch imports it for an optimizer
+    assert imported == "False"  # it takes a second, and torch imports it for optimizers
 
 
 def test_the_seed_decides_everything() -> None:
@@ -167,7 +167,7 @@ def test_each_hyperparameter_reaches_the_training(option: str, values: Sequence[
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_steps_by_its_own_formula(name: str, momentum: float, weight_decay: float) -> None:
-    """Two steps of the real optimizer against the textbook's, on one weight of the network."""
+    """Two steps of the real optimizer against the textbook formula, on one weight of the network."""
     hyperparameters = Hyperparameters(
         optimizer=name, lr=0.01, momentum=momentum, weight_decay=weight_decay, batch_size=64
     )
@@ -273,7 +273,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     assert share == pytest.approx(p, abs=0.005)
     assert out.mean().item() == pytest.approx(1, abs=0.1 if p > 0.9 else 0.005)
     (gradient,) = torch.autograd.grad(out.sum(), ones)
-    assert torch.equal(gradient, out.detach())  # the gradient passes where the feature did
+    assert torch.equal(gradient, out.detach())  # the gradient passes where the feature passed
     assert torch.equal(dropout.eval()(ones), ones)
 
 

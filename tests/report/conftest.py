@@ -1,4 +1,4 @@
-"""What the tests of the report share: made runs looked at and rewritten, and analyse.py in this process."""
+"""What the report's tests share: reading and rewriting handmade runs, and analyse.py in this process."""
 
 import importlib.util
 import json
@@ -21,13 +21,13 @@ def view_of(run: Path) -> View:
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    """The lines of a run's ledger that are of a kind."""
+    """Return a run's ledger lines of one kind."""
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == kind]
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> View:
-    """Put each event of a run's ledger through a function; look at what that gives."""
+    """Apply a function to each event of a run's ledger; return the resulting view."""
     path = run / "ledger.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
@@ -38,7 +38,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> View:
 
 @pytest.fixture
 def analyse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Analyse:
-    """Run the script in this process: it imports for seconds."""
+    """Run the script in this process: its imports take seconds."""
     monkeypatch.chdir(tmp_path)
 
     def run(*flags: str) -> tuple[int, str, str]:

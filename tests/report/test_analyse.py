@@ -1,4 +1,4 @@
-"""scripts/analyse.py: what it prints and writes of runs made by hand, and what it refuses."""
+"""scripts/analyse.py: what it prints and writes for handmade runs, and what it refuses."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def test_it_prints_the_study_and_writes_page_and_tables(analyse: Analyse, run: P
     assert lines[0] == "blog" and len(lines[: lines.index("What it learned")]) <= 11
     trials = results.trials_frame(results.load(run))
     best = trials.nlargest(10, "accuracy")
-    place = lines.index("Best 10 trials")  # in this space a row of a trial fits 80 columns
+    place = lines.index("Best 10 trials")  # in this space a trial's row fits 80 columns
     shown = [line.split() for line in lines[place + 1 : place + 12]]
     assert shown[0] == ["trial", "state", "accuracy", "epochs", "lr", "momentum", "optimizer"]
     assert sorted(int(row[0]) for row in shown[1:]) == sorted(best["number"])
@@ -69,7 +69,7 @@ def test_a_plot_that_fails_costs_nothing_else(
         raise AttributeError("Figure has no attribute of this version")
 
     monkeypatch.setattr("tune_mnist.report.plots.contours", fail)
-    # By the module's name: optuna.importance is a stand-in of it until it is imported.
+    # By the module's name: until it is imported, optuna.importance is a stand-in for it.
     monkeypatch.setattr(importlib.import_module("optuna.importance"), "get_param_importances", fail)
     code, out, err = analyse("runs/blog")
     assert code == 0 and "Best 10 trials" in out
@@ -77,7 +77,7 @@ def test_a_plot_that_fails_costs_nothing_else(
     assert err == f"analyse.py: the importance {why}\nanalyse.py: the plot contour {why}\n"
     assert len(pd.read_parquet(run / "trials.parquet")) == 20
     page = (run / "report.html").read_text()
-    # The contour alone: where it is shown, and in what the page has of each level.
+    # Only the contour: in the shown plot, and in the page's data for each level.
     assert page.count("It could not be drawn.") == 1 + len(load_run(str(run)).levels)
     assert 'data-panel="curves"' in page
 
@@ -148,7 +148,7 @@ def test_pictures_of_a_run_in_which_every_trial_fails(analyse: Analyse, tmp_path
 def test_importance_is_that_of_what_can_vary(
     lr: str, printed: str, on_page: str, analyse: Analyse, tmp_path: Path
 ) -> None:
-    """In a space with one value of each parameter, but for the learning rate that is given."""
+    """In a space with one value for each parameter, except the given learning rate."""
     (tmp_path / "spaces.py").write_text(
         "from optuna.distributions import *\n"
         f"SPACE = {{'lr': FloatDistribution({lr}, log=True), 'momentum': FloatDistribution(0.5, 0.5),\n"

@@ -1,4 +1,4 @@
-"""What is computed of a run before it is drawn: scales, time, facts, importance, edges."""
+"""What is computed from a run before it is drawn: scales, time, facts, importance, edges."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def test_an_axis_has_a_few_marks_apart_from_each_other(
 
 
 def made_ledger() -> Ledger:
-    """Two sessions with an hour between them; two trials side by side, the first goes on in a new process."""
+    """Two sessions an hour apart; two concurrent trials, the first of which continues in a new process."""
     ledger = Ledger()
     start = {"params": {}, "hand_set": False}
     epoch = {"epoch_seconds": 10.0, "hostname": "node"}
@@ -110,7 +110,7 @@ def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
     ("trial_id", "epoch", "workers"),
     [
         ("b", 1, ["unknown 1", "node 1", "node 1"]),
-        ("a", 2, ["node 1", "node 2", "node 1"]),  # it followed the one before it without a pause
+        ("a", 2, ["node 1", "node 2", "node 1"]),  # it followed the one before without a pause
         ("a", 3, ["node 1", "node 2", "unknown 1"]),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_run_of_an_older_version_is_told_by_its_settings(tmp_path: Path) -> No
 
 
 def with_winner(view: View, test: float) -> View:
-    """The run with a winner that nobody had to train."""
+    """The run with a winner that did not have to be trained."""
     assert view.best is not None
     report = view.best_epoch(view.best)
     winner = Winner(
@@ -170,7 +170,7 @@ def with_winner(view: View, test: float) -> View:
 
 
 def printed_summary(view: View) -> list[str]:
-    """What tune.py prints of the run at its end."""
+    """What tune.py prints at the end of the run."""
     file = io.StringIO()
     print_summary(Console(file=file, soft_wrap=True), with_winner(view, 0.98).outcome)
     return file.getvalue().splitlines()
@@ -257,10 +257,10 @@ def test_the_best_is_put_beside_what_was_known_before(
         ("blog", "", {"lr": 0.00102}, ["widen lr: 0.00102 of 0.001..0.01"]),
         ("blog", "", {"momentum": 0.985}, ["widen momentum: 0.985 of 0.4..0.99"]),
         ("blog", "", {"epochs": 5}, ["widen epochs: 5 of 3..5"]),
-        ("blog", "PRUNED", {"epochs": 3}, []),  # it was not trained to its end
+        ("blog", "PRUNED", {"epochs": 3}, []),  # it was not trained in full
         ("blog", "", {}, []),
         ("blog", "", {"optimizer": "sgd"}, []),
-        # The others cannot be wider.
+        # The others cannot be widened.
         (
             "wide",
             "",

@@ -1,4 +1,4 @@
-"""The report, opened in headless Chromium: every plot with its points; the table sorted, filtered, opened."""
+"""The report in headless Chromium: every plot with its points; the table sorted, filtered, expanded."""
 
 import os
 import re
@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def find_chromium() -> str | None:
-    """Debian's Chromium; where CI is set it is installed first."""
+    """Debian's Chromium; if CI is set it is installed first."""
     if os.environ.get("CI") and os.geteuid() == 0:
         install_packages({"chromium": "chromium"})
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Opened:
-    """A page that is open, with all that it complained of."""
+    """An open page, with all its errors."""
 
     def __init__(self, browser: Browser, file: Path, **options: Any) -> None:
         self.page: Page = browser.new_page(**options)
@@ -75,7 +75,7 @@ class Opened:
         self.page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
 
     def points(self, plot: str, choice: str | None = None) -> dict[str, int]:
-        """Count the points of each trace of a plot, as the browser has them, by the trace's name."""
+        """Count the points of each trace of a plot in the browser, by the trace's name."""
         traces = self.page.evaluate(
             """([plot, choice]) => [...document.querySelectorAll(`.plot[data-plot="${plot}"]`)]
                 .find(one => choice === null || one.dataset.choice === choice).data
@@ -88,7 +88,7 @@ class Opened:
         return counts
 
     def drawn(self) -> set[str]:
-        """Names of the plots that have been drawn with an area of their own."""
+        """Names of the plots that have been drawn with a nonzero area."""
         names = self.page.evaluate(
             """() => [...document.querySelectorAll(".plot.js-plotly-plot")]
                 .filter(place => place.querySelector(".main-svg").getBoundingClientRect().height > 100)
@@ -97,7 +97,7 @@ class Opened:
         return set(names)
 
     def column(self, name: str) -> list[str]:
-        """Read a column of the table as it is shown."""
+        """Read a column of the table as shown."""
         headings = self.page.locator("#trials .names th").all_inner_texts()
         index = [heading.split()[0] for heading in headings].index(name)
         return self.page.locator(f"#trials tbody tr.trial td:nth-child({index + 1})").all_text_contents()
@@ -141,7 +141,7 @@ def test_every_plot_has_its_points(wide: Opened, runs: Path) -> None:
 
 
 def test_the_plots_follow_the_level(wide: Opened, runs: Path) -> None:
-    """At each level there are the trials that reported that epoch, with what they reported then."""
+    """Each level has the trials that reported that epoch, with what they reported then."""
     run, opened = runs / "wide", wide
     page, epochs = opened.page, events(run, "epoch")
     finished = {line["trial_id"] for line in events(run, "end") if line["state"] == "COMPLETE"}

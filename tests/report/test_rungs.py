@@ -44,7 +44,7 @@ def test_a_level_has_each_trial_that_reported_its_epoch_with_that_value(tmp_path
 
 
 def test_final_values_of_different_epochs_are_called_so(tmp_path: Path) -> None:
-    view = view_of(make_run(tmp_path / "run", 20, scheduler="none"))  # in a space that draws the epochs
+    view = view_of(make_run(tmp_path / "run", 20, scheduler="none"))  # the space draws the epochs
     assert view.level.where == "at the end of 3 to 5 epochs"
     lasts = [trial.epochs[-1]["epoch"] for trial in view.trials]
     page = make_report(view)
@@ -166,7 +166,7 @@ def test_a_choice_with_which_alone_trials_get_stuck_is_said(tmp_path: Path) -> N
 
 
 def test_what_is_said_of_made_up_runs_is_true(tmp_path: Path) -> None:
-    """The table of benchmarks/README.md has 20 seeds of this."""
+    """The table in benchmarks/README.md has 20 seeds of this."""
     for seed in (0, 1):
         found = judge(make(tmp_path / f"run-{seed}", 64, seed))
         assert found["says that broken never survives"] == found["lr above what does nothing"] == 1

@@ -1,4 +1,4 @@
-"""The run folder, on a disk and behind a URI, and what its checkpoints tell a resume."""
+"""The run folder, on a disk and behind a URI, and what a resume reads from its checkpoints."""
 
 import json
 from pathlib import Path
@@ -22,9 +22,9 @@ Run = tuple[RunFolder, Ledger, Path]
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A folder behind a URI, as a bucket is, but with its objects to be looked at in tmp_path."""
+    """A folder behind a URI, like a bucket, but with its objects visible in tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = RunFolder("mock://bucket/run")  # pyarrow's file system in memory, of which each URI is a new one
+    folder = RunFolder("mock://bucket/run")  # pyarrow's in-memory file system, a new one for each URI
     folder.fs, folder.path = pyarrow.fs.LocalFileSystem(), str(tmp_path / "bucket" / "run")
     return folder
 
@@ -76,7 +76,7 @@ def test_changes_of_the_working_copy_reach_the_bucket(remote: RunFolder, tmp_pat
     [
         ("one\ntwo\n", "one\n", "one\ntwo\n"),  # killed before its last lines were copied
         ("one\ntw", "one\n", "one\ntw"),
-        ("one\n", "one\ntwo\n", "one\ntwo\n"),  # gone on with elsewhere meanwhile
+        ("one\n", "one\ntwo\n", "one\ntwo\n"),  # continued elsewhere meanwhile
         ("one\nother\n", "one\ntwo\n", "one\ntwo\n"),
         (None, "one\n", "one\n"),
     ],
@@ -127,7 +127,7 @@ def report(epoch: int, checkpoint: str | None = None) -> dict[str, Any]:
 
 
 def save(trial: Path, index: int, epochs: int) -> Path:
-    """A checkpoint as a trial writes it."""
+    """Write a checkpoint as a trial does."""
     folder = trial / f"checkpoint_{index:06d}"
     folder.mkdir(parents=True)
     torch.save({"epoch": epochs}, folder / CHECKPOINT)
@@ -138,7 +138,7 @@ def save(trial: Path, index: int, epochs: int) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with one trial of 9 epochs, of which the ledger knows two, and a checkpoint of the second."""
+    """A run with one trial of 9 epochs, two of them in the ledger, and a checkpoint of the second."""
     folder = created(RunFolder(tmp_path / "run"), "")
     ledger = Ledger.open(folder.local / LEDGER)
     ledger.begin({}, FACTS)
@@ -166,7 +166,7 @@ def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(torn: str, ru
     newest = save(trial, 1, epochs=4)
     if torn == "gone":
         (newest / REPORTS).unlink()
-    elif torn == "spoilt":  # of the right length, with the zip's directory at its end whole
+    elif torn == "spoilt":  # of the right length, with an intact zip directory at its end
         content = (newest / CHECKPOINT).read_bytes()
         (newest / CHECKPOINT).write_bytes(content[:64] + bytes(64) + content[128:])
     else:
@@ -194,7 +194,7 @@ def test_to_look_at_a_run_removes_nothing_of_it(run: Run) -> None:
 
 
 def test_reports_ahead_of_the_ledger_are_taken_in_by_time(run: Run) -> None:
-    """Of two trials in turns, as the scheduler had judged them."""
+    """Of two alternating trials, as the scheduler had judged them."""
     folder, ledger, _ = run
     ledger.suggested("b", 1, {}, {"epochs": 9}, hand_set=False)
     for name, times in (("a", (1, 2, 5, 9)), ("b", (3, 7, 8))):

@@ -1,4 +1,4 @@
-"""The ledger: what is written is read again, whatever is cut off, doubled or spoilt."""
+"""The ledger: what is written is read again, even if lines are truncated, duplicated or corrupt."""
 
 import json
 from pathlib import Path

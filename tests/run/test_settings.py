@@ -1,4 +1,4 @@
-"""The settings: each bad value has its one line, each flag its field."""
+"""The settings: each bad value gets its one-line error, each flag its field."""
 
 import dataclasses
 import json
@@ -119,7 +119,7 @@ def test_the_help_fits_on_two_screens_with_an_example_that_parses_for_each_group
     titles, examples = zip(*(line.split(", as in ") for line in headings[1:]), strict=True)
     assert list(titles) == [*GROUPS, "mnist"]
     for example in examples:
-        if example != GROUPS["task"]:  # whose file is the README's
+        if example != GROUPS["task"]:  # its file is in the README
             assert parse_settings(example.split(), description="") != Settings()
 
 
@@ -153,7 +153,7 @@ def test_settings_come_back_from_json() -> None:
     assert Settings.from_json(settings.to_json()) == settings
     values = json.loads(settings.to_json())
     older = {name: value for name, value in values.items() if name not in LEGACY_DEFAULTS}
-    older |= {"target_accuracy": older.pop("target"), **options}  # what is MNIST's lay among the others
+    older |= {"target_accuracy": older.pop("target"), **options}  # MNIST's options used to be settings
     assert Settings.from_json(json.dumps(older)) == settings
     spoilt: list[Any] = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{}, []]
     for text in ("{", "", *map(json.dumps, spoilt), json.dumps({"data_dir": "d", "seed": 1})):

@@ -1,4 +1,4 @@
-"""Attempts at trials, driven by hand as Ray's loop would: what is run again, what ends, what is kept."""
+"""Attempts at trials, driven by hand as by Ray's loop: what is run again, what ends, what is kept."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ from tune_mnist.tuning.trouble import Watchdog
 
 
 class Loop:
-    """Ray's loop in small: what it asks and says about attempts, in its order."""
+    """A small version of Ray's loop: its calls about attempts, in its order."""
 
     def __init__(self, run_dir: Path, **changes: Any) -> None:
         few = {"max_concurrent_trials": 2, "num_samples": 3, "reduction_factor": 2}
@@ -52,7 +52,7 @@ class Loop:
         self.trials: list[Any] = []
 
     def begin(self, name: str) -> Any:
-        """Ask for an attempt, and start it; give what it was told instead, where there is none."""
+        """Ask for an attempt and start it; if there is none, return the answer instead."""
         config = self.searcher.suggest(name)
         if not isinstance(config, dict):
             return config
@@ -62,18 +62,18 @@ class Loop:
         return trial
 
     def report(self, trial: Any, epoch: int, accuracy: float, *, saved: bool = False) -> bool:
-        """Report an epoch; give whether the trial goes on."""
+        """Report an epoch; return whether the trial continues."""
         result: dict[str, Any] = {"epoch": epoch, "accuracy": accuracy, "timestamp": epoch}
         if saved:
             result[SAVED] = self.save(trial, epoch, accuracy)
         goes_on = self.hear(trial, result) and epoch < trial.config["epochs"]
-        if not goes_on and trial.status == "RUNNING":  # its function has returned
+        if not goes_on and trial.status == "RUNNING":  # its function returned
             trial.status = "TERMINATED"
             self.searcher.on_trial_complete(trial.trial_id, result)
         return goes_on
 
     def save(self, trial: Any, epochs: int, accuracy: float) -> str:
-        """Write a checkpoint, with a report of each epoch up to there; give its name."""
+        """Write a checkpoint, with a report of each epoch so far; return its name."""
         path = f"{self.run_dir}/{trial.config[ATTEMPT]['directory']}"
         reports = [{"epoch": n, "accuracy": accuracy, "timestamp": n} for n in range(1, epochs + 1)]
         storage = TrialStorage(fs=LocalFileSystem(), path=path)
@@ -91,7 +91,7 @@ class Loop:
         return not stops
 
     def lose(self, trial: Any, error: BaseException | None = None) -> None:
-        """Lose the process of an attempt, and say so, or with an error what it was lost of."""
+        """Lose the process of an attempt and report that, with the error as its cause if given."""
         trial.status = "ERROR"
         if error is not None:
             self.searcher.on_trial_complete(trial.trial_id, None, error=True)
@@ -102,7 +102,7 @@ class Loop:
         return [trial.state for trial in self.ledger.trials.values()]
 
     def checkpoints(self) -> dict[int, list[int]]:
-        """Epochs of the checkpoints on the disk, by number of the trial."""
+        """Epochs of the checkpoints on disk, by trial number."""
         found: dict[int, list[int]] = {}
         for path in sorted(self.run_dir.glob("trial_*/checkpoint_*")):
             found.setdefault(int(path.parent.name.split("_")[1]), []).append(int(path.name.split("_")[1]))
@@ -206,7 +206,7 @@ def test_a_trial_that_was_lost_after_its_verdict_ends_at_once(tmp_path: Path) ->
     result = {"epoch": 1, "accuracy": 0.1, "timestamp": 1}
     assert loop.scheduler.on_trial_result(None, bad, result) == "STOP"
     loop.callback.on_trial_result(0, loop.trials, bad, result)
-    loop.lose(bad)  # before its end was told
+    loop.lose(bad)  # before its end was reported
     assert loop.states() == [None, "PRUNED"] and loop.progress.retries == 0
 
 
@@ -325,7 +325,7 @@ def test_ray_that_starts_no_worker_or_has_lost_its_folder_ends_the_search(
     assert watchdog.is_silent(training=False)
     assert watchdog.reason == "Ray has started no worker in 30 s: ModuleNotFoundError: No module named 'ray'"
     watchdog = Watchdog(Settings(stall_seconds=30), lambda: session, 0.0)
-    watchdog.heard(started=True)  # so Ray can: the worker to be used again hangs, and all room is taken
+    watchdog.heard(started=True)  # so Ray can: the worker to be reused hangs, and all room is taken
     clock.now += 31
     assert watchdog.is_silent(training=False) and not watchdog.reason
     watchdog = Watchdog(Settings(), lambda: session, 0.0)
@@ -370,13 +370,13 @@ def test_silence_ends_a_round_unless_there_is_a_reason_for_it(
     free["CPU"] = 1.0
     clock.now += 31
     assert loop.stopper.stop_all() and loop.stopper.stop_all()
-    loop.lose(trial)  # as Ray ends it then
+    loop.lose(trial)  # as Ray then ends it
     assert loop.attempts.unfinished and loop.ledger.trials["a"].lost == 0
 
     loop.attempts.begin_round()
     trial = loop.begin("b")
     clock.now += 599
-    assert not loop.stopper.stop_all()  # twice as long as first, and 10 times before an epoch is known
+    assert not loop.stopper.stop_all()  # twice as long as at first, and 10 times before an epoch is known
     loop.hear(trial, {"epoch": 1, "accuracy": 0.1, "epoch_seconds": 20.0, "timestamp": 1})
     clock.now += 399
     assert not loop.stopper.stop_all()  # twice 10 times the slowest epoch
@@ -430,7 +430,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         storage.write(1, broken, [])
     assert list((tmp_path / "trial").iterdir()) == []
     name = storage.write(1, lambda file: torch.save({"a": 1}, file), [{"epoch": 1}])
-    storage.write(1, lambda file: torch.save({"a": 2}, file), [{"epoch": 1}])  # by a process taken for dead
+    storage.write(1, lambda file: torch.save({"a": 2}, file), [{"epoch": 1}])  # by a process believed dead
     with storage.read(name) as (file, reports):
         assert torch.load(file) == {"a": 1} and reports == [{"epoch": 1}]
     assert [path.name for path in (tmp_path / "trial").iterdir()] == ["checkpoint_000001"]

@@ -25,7 +25,7 @@ from tune_mnist.tuning.preflight import name_run
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
-    """Wait until a search has ended with exit code 1; give its complaint, which must be one line."""
+    """Wait until a search has ended with exit code 1; return its error, which must be one line."""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in out + err, out + err
     return err.splitlines()[-1]
@@ -47,7 +47,7 @@ def test_a_full_disk_and_a_deleted_temp_folder_end_a_search_that_is_resumed() ->
     process = tune("--resume", str(run_dir), "--num-samples", "8")
     wait_for_epochs(6, run_dir / "ledger.jsonl", process)
     for session in Path("/tmp/ray").glob("session_*"):
-        shutil.rmtree(session, ignore_errors=True)  # Ray goes on writing its logs
+        shutil.rmtree(session, ignore_errors=True)  # Ray keeps writing its logs
     assert f"was deleted while it ran (--resume {run_dir} continues)" in ended(process)
     process = tune("--resume", str(run_dir), "--address", "local")
     out, err = process.communicate(timeout=100)
@@ -56,7 +56,7 @@ def test_a_full_disk_and_a_deleted_temp_folder_end_a_search_that_is_resumed() ->
 
 
 def test_uv_run_changes_nothing_for_the_workers(joining: Runner, tmp_path: Path) -> None:
-    # Ray looks at the command of the parent; the file that is called run is what Python runs.
+    # Ray looks at the parent's command; Python runs a file named `run`.
     (tmp_path / "run").write_text("import subprocess, sys; sys.exit(subprocess.call(sys.argv[3:]))")
     search = [sys.executable, *joining.command("tune.py", [*TOY, "--num-samples", "2", "--name", "uv"])]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Runs whose task has other hyper-parameters now."""
+"""Runs whose task now has different hyper-parameters."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from tune_mnist.tuning.changes import check_unchanged, describe_changes
 
 
 def recorded(drawn: dict[str, Any], **changes: Any) -> Ledger:
-    """A run of one trial, whose session knew other defaults; None for those that it did not know."""
+    """A run of one trial, whose session had other defaults; None for those that it did not have."""
     defaults = {name: value for name, value in {**TASK.defaults, **changes}.items() if value is not None}
     ledger = Ledger()
     ledger.begin({}, dataclasses.replace(FACTS, defaults=defaults))
@@ -24,7 +24,7 @@ def recorded(drawn: dict[str, Any], **changes: Any) -> Ledger:
     ("drawn", "changes", "told"),
     [
         ({"lr": 0.1}, {}, ""),
-        ({"batch_size": 32}, {"batch_size": 128}, ""),  # another default of what was drawn is no matter
+        ({"batch_size": 32}, {"batch_size": 128}, ""),  # drawn, so its new default does not matter
         ({"lr": 0.1}, {"shift": None}, "shift is new, 0 by default"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What shows a run in a browser: each printed command serves its page, the dashboard ends with its search."""
+"""Views of a run in a browser: each printed command serves its page, the dashboard ends with its search."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def is_gone(url: str) -> bool:
 
 @contextmanager
 def started(command: str, folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run a printed command, on a port of its own."""
+    """Run a printed command, on its own port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -118,7 +118,7 @@ def test_the_dashboard_serves_a_study_that_is_written_to_and_its_notes_outlive_a
         assert [trial["state"] for trial in study["trials"]][4:] == ["Pruned"] * 4
         assert notes_in(study) == NOTES
     assert is_gone(url)
-    search = searcher(tmp_path)  # which makes the journal anew
+    search = searcher(tmp_path)  # which rebuilds the journal
     assert len(read_study(tmp_path).trials) == 8
     with dashboard.served(tmp_path / JOURNAL) as url:
         study = json.loads(fetch(f"{url}/api/studies/0"))

@@ -40,7 +40,7 @@ def test_a_trial_uses_a_thread_for_each_of_its_cores(cpus: float, threads: int) 
 
 
 def precisions() -> list[str]:
-    backends: Any = torch.backends  # its types know not all of its modules
+    backends: Any = torch.backends  # its type stubs do not have all of its modules
     modules = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul
     return [module.fp32_precision for module in modules]
 
@@ -123,12 +123,12 @@ def test_a_fraction_of_a_gpu_is_a_limit_of_its_memory(
         assert limits == [1.0]
     elif limit:
         assert allowed + device.CONTEXT_BYTES == pytest.approx(limit * GIB)
-    else:  # a fraction that CUDA's own needs would use up: half of it is left to try with
+    else:  # a fraction that CUDA itself would use up: half of it is left to try with
         assert allowed == pytest.approx(gpus / 2 * gib * GIB)
 
 
 def test_a_waiting_worker_loads_what_a_trial_needs_and_asks_cuda_for_nothing() -> None:
-    """Ray tells a worker which GPUs are its own only when it gives it a trial."""
+    """Ray tells a worker which GPUs are its own only when it gets a trial."""
     code = (
         "import sys, torch\n"
         "def ask(*arguments): raise AssertionError('it asked CUDA')\n"

@@ -35,7 +35,7 @@ def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(warm_joining: War
     text = (warm_joining.runner.folder / named[3]).read_text()
     assert text.count(f"DivergedError: {named[2]}") == 1
     assert [str(error) for error in results.load(run_dir).errors] == [named[2]] * failed.sum()
-    # It is a result: it was not tried again, and its process went on to the next trial.
+    # It is a result: it was not tried again, and its process took the next trial.
     ledger = (run_dir / "ledger.jsonl").read_text()
     assert ledger.count(named[2]) == failed.sum() and ledger.count('"event": "attempt"') == 4
     assert len({trial.last["pid"] for trial in begun_trials(run_dir)}) <= 2
@@ -79,7 +79,7 @@ def test_a_test_that_raises_costs_the_test_alone(warm_joining: WarmRunner) -> No
 def assert_ends_in_order(
     process: "subprocess.Popen[str]", number: signal.Signals, runner: Runner, run_dir: Path
 ) -> None:
-    """Send a signal to a search that has an epoch; what there is must be written, and no process left."""
+    """Signal a search that has an epoch; its results must be written, and no process left."""
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C, `timeout` and systemd do
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, ""), out
@@ -114,7 +114,7 @@ def test_a_signal_before_the_search_ends_it_without_a_word(
     process = runner.start(*TOY, "--name", f"{number.name}-early")
     if moment == "imports":
         time.sleep(0.5)
-        code = -number  # what a shell calls 130 or 143 too: the process died of it
+        code = -number  # a shell also reports this as 130 or 143: the process died of it
     else:
         while not runner.processes():
             time.sleep(0.05)
@@ -148,4 +148,4 @@ def test_a_budget_or_a_target_ends_the_search_with_exit_code_0(
         assert json.loads((run_dir / "best" / "metrics.json").read_text())["loss"] <= 0.02
     else:
         begun = begun_trials(run_dir)
-        assert len({trial.last["pid"] for trial in begun}) == len(begun) > 1  # as --fresh-actors says
+        assert len({trial.last["pid"] for trial in begun}) == len(begun) > 1  # as with --fresh-actors

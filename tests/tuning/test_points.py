@@ -1,4 +1,4 @@
-"""Points to be tried first: what a file may hold, and that each gets its trial, whatever is killed."""
+"""Points to be tried first: what a file may hold, and that each gets its trial despite kills."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def test_points_are_read_in_the_types_of_the_space(tmp_path: Path) -> None:
     read = read_points(written(tmp_path, points), space)
     assert read == points
     assert [type(value) for value in read[0].values()] == [float, int, float, str]
-    assert read_points(written(tmp_path, points[1]), space) == points[1:]  # one object is a list of one
+    assert read_points(written(tmp_path, points[1]), space) == points[1:]  # a single object is a list of one
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_each_point_gets_its_trial_in_whatever_session(sampler: str, tmp_path: P
     for config, point in zip(whole, [BASELINE, *POINTS], strict=False):
         assert point.items() <= config.items()
     assert [config[OPTUNA_NUMBER] for config in whole] == list(range(6))
-    # What a point leaves out is drawn, and not twice the same.
+    # What a point leaves out is drawn, differently each time.
     assert len({config["momentum"] for config in whole}) == 6
     hand_set = [trial.hand_set for trial in Ledger.open(tmp_path / "broken" / LEDGER).trials.values()]
     assert hand_set == [True] + [False] * 5

@@ -1,4 +1,4 @@
-"""Runs of the real script that are ended by anything, and gone on with."""
+"""Runs of the real script that are ended in various ways, and resumed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     process = joining.start("--num-samples", "6", "--name", "killed", *TOY_SAVE_ALL)
     wait_for_epochs(5, run_dir / "ledger.jsonl", process)
     kill(process)
-    before = results.load(run_dir)  # a killed run can be read as it is
+    before = results.load(run_dir)  # a killed run can be read as is
     states = results.trials_frame(before)["state"].tolist()
     assert "RUNNING" in states or len(states) < 6
     with (run_dir / "ledger.jsonl").open("a") as ledger:
@@ -46,7 +46,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     kept = results.epochs_frame(before).merge(after, on=["trial_id", "epoch"])
     assert kept["loss_x"].tolist() == kept["loss_y"].tolist() and len(kept) >= 5
 
-    # The winner's checkpoint is spoilt and its score lost, as by a kill: the next best one wins.
+    # The winner's checkpoint is corrupt and its score lost, as by a kill: the next best one wins.
     winner = json.loads((moved / "best" / "metrics.json").read_text())
     (spoilt,) = moved.glob(f"trial_{winner['number']:05d}_*")
     for file in spoilt.glob("checkpoint_*/training.pt"):
@@ -139,7 +139,7 @@ def test_a_search_in_a_bucket_goes_on_on_another_machine(
     known = len(results.load(uri))
     out = resume(warm_joining, uri)
     assert "4 of 4 trials" in out and f"Run folder: {uri}" in out
-    assert not copy.exists()  # the bucket has it all
+    assert not copy.exists()  # the bucket has everything
     code, out, err = warm_joining.run(uri, script="analyse.py")
     assert (code, err) == (0, "") and out.endswith(f"In {uri}: report.html, epochs.parquet, trials.parquet\n")
     code, out, err = warm_joining.run(uri, "--out", f"{bucket}/shown/page.html", script="analyse.py")

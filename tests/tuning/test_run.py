@@ -1,4 +1,4 @@
-"""The real scripts on real MNIST, small by numbers: the run folder, the exit codes, the ways to stop."""
+"""The real scripts on real MNIST with small numbers: the run folder, the exit codes, the ways to stop."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def test_a_run_can_be_loaded_again(finished: tuple[Path, str, str]) -> None:
     assert [grid[i].path for i in range(8)] == [str(folder) for folder in sorted(run_dir.glob("trial_*"))]
     best = grid.get_best_result()
     assert best.metrics is not None and best.metrics["accuracy"] == grid.get_dataframe()["accuracy"].max()
-    read = Result.from_path(best.path)  # by Ray alone, from the trial's folder
+    read = Result.from_path(best.path)  # only with Ray, from the trial's folder
     assert read.metrics is not None and read.metrics["accuracy"] == best.metrics["accuracy"]
     assert read.checkpoint is not None and best.checkpoint is not None
     assert read.checkpoint.path == best.checkpoint.path
@@ -147,7 +147,7 @@ def test_the_run_folder_holds_no_token(finished: tuple[Path, str, str]) -> None:
 
 
 def assert_as_plain(run_dir: Path, trials: Sequence[TrialRecord]) -> None:
-    """Train some of a run's trials again by the plain loop; each epoch must come to the same."""
+    """Train some of a run's trials again with the plain loop; each epoch must give the same values."""
     settings = read_settings(RunFolder(run_dir))
     train, validation = splits(make_options(TASK, settings.options), settings.seed)
     assert trials and all(trial.epochs for trial in trials)
@@ -220,7 +220,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(
         pytest.skip("this machine has a GPU")
     (runner.folder / "a-file").touch()
     before = {path: path.stat().st_mtime_ns for path in (runner.folder / "runs").rglob("*")}
-    # These two with all that a process prints: the first joins Ray, the second ends before it.
+    # These two with all output of their processes: the first joins Ray, the second ends before that.
     run = joining.run if flags[0] in ("--gpus-per-trial", "--name") else warm_runner.run
     code, out, err = run(*[str(corrupt_data) if flag == "CORRUPT" else flag for flag in flags])
     assert code == 2
@@ -229,7 +229,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     assert {path: path.stat().st_mtime_ns for path in (runner.folder / "runs").rglob("*")} == before
 
 
-def test_one_plain_training(warm_runner: WarmRunner) -> None:  # as a process of its own: test_readme.py
+def test_one_plain_training(warm_runner: WarmRunner) -> None:  # in a separate process: test_readme.py
     setting = ["--lr", "0.02", "--momentum", "0.9", "--optimizer", "sgd", "--epochs", "2"]
     code, out, err = warm_runner.run(*setting, "--train-size", "3000", "--val-size", "500", script="train.py")
     assert (code, err) == (0, "")

@@ -1,4 +1,4 @@
-"""The samplers: a stream of their own for each trial, and points that fill the space."""
+"""The samplers: a separate random stream for each trial, and points that fill the space."""
 
 import math
 from collections import Counter
@@ -33,7 +33,7 @@ def test_a_sobol_point_depends_on_seed_and_number_alone(number: int) -> None:
 
 
 def test_sobol_points_fill_each_range_evenly() -> None:
-    """Of 64 points, each eighth of a parameter's range has 8; steps and choices have their fraction."""
+    """Of 64 points, each eighth of a parameter's range gets 8; steps and choices get their fraction."""
     space: dict[str, BaseDistribution] = {
         "x": FloatDistribution(2.0, 4.0),
         "log": FloatDistribution(1e-4, 1.0, log=True),

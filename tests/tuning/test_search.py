@@ -28,7 +28,7 @@ from tune_mnist.tuning.study import HAND_SET, RAY_TRIAL_ID, STOPPED_BY, TrialStu
 
 
 def searcher(run_dir: Path, **changes: Any) -> TrialStudy:
-    """A new session of the run in ``run_dir``: it begins with what the ledger there has."""
+    """A new session of the run in ``run_dir``, which begins with the ledger's contents."""
     settings = Settings(**{"space": "blog", "max_concurrent_trials": 100, **changes})
     ledger = Ledger.open(run_dir / LEDGER)
     ledger.begin({}, FACTS)
@@ -45,7 +45,7 @@ def momentum_of(config: dict[str, Any]) -> float:
 
 
 def complete(search: TrialStudy, name: str, last: dict[str, Any] | None = None) -> None:
-    """End a trial as Ray does that is stopped at a report, or without one."""
+    """End a trial as Ray ends one that is stopped, at a report or without one."""
     if last:
         search.report(name, last)
     search.end(name)
@@ -57,7 +57,7 @@ def draws(
     breaks: Collection[int] = (),
     value: Callable[[dict[str, Any]], float] = momentum_of,
 ) -> list[dict[str, Any]]:
-    """Draw trials and complete each, in one session, and in a new one from each number in ``breaks`` on."""
+    """Draw trials and complete each; a new session starts at each number in ``breaks``."""
     search, configs = session(), []
     for i in range(trials):
         if i in breaks:
@@ -77,17 +77,17 @@ def result(epoch: int, accuracy: float) -> dict[str, Any]:
     return {"epoch": epoch, "accuracy": accuracy, "training_iteration": 99}
 
 
-# The trials, in the order of their reports, and whether ASHA lets them go on. With reduction factor 2 a trial
-# is cut when it lies below the median of those that were at its rung before it.
+# The reports in their order, and whether ASHA lets the trial continue. With reduction factor 2 a trial is
+# pruned if it is below the median of those that were at its rung before it.
 ASHA_TABLE = [
-    # trial, epoch, accuracy, goes on
+    # trial, epoch, accuracy, continues
     ("a", 1, 0.50, True),  # the first at rung 1
     ("b", 1, 0.40, False),  # below 0.50
     ("c", 1, 0.60, True),  # above the median of 0.50, 0.40
     ("a", 2, 0.70, True),  # the first at rung 2
     ("d", 1, 0.49, False),  # below the median of 0.50, 0.40, 0.60
     ("c", 2, 0.65, False),  # below 0.70
-    ("a", 3, 0.10, True),  # 3 is no rung
+    ("a", 3, 0.10, True),  # 3 is not a rung
     ("e", 1, 0.55, True),
     ("e", 2, 0.70, True),  # equal to 0.70, above 0.65
     ("a", 4, 0.80, True),  # the first at rung 4
@@ -246,11 +246,11 @@ def test_the_best_values_draw_tpe_to_them(tmp_path: Path) -> None:
     configs = draws(partial(searcher, tmp_path), 60, value=lambda config: 1 - abs(config["momentum"] - 0.8))
     assert (
         sum(abs(config["momentum"] - 0.8) for config in configs[40:]) / 20 < 0.08
-    )  # 0.17 where they are drawn at random
+    )  # 0.17 if they are drawn at random
 
 
 def test_pruned_trials_count_as_the_worse_ones_for_tpe(tmp_path: Path) -> None:
-    """Momentum below 0.7 is always cut after one epoch, at a value that is high for one epoch."""
+    """Momentum below 0.7 is always pruned after one epoch, at a value that is high for one epoch."""
     search = searcher(tmp_path)
     momenta = []
     for i in range(60):
@@ -263,7 +263,7 @@ def test_pruned_trials_count_as_the_worse_ones_for_tpe(tmp_path: Path) -> None:
     assert sum(m >= 0.7 for m in momenta[30:]) >= 25
 
 
-# What happens to a search before its driver dies, and what the next session finds.
+# What happens to a search before its driver dies, and what the next session sees.
 STORY = [("complete", 5), ("pruned", 2), ("running", 3), ("waiting", 0)]
 
 
@@ -295,7 +295,7 @@ def test_a_new_session_knows_what_has_ended_and_what_has_not(tmp_path: Path) -> 
             "distributions",
         ):
             assert getattr(old, name) == getattr(new, name)
-    search.report("running", result(3, 0.9))  # told already: the first value stays
+    search.report("running", result(3, 0.9))  # already reported: the first value stays
     complete(search, "running", result(4, 0.4))
     search.end("complete", failed=True)  # has ended: nothing changes
     last = read_study(tmp_path).trials
@@ -333,7 +333,7 @@ def test_a_torn_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) 
 
 
 def test_asha_decides_as_the_paper_says_and_goes_on_with_the_rungs_of_the_whole_run() -> None:
-    """Driven through the table, also broken off after each of its lines, it decides the same."""
+    """Driven through the table, even if interrupted after any line, it decides the same."""
     for broken_after in range(len(ASHA_TABLE)):
         ledger = Ledger()
         ledger.begin({}, FACTS)
@@ -352,4 +352,4 @@ def test_a_verdict_stands_when_a_lost_trial_is_run_again() -> None:
     assert asha.stops("b", 1, 0.4)
     assert asha.stops("b", 1, 0.4)  # Ray's own says CONTINUE here
     assert asha.stops("b", 2, 0.9)
-    assert not asha.stops("a", 1, 0.1)  # a report that was judged is not judged again
+    assert not asha.stops("a", 1, 0.1)  # a judged report is not judged again

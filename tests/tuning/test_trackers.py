@@ -36,7 +36,7 @@ FACTS = TaskFacts(name="toy", objective=TASK.objective)
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(joined: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of all runs here, as MLflow takes 2 s to make the tables of its store."""
+    """One folder for all runs here, as MLflow takes 2 s to create its store's tables."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -63,7 +63,7 @@ def record(number: int, losses: list[float], state: str | None = None) -> TrialR
 
 
 def mlflow_runs(folder: Path, name: str) -> dict[str, Run]:
-    """The runs of an experiment by trial; one of each."""
+    """The runs of an experiment by trial; one for each."""
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
@@ -79,7 +79,7 @@ def mlflow_curve(folder: Path, run: Run) -> list[tuple[int, float]]:
 
 
 def wandb_run(folder: Path, run_id: str) -> dict[str, Any]:
-    """What the newest folder of an offline run says, whose end W&B writes some milliseconds late."""
+    """Contents of the newest folder of an offline run, whose end W&B writes some milliseconds late."""
     said: dict[str, Any] = {}
     wait_until(lambda: said.update(read_offline(folder, run_id)) or "exit" in said)
     return said
@@ -185,7 +185,7 @@ def test_mlflows_own_variables_name_the_store_and_the_experiment(
     for name in ("first", "second"):
         runs = MlflowRuns(name, FACTS, RunFolder(f"/elsewhere/{name}"))
         runs.open()
-        assert not runs.run_ids  # those of another search are not taken for its own
+        assert not runs.run_ids  # another search's runs are not taken for its own
         runs.update(record(len(name), [1.0], "PRUNED"))
     assert {run.data.tags["search"] for run in mlflow_runs(folder, "ours").values()} == {"first", "second"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/mlflow")
@@ -205,7 +205,7 @@ def test_the_next_session_writes_unfinished_offline_runs_again_and_leaves_whole_
     before.close()
     assert wandb_run(folder, "offline-1-id1")["state"] == "RUNNING"
     assert wandb_run(folder, "offline-1-id1")["exit"] == 1
-    time.sleep(1.1)  # W&B names folders by the second
+    time.sleep(1.1)  # W&B's folder names have a resolution of a second
     after = WandbRuns("offline", FACTS, RunFolder(folder / "offline"))
     for _ in range(2):
         after.update(record(0, [4.0, 3.0], "PRUNED"))
@@ -218,7 +218,7 @@ def test_the_next_session_writes_unfinished_offline_runs_again_and_leaves_whole_
 
 
 class FakeRun:
-    """A run that the server has two epochs of."""
+    """A run of which the server has two epochs."""
 
     step = 3
 
@@ -250,7 +250,7 @@ def test_an_online_run_is_continued_where_the_server_has_it(
 
 
 class Flaky(feed.Tracker):
-    """A tracker that raises, or waits, where it is told to."""
+    """A tracker that raises or waits on request."""
 
     title, where = "Flaky", ""
 
@@ -287,7 +287,7 @@ def test_a_tracker_that_is_down_is_named_once_and_tried_again_at_the_end() -> No
     feed = Feed(tracker, told.append)
     feed.update(record(0, [1.0]))
     wait_until(lambda: opened)
-    while not told:  # the thread has still to take notice of it
+    while not told:  # the thread has yet to notice it
         feed.update(record(0, [1.0, 2.0]))
         time.sleep(0.01)
     feed.update(record(1, [1.0]))

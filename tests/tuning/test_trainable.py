@@ -1,4 +1,4 @@
-"""One trial, against a stand-in for Ray: what it reports and writes, how it goes on, what it leaves."""
+"""One trial, against a stand-in for Ray: what it reports and writes, how it resumes, what it leaves."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def read_only(split: Split) -> dict[str, Any]:
 
 
 class FakeTune:
-    """Keeps what a trial reports, and ends its thread after an epoch, as Ray does with a stopped trial."""
+    """Records a trial's reports, and ends its thread after an epoch, as Ray does with a stopped trial."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class FakeTune:
         data: Mapping[str, Any] = DATA,
         **changes: Any,
     ) -> list[dict[str, Any]]:
-        """Run a trial in a folder with its name; give its reports."""
+        """Run a trial in a folder with its name; return its reports."""
         self.name, self.stop_after = name, stop_after
         self.reports: list[dict[str, Any]] = []
         attempt = {"number": 1, "directory": name, "resume_from": resume_from}
@@ -123,7 +123,7 @@ def test_a_trial_that_was_killed_goes_on_as_if_it_had_not_been(tune: FakeTune) -
     shutil.rmtree(second)
     resumed = tune.run("killed", resume_from=first.name)
     assert outcomes(resumed) == outcomes(whole)[1:]
-    for epoch, checkpoint in tune.checkpoints.items():  # each tells all that was reported up to it
+    for epoch, checkpoint in tune.checkpoints.items():  # each has everything reported up to it
         reports = json.loads((checkpoint / REPORTS).read_text())
         assert [r["epoch"] for r in reports] == list(range(1, epoch + 1))
         assert [r["accuracy"] for r in reports] == [r["accuracy"] for r in whole[:epoch]]
@@ -199,7 +199,7 @@ def test_the_setting_decides_whether_a_cuda_graph_is_used(
 
 
 def test_a_training_that_diverges_says_so_in_its_last_report(tune: FakeTune) -> None:
-    (report,) = tune.run(config={"lr": 1e30})  # which returns: the process lives on
+    (report,) = tune.run(config={"lr": 1e30})  # it returns: the process lives on
     assert re.fullmatch(r"the loss is not finite at step \d of epoch 1", report[FAILURE])
     assert math.isnan(report[OBJECTIVE.metric]) and report[EPOCH] == 1
 

@@ -1,4 +1,4 @@
-"""The versions that were tried: what is said of others, and that all places name the same ones."""
+"""The tested versions: the notice about others, and that all places name the same ones."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""Searches that begin with what earlier runs have found out: what is taken, refused and drawn."""
+"""Searches that begin with the results of earlier runs: what is taken, refused and drawn."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def accuracy(params: dict[str, Any], epoch: int = 5) -> float:
 
 
 def earlier_run(run_dir: Path, trials: int = 12, space: Space = BLOG, **settings: Any) -> Ledger:
-    """Trials with random parameters: the first is the baseline, every third one PRUNED after 2 epochs."""
+    """Make trials with random parameters: the first is the baseline, every third is PRUNED after 2 epochs."""
     run_dir.mkdir(parents=True)
     given = Settings(name=run_dir.name, **settings)
     (run_dir / "settings.json").write_text(given.to_json())
@@ -70,7 +70,7 @@ def inherit(*runs: Path, space: Space = BLOG, **changes: Any) -> Inheritance:
 
 
 def searcher(run_dir: Path, inheritance: Inheritance | None = None, **changes: Any) -> TrialStudy:
-    """A first session that inherits, or a later one, which reads all that from the ledger."""
+    """A first session that inherits, or a later one, which reads everything from the ledger."""
     settings = Settings(**{"max_concurrent_trials": 100, **changes})
     run_dir.mkdir(exist_ok=True)
     ledger = Ledger.open(run_dir / LEDGER)
@@ -112,14 +112,14 @@ def test_they_are_in_ledger_and_study_and_everything_else_counts_from_0(tmp_path
             search.report(name, result(epoch, epoch / 10))
     complete(search, "complete", result(config["epochs"], 0.4))
     complete(search, "pruned", result(2, 0.2))
-    for _ in range(2):  # as the first session leaves the study, and as a resume makes it anew
+    for _ in range(2):  # as the first session leaves the study, and as a resume rebuilds it
         study = read_study(tmp_path / "second")
         assert [trial.number for trial in study.trials] == list(range(15))
         for trial, known in zip(study.trials, taken.trials, strict=False):
             assert (trial.state.name, trial.value, trial.params) == (known.state, known.value, known.params)
             assert trial.intermediate_values == dict(known.epochs) and trial.distributions == BLOG
             assert trial.user_attrs == {"inherited_from": "first", "number_there": known.number}
-        own = study_of(tmp_path / "second")  # which checks the inherited ones too
+        own = study_of(tmp_path / "second")  # which also checks the inherited ones
         assert [trial.user_attrs["ray_trial_id"] for trial in own] == ["complete", "pruned", "running"]
         assert [trial.state.name for trial in own][1:] == ["PRUNED", "RUNNING"]
         assert own[2].intermediate_values == {1: 0.1, 2: 0.2}
@@ -137,7 +137,7 @@ def test_they_are_in_ledger_and_study_and_everything_else_counts_from_0(tmp_path
 
 
 def test_the_first_draws_are_what_a_search_draws_that_knows_20_trials(tmp_path: Path) -> None:
-    """The first twenty were drawn at random; so would be the first ten of a search that knows nothing."""
+    """The first twenty were drawn at random, as the first ten of a search without a warm start would be."""
     earlier_run(tmp_path / "first", trials=20)
     search = searcher(tmp_path / "second", inherit(tmp_path / "first"))
     fresh = searcher(tmp_path / "fresh")
@@ -167,7 +167,7 @@ def test_a_resumed_warm_started_search_draws_what_it_would_have_drawn(sampler: s
 
         drawn.append(draws(session, 7, breaks, accuracy))
     assert drawn[0] == drawn[1]
-    if sampler != "tpe":  # which alone looks at what is known
+    if sampler != "tpe":  # only TPE uses the known trials
         search = searcher(tmp_path / "fresh", Inheritance(), sampler=sampler)
         suggest(search, "the baseline")
         fresh = [suggest(search, str(i)) for i in range(1, 7)]
@@ -362,13 +362,13 @@ def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
     out = resume(warm_joining, "runs/warm")
     assert "12 trials of known are known" in out and "12 trials of other are known" in out
     assert "5 of 5 trials" in out and "Known before: 24 trials of known, other (" in out
-    with pytest.raises(OSError):  # it went with the driver that was killed
+    with pytest.raises(OSError):  # it was lost with the killed driver
         fetch(url)
     assert check(runs / "warm", 5)["sessions"] == 2
     assert len(read_study(runs / "warm").trials) == 29
     trials = results.trials_frame(results.load(runs / "warm"))
     assert trials["number"].tolist() == list(range(5))
-    assert trials["rate"][0] == 0.77  # and the baseline, which is known, was not tried
+    assert trials["rate"][0] == 0.77  # and the known baseline was not tried
     space = dict(toy.FINAL.spaces["default"])
     for number in (1, 2, 3, 4):
         study = optuna.create_study(sampler=make_sampler("random", 0, number, space))

@@ -1,4 +1,4 @@
-"""A search in which nothing moves any more, as its workers hang or its raylet is dead, or cannot begin."""
+"""A search that stalls, as its workers hang or its raylet is dead, or that cannot begin."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.searches import TOY_SAVE_ALL, trial_processes, tune, wait_for_epochs
 
 
 def broke(run_dir: Path) -> list[str]:
-    """Why Ray's loop had to be started again, each time."""
+    """Why Ray's loop had to be restarted, each time."""
     lines = map(json.loads, (run_dir / "ledger.jsonl").read_text().splitlines())
     return [line["reason"] for line in lines if line["event"] == "broke"]
 
