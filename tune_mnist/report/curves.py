@@ -1,4 +1,4 @@
-"""The plots of a run along its time: learning curves with rungs, timeline, epochs per trial."""
+"""The plots of a run over time: learning curves with rungs, timeline, epochs per trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_mnist.tuning.asha import rungs
 
 
 def learning_curves(view: View) -> Plot:
-    """Draw the metric of each trial by epoch, ASHA's rungs, and what became of the trial."""
+    """Draw the metric of each trial by epoch, styled by its state, and ASHA's rungs."""
     trials = [trial for trial in view.trials if trial.epochs]
     figure = go.Figure([_curves(view, some, look) for look, some in by_look(view, trials)])
     low, high = view.scale.room([epoch[view.metric] for trial in trials for epoch in trial.epochs])
@@ -71,12 +71,12 @@ def timeline(view: View) -> Plot:
         yaxis={"categoryorder": "array", "categoryarray": workers[::-1], "title": None},
         margin_l=90,
     )
-    caption = "Each bar is a trial at work in a worker's place; the time between sessions is left out."
+    caption = "Each bar is a trial running in one slot of a host; the time between sessions is left out."
     return Plot("timeline", "Timeline by worker", caption, {"": figure} if found else {})
 
 
 def epochs_per_trial(view: View) -> Plot:
-    """Draw the epochs that each trial was given, of those that it had planned."""
+    """Draw the epochs that each trial trained, of those that were planned for it."""
     trials = view.trials
     figure = go.Figure()
     for state in STATES:
@@ -105,7 +105,7 @@ def epochs_per_trial(view: View) -> Plot:
         xaxis={"title": "trial", "tickformat": "d", "dtick": whole_step(len(trials))},
         yaxis={"title": "epochs", "tickformat": "d", "dtick": whole_step(most)},
     )
-    caption = "What each trial was given of the epochs that it had planned."
+    caption = "The epochs that each trial trained, of those that were planned for it."
     return Plot("epochs", "Epochs per trial", caption, {"": figure} if trials else {})
 
 

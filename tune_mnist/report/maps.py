@@ -21,15 +21,15 @@ from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import capital, count, short_value
 
 LINE_SCALE = [[0.0, "rgb(142,163,198)"], [0.6, "rgb(138,99,210)"], [1.0, "rgb(224,85,154)"]]
-"""Colours of the parallel coordinates, from the worst to the best, on a bright page as on a dark one."""
+"""Colours of the parallel coordinates, from the worst to the best, on bright and dark pages alike."""
 RULE = {"color": "#888", "width": 1}
 AXIS_MARK: dict[str, Any] = {"showarrow": False, "xanchor": "right", "xshift": -4, "font_size": 10}
 MOST_LINES = 100
-"""Trials that the parallel coordinates show at most; more can't be told apart."""
+"""Most trials that the parallel coordinates show; more cannot be told apart."""
 MOST_CELLS = 60
-"""Trials that a contour is made of at most: its grid has their number squared of cells."""
+"""Most trials in a contour: the number of its grid cells is the square of theirs."""
 CONTOUR_PARAMETERS = 4
-"""Of so many hyper-parameters, the most important ones, each pair has a contour."""
+"""Number of the most important hyper-parameters, each pair of which has a contour."""
 
 
 def parallel_coordinates(view: View, level: Level) -> Plot:
@@ -84,7 +84,7 @@ def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
         for place in range(len(axes))
     ]
     figure = go.Figure([*lines, key])
-    # All at once: plotly checks those that there are again for each one that is added.
+    # All at once: for each one added, plotly checks all earlier ones again.
     dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False, annotations=marks, shapes=rules)
     figure.update_xaxes(
         tickvals=list(range(len(axes))),
@@ -98,7 +98,7 @@ def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 
 def _height(value: Any, one: BaseDistribution) -> float:
-    """Give where a value lies in its range: 0 at the low end, 1 at the high one."""
+    """Return where a value lies in its range: 0 at the low end, 1 at the high end."""
     if isinstance(one, CategoricalDistribution):
         return one.choices.index(value) / max(1, len(one.choices) - 1)
     assert isinstance(one, FloatDistribution | IntDistribution)
@@ -107,7 +107,7 @@ def _height(value: Any, one: BaseDistribution) -> float:
 
 
 def _marks(one: BaseDistribution) -> Sequence[Any]:
-    """List what marks the axis of a hyper-parameter: its choices, or at most five numbers over its range."""
+    """List the marks on a hyper-parameter's axis: its choices, or at most five numbers over its range."""
     if isinstance(one, CategoricalDistribution):
         return one.choices
     assert isinstance(one, FloatDistribution | IntDistribution)
@@ -184,7 +184,7 @@ def _place(view: View, name: str, trial: TrialRecord) -> Any:
 
 
 def _contour_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
-    """Lay out an axis as Optuna's contours have it: choices by their names."""
+    """Lay out an axis as in Optuna's contours: choices by their names."""
     if isinstance(one, CategoricalDistribution):
         return {"title": name, "type": "category", "range": None}
     return parameter_axis(name, one)

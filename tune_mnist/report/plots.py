@@ -32,13 +32,13 @@ from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import capital, count, short_value
 
 EVERYWHERE = ""
-"""In place of a level: of a plot that is the same at each."""
+"""In place of a level, for a plot that is the same at all of them."""
 
 
 def all_plots(view: View) -> dict[str, dict[str, Plot]]:
-    """Make every plot of a run's report, by its name and the level, or EVERYWHERE.
+    """Make every plot of a run's report, by name, then by level or EVERYWHERE.
 
-    One that fails is empty, and noted in the view's failures.
+    A plot that fails is left empty, and recorded in the view's failures.
     """
     at_levels: dict[str, Callable[[View, Level], Plot]] = {
         "history": history,
@@ -85,7 +85,7 @@ def _add_values(
 
 
 def history(view: View, level: Level) -> Plot:
-    """Draw each trial's value at a level and the best so far; those that did not get there at the foot."""
+    """Draw each trial's value at a level and the best so far; below them, the trials without a value."""
     figure = go.Figure()
     low, high = view.scale.room(level.values)
     if level.trials:
@@ -116,7 +116,7 @@ def history(view: View, level: Level) -> Plot:
     dress(figure, xaxis=numbers, yaxis=metric_axis(view.scale, low, high))
     caption = f"{capital(view.objective.name)} {level.where} of {count(len(level.trials), 'trial')}."
     if len(here) < len(view.trials):
-        caption += " Ticks at the foot: trials without a value there."
+        caption += " Ticks at the bottom: trials without a value there."
     return Plot("history", "Optimization history", caption, {"": figure} if view.trials else {})
 
 
@@ -149,7 +149,7 @@ def importance(view: View, level: Level) -> Plot:
             figure,
             xaxis={"tickformat": ".0%", "range": [0, 1.05], "title": None},
             yaxis={"title": None, "automargin": True},
-            height=max(420, 70 + 32 * len(shares)),  # at least that of the contour beside it
+            height=max(420, 70 + 32 * len(shares)),  # at least that of the contour next to it
             margin_l=110,
             margin_t=10,
             showlegend=False,
@@ -169,8 +169,8 @@ def slices(view: View, level: Level) -> Plot:
         # A damaged ledger may have lost a parameter of a trial.
         known = replace(level, pairs=[(trial, value) for trial, value in level.pairs if name in trial.params])
         _add_values(figure, view, known, partial(parameter_places, name=name, one=one))
-        figure.update_traces(text=None)  # the page knows it, and a thousand trials make it long
-        if not isinstance(one, FloatDistribution) or one.step:  # of which places are not quite values
+        figure.update_traces(text=None)  # the page has it elsewhere, and for a thousand trials it is long
+        if not isinstance(one, FloatDistribution) or one.step:  # whose places are not exactly its values
             values = {trial.number: short_value(trial.params[name]) for trial in known.trials}
             for trace in figure.data:
                 trace.customdata = [[number, values[number]] for number in trace.customdata]
