@@ -92,7 +92,7 @@ def test_a_trial_that_diverged_diverges_again(toy: Path, warm_runner: WarmRunner
         ("--trial 0", "trial is 0, but must be given with --run"),
         (
             "--run runs/toy --trial 0 --lr 1 --seed 3",
-            "--lr 1 --seed 3 must be left out: a repeated trial has",
+            "--lr 1 --seed 3 must be left out: a repeated trial has its own",
         ),
     ],
 )
