@@ -47,7 +47,7 @@ class Settings:
         ValueError: for a value out of range; the text states the value and the rule.
     """
 
-    task: str = of_task("mnist", "mnist, or FILE.py:NAME or package.module:NAME of a task of your own")
+    task: str = of_task("mnist", "mnist, or FILE.py:NAME or package.module:NAME of your own task")
     trainable: str | None = of_task(
         None, "FILE.py:NAME or package.module:NAME of a Ray Tune function, instead of a task"
     )
@@ -67,7 +67,7 @@ class Settings:
         (), "earlier runs (folders or URIs), whose trials the sampler knows from the start"
     )
     points: Path | None = of_search(
-        None, "JSON file of configurations to try first; what one leaves out is drawn"
+        None, "JSON file of configurations to try first; missing values are drawn"
     )
 
     scheduler: str = of_stopping("asha", "asha, or none to stop no trial early")
@@ -94,10 +94,10 @@ class Settings:
     )
     address: str | None = of_cluster(
         None,
-        "running Ray cluster, or auto (default: RAY_ADDRESS, else the cluster of this machine, else a Ray of "
-        "the search's own)",
+        "running Ray cluster, or auto (default: RAY_ADDRESS, else the cluster of this machine, else the "
+        "search's own Ray)",
     )
-    dashboard: bool = of_cluster(False, "start Ray's dashboard with a Ray of its own, on loopback")
+    dashboard: bool = of_cluster(False, "with the search's own Ray, start its dashboard, on loopback")
 
     checkpoint_seconds: float = of_storage(30.0, "longest time without a checkpoint, at epoch ends")
     keep_checkpoints: int = of_storage(5, "ended trials that keep their checkpoints: the best")
