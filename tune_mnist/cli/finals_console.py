@@ -114,11 +114,11 @@ def _validation_table(verdict: Verdict) -> Table:
     objective = verdict.facts.objective
     title = f"{objective.metric} on validation{examples(verdict.facts.validation_examples)}"
     table = _table(title, "search", "mean", "sd", "seeds")
-    for one, scores in verdict.validation:
-        mark = "→ " if one == verdict.winner else "  "
+    for trial, scores in verdict.validation:
+        mark = "→ " if trial == verdict.winner else "  "
         mean, sd = objective.write(scores.mean), objective.write_difference(scores.sd)
-        searched = objective.write(one.last[objective.metric])
-        table.add_row(f"{mark}trial {one.number}", searched, mean, sd, _count(scores))
+        searched = objective.write(trial.last[objective.metric])
+        table.add_row(f"{mark}trial {trial.number}", searched, mean, sd, _count(scores))
     return table
 
 

@@ -101,7 +101,7 @@ class Run:
             level: as in `at`.
         """
         shares = self._view.importance(self._level(level)).shares
-        rows = [(one.name, one.value, one.low, one.high) for one in shares]
+        rows = [(share.name, share.value, share.low, share.high) for share in shares]
         return pd.DataFrame(rows, columns=["parameter", "importance", "low", "high"])
 
     def _level(self, name: str | None) -> Level:

@@ -116,16 +116,16 @@ def print_trial(console: Console, view: View, number: int) -> None:
     Raises:
         ValueError: if the run has no such trial.
     """
-    trial = next((one for one in view.trials if one.number == number), None)
+    trial = next((record for record in view.trials if record.number == number), None)
     if trial is None:
-        known = [one.number for one in view.trials]
+        known = [record.number for record in view.trials]
         rule = f"one of 0..{max(known)}" if known else "left out: the run has no trial"
         raise ValueError(f"--trial is {number}, but must be {rule}")
     baseline = ", the baseline" if trial.hand_set else ""
     console.print(f"[bold]Trial {number} of {escape(view.name)}[/bold], {trial.shown_state}{baseline}")
     for name, value in trial.config.items():
         console.print(f"  {name:<17} {short_value(value)}", markup=False)
-    at_rungs = {one.rung: one for one in judgements_of(view, trial)}
+    at_rungs = {judgement.rung: judgement for judgement in judgements_of(view, trial)}
     for epoch in trial.epochs:
         value = f"  epoch {epoch[EPOCH]:<11} {view.objective.write(epoch[view.metric])}"
         judged = at_rungs.get(epoch[EPOCH])

@@ -66,7 +66,7 @@ def _lead(labels: Mapping[View, str], best: Mapping[View, float], *runs: View) -
     objective, shown = runs[0].objective, []
     results = [(best[view], view.task.validation_examples) for view in runs]
     noise = error_noise(objective, *results) or max(
-        (noise_at(view, lead_level(view)) for view in runs), key=lambda one: one.amount
+        (noise_at(view, lead_level(view)) for view in runs), key=lambda candidate: candidate.amount
     )
     for view, (value, n) in zip(runs, results, strict=True):
         of_trials = f"the best of {count(len(view.trials), 'trial')}" + (f", n = {n:,}" if n else "")
@@ -82,7 +82,9 @@ def _on_the_test_set(*runs: View) -> str:
     objective = runs[0].objective
     winners = [view.outcome.winner for view in runs]
     results = [
-        (one.test[objective.metric], one.test_n) for one in winners if one and objective.metric in one.test
+        (winner.test[objective.metric], winner.test_n)
+        for winner in winners
+        if winner and objective.metric in winner.test
     ]
     if len(results) < 2:
         return ""

@@ -41,24 +41,24 @@ def learning_curves(view: View) -> Plot:
 def timeline(view: View) -> Plot:
     """Draw which worker trained which trial when."""
     found = stretches(view.ledger)
-    unit, seconds = _time_unit(max((one.end for one in found), default=0.0))
-    workers = sorted({one.worker for one in found}, key=_host_and_place)
+    unit, seconds = _time_unit(max((stretch.end for stretch in found), default=0.0))
+    workers = sorted({stretch.worker for stretch in found}, key=_host_and_place)
     figure = go.Figure()
     for state in STATES:
-        some = [one for one in found if one.trial.shown_state == state]
+        some = [stretch for stretch in found if stretch.trial.shown_state == state]
         if some:
             figure.add_bar(
-                y=[one.worker for one in some],
-                x=[round((one.end - one.start) / seconds, 4) for one in some],
-                base=[round(one.start / seconds, 4) for one in some],
-                text=[str(one.trial.number) for one in some] if len(found) <= 100 else None,
+                y=[stretch.worker for stretch in some],
+                x=[round((stretch.end - stretch.start) / seconds, 4) for stretch in some],
+                base=[round(stretch.start / seconds, 4) for stretch in some],
+                text=[str(stretch.trial.number) for stretch in some] if len(found) <= 100 else None,
                 textposition="inside",
                 textangle=0,
                 insidetextanchor="middle",
                 orientation="h",
                 name=LOOKS[state].word,
                 marker={"color": LOOKS[state].color, "line": {"color": "rgba(255,255,255,.65)", "width": 1}},
-                customdata=[[one.trial.number, _epochs(one), one.process] for one in some],
+                customdata=[[stretch.trial.number, _epochs(stretch), stretch.process] for stretch in some],
                 hovertemplate="trial %{customdata[0]}, %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             )
     dress(
@@ -135,8 +135,8 @@ def _curves(view: View, trials: Sequence[TrialRecord], look: Look) -> go.Scatter
     )
 
 
-def _epochs(one: Stretch) -> str:
-    first, last = one.first_epoch, one.last_epoch
+def _epochs(stretch: Stretch) -> str:
+    first, last = stretch.first_epoch, stretch.last_epoch
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 

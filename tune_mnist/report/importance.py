@@ -129,7 +129,7 @@ def measure_importance(
         )
         for name, value in _shares(study, names).items()
     ]
-    shares.sort(key=lambda one: -one.value)
+    shares.sort(key=lambda share: -share.value)
     return Importance(level=level, shares=shares, lone=lone, rounds=rounds)
 
 

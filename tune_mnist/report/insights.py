@@ -146,16 +146,19 @@ def edges(view: View) -> dict[str, str]:
     """
     best, found = view.best, {}
     for name, value in best.params.items() if best else ():
-        one = view.space.get(name)
-        if not isinstance(one, FloatDistribution | IntDistribution) or one.low == one.high:
+        distribution = view.space.get(name)
+        if not isinstance(distribution, FloatDistribution | IntDistribution):
+            continue
+        low, high = distribution.low, distribution.high
+        if low == high:
             continue
         if name == LENGTH and best and best.state != "COMPLETE":
             continue  # its length has made no difference yet
-        scale = math.log if one.log else float
-        position = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
+        scale = math.log if distribution.log else float
+        position = (scale(value) - scale(low)) / (scale(high) - scale(low))
         could_be_wider = view.task.wider.get(name, (True, True))[position > 0.5]
         if not EDGE < position < 1 - EDGE and could_be_wider:
-            found[name] = f"widen {name}: {short_value(value)} of {span([one.low, one.high])}"
+            found[name] = f"widen {name}: {short_value(value)} of {span([low, high])}"
     return found
 
 

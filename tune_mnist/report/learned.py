@@ -167,7 +167,7 @@ def matter_sentence(view: View) -> str:
         share = str(first).removeprefix(f"{first.name} ")
         found = f"{first.name} mattered most {level.where}: importance {share}, {n}."
     else:
-        first, second = sorted(importance.shares, key=lambda one: -one.first)[:2]
+        first, second = sorted(importance.shares, key=lambda share: -share.first)[:2]
         return (
             f"Which hyper-parameter mattered most is open {level.where}, {n}: {first} is the largest in "
             f"{first.first:.0%} of the resamples, {second.name} in {second.first:.0%}."
@@ -184,8 +184,8 @@ def good_trials(view: View) -> list[TrialRecord]:
 def good_values(view: View, name: str) -> str:
     """Describe the values of a hyper-parameter in the best trials."""
     good = [trial.params[name] for trial in good_trials(view) if name in trial.params]
-    one = view.space[name]
-    if isinstance(one, CategoricalDistribution):
+    distribution = view.space[name]
+    if isinstance(distribution, CategoricalDistribution):
         counts = Counter(map(short_value, good)).most_common()
         return (
             f"Of the best {len(good)} trials, " + ", ".join(f"{n} had {value}" for value, n in counts) + "."
@@ -193,7 +193,7 @@ def good_values(view: View, name: str) -> str:
     if len(good) < MIN_MIDDLE:
         return f"The best {len(good)} trials had {span(good)}."
     low, _, high = statistics.quantiles(good, n=4, method="inclusive")
-    middle = [round(low), round(high)] if isinstance(one, IntDistribution) else [low, high]
+    middle = [round(low), round(high)] if isinstance(distribution, IntDistribution) else [low, high]
     return f"The middle half of the best {len(good)} trials had {span(middle)}."
 
 
@@ -209,11 +209,11 @@ def range_sentence(view: View) -> str:
 
 
 def _narrow(view: View, name: str) -> str:
-    one, good = view.space[name], [trial.params[name] for trial in good_trials(view)]
-    if not isinstance(one, FloatDistribution | IntDistribution) or len(good) < MIN_GOOD:
+    distribution, good = view.space[name], [trial.params[name] for trial in good_trials(view)]
+    if not isinstance(distribution, FloatDistribution | IntDistribution) or len(good) < MIN_GOOD:
         return ""
-    scale = math.log if one.log else float
-    if scale(max(good)) - scale(min(good)) >= NARROW * (scale(one.high) - scale(one.low)):
+    scale = math.log if distribution.log else float
+    if scale(max(good)) - scale(min(good)) >= NARROW * (scale(distribution.high) - scale(distribution.low)):
         return ""
     return f"narrow {name} to {span(good)} (the best {len(good)} of {count(len(view.level.trials), 'trial')})"
 

@@ -94,49 +94,50 @@ def metric_axis(scale: Scale, low: float, high: float) -> dict[str, Any]:
     return {"tickvals": places, "ticktext": texts, "range": [low, high], "title": None, "zeroline": False}
 
 
-def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
+def parameter_axis(name: str, distribution: BaseDistribution) -> dict[str, Any]:
     """Lay out the axis of a hyper-parameter over its whole range, in places of `parameter_places`."""
     axis: dict[str, Any] = {"title": name, "zeroline": False}
-    if isinstance(one, CategoricalDistribution):
-        n = len(one.choices)
-        texts = [short_value(choice) for choice in one.choices]
+    if isinstance(distribution, CategoricalDistribution):
+        n = len(distribution.choices)
+        texts = [short_value(choice) for choice in distribution.choices]
         return {**axis, "tickvals": list(range(n)), "ticktext": texts, "range": [-0.6, n - 0.4]}
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    if one.log:
-        low, high = math.log10(one.low), math.log10(one.high)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.log:
+        low, high = math.log10(distribution.low), math.log10(distribution.high)
         mantissas = (1,) if high - low > 2.5 else (1, 3) if high - low > 1.2 else (1, 2, 5)
         decades = range(math.floor(low), math.ceil(high) + 1)
         marks = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
-        marks = [mark for mark in marks if one.low * 0.999 <= mark <= one.high * 1.001]
+        marks = [mark for mark in marks if distribution.low * 0.999 <= mark <= distribution.high * 1.001]
         axis |= {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
     else:
-        low, high = float(one.low), float(one.high)
+        low, high = float(distribution.low), float(distribution.high)
         axis |= {"nticks": 6}
-        if isinstance(one, IntDistribution):
-            step = one.step * max(1, math.ceil((high - low) / one.step / 6))
-            axis |= {"tick0": one.low, "dtick": step, "tickformat": "d"}
-    pad = max(0.05 * (high - low) or 0.5, 0.6 * _moved_by(one))
+        if isinstance(distribution, IntDistribution):
+            step = distribution.step * max(1, math.ceil((high - low) / distribution.step / 6))
+            axis |= {"tick0": distribution.low, "dtick": step, "tickformat": "d"}
+    pad = max(0.05 * (high - low) or 0.5, 0.6 * _moved_by(distribution))
     return {**axis, "range": [low - pad, high + pad]}
 
 
-def parameter_places(trials: Iterable[TrialRecord], name: str, one: BaseDistribution) -> list[Any]:
+def parameter_places(trials: Iterable[TrialRecord], name: str, distribution: BaseDistribution) -> list[Any]:
     """Return the places of trials on the axis of a hyper-parameter; equal choices and steps moved apart."""
     values = [
         (trial.params[name], JITTER * (2 * math.fmod(0.5 + 0.618034 * trial.number, 1.0) - 1))
         for trial in trials
     ]
-    if isinstance(one, CategoricalDistribution):
-        return [round(one.choices.index(value) + aside, 3) for value, aside in values]
-    if step := _moved_by(one):
+    if isinstance(distribution, CategoricalDistribution):
+        return [round(distribution.choices.index(value) + aside, 3) for value, aside in values]
+    if step := _moved_by(distribution):
         return [float(f"{value + step * aside:.4g}") for value, aside in values]
     return [float(f"{value:.4g}") if isinstance(value, float) else value for value, _ in values]
 
 
-def _moved_by(one: BaseDistribution) -> float:
+def _moved_by(distribution: BaseDistribution) -> float:
     """Return the step of a number whose equal values are moved apart; 0 if they are not."""
-    if not isinstance(one, FloatDistribution | IntDistribution) or one.log or not one.step:
+    if not isinstance(distribution, FloatDistribution | IntDistribution) or distribution.log:
         return 0.0
-    return one.step if (one.high - one.low) / one.step < MOST_MOVED else 0.0
+    step, width = distribution.step, distribution.high - distribution.low
+    return step if step and width / step < MOST_MOVED else 0.0
 
 
 def color_bar(scale: Scale, places: Sequence[float]) -> dict[str, Any]:

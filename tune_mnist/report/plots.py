@@ -129,18 +129,18 @@ def importance(view: View, level: Level) -> Plot:
         figure = go.Figure()
         figure.add_bar(
             orientation="h",
-            y=[one.name for one in shares],
-            x=[round(one.value, 4) for one in shares],
+            y=[share.name for share in shares],
+            x=[round(share.value, 4) for share in shares],
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [round(one.high - one.value, 4) for one in shares],
-                "arrayminus": [round(one.value - one.low, 4) for one in shares],
+                "array": [round(share.high - share.value, 4) for share in shares],
+                "arrayminus": [round(share.value - share.low, 4) for share in shares],
                 "color": "#8b929c",
                 "thickness": 1.6,
                 "width": 5,
             },
-            customdata=[[f"{one.value:.0%}", one.interval] for one in shares],
+            customdata=[[f"{share.value:.0%}", share.interval] for share in shares],
             hovertemplate="%{y}: %{customdata[0]} (%{customdata[1]})<extra></extra>",
             marker_color=LOOKS["COMPLETE"].color,
             width=0.5,
@@ -164,13 +164,14 @@ def slices(view: View, level: Level) -> Plot:
     """Draw the values at a level against each hyper-parameter."""
     low, high = view.scale.room(level.values)
     figures = {}
-    for name, one in view.space.items() if level.trials else ():
+    for name, distribution in view.space.items() if level.trials else ():
         figure = go.Figure()
         # A damaged ledger may have lost a parameter of a trial.
         known = replace(level, pairs=[(trial, value) for trial, value in level.pairs if name in trial.params])
-        _add_values(figure, view, known, partial(parameter_places, name=name, one=one))
+        _add_values(figure, view, known, partial(parameter_places, name=name, distribution=distribution))
         figure.update_traces(text=None)  # the page has it elsewhere, and for a thousand trials it is long
-        if not isinstance(one, FloatDistribution) or one.step:  # whose places are not exactly its values
+        # The places of choices and steps are not exactly their values.
+        if not isinstance(distribution, FloatDistribution) or distribution.step:
             values = {trial.number: short_value(trial.params[name]) for trial in known.trials}
             for trace in figure.data:
                 trace.customdata = [[number, values[number]] for number in trace.customdata]
@@ -178,7 +179,7 @@ def slices(view: View, level: Level) -> Plot:
             figure,
             height=230,
             title={"text": name, "font_size": 13, "x": 0, "xref": "paper"},
-            xaxis={**parameter_axis("", one), "automargin": True},
+            xaxis={**parameter_axis("", distribution), "automargin": True},
             yaxis=metric_axis(view.scale, low, high),
             showlegend=False,
             margin_b=30,

@@ -124,17 +124,17 @@ def choose_level(
     return widest, f"{rule}. No level meets this rule; the one with the most trials is shown."
 
 
-def _differ(level: Level, widest: Level, name: str, one: BaseDistribution) -> bool:
+def _differ(level: Level, widest: Level, name: str, distribution: BaseDistribution) -> bool:
     """Return whether a level's trials still differ in a parameter, compared with those of the widest."""
     here, there = ([t.params[name] for t in some.trials if name in t.params] for some in (level, widest))
-    if isinstance(one, CategoricalDistribution):
+    if isinstance(distribution, CategoricalDistribution):
         kept, tried = (
             {value for value, n in Counter(map(str, values)).items() if n >= MIN_PER_CHOICE}
             for values in (here, there)
         )
         return tried <= kept
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    spread, tried_spread = (_spread(values, log=one.log) for values in (here, there))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    spread, tried_spread = (_spread(values, log=distribution.log) for values in (here, there))
     return spread >= MIN_SPREAD * tried_spread
 
 

@@ -37,9 +37,9 @@ def choices(view: View) -> list[Group]:
 
 
 def _groups(view: View, name: str) -> list[Group]:
-    one, trials = view.space[name], [trial for trial in view.trials if name in trial.params]
-    if isinstance(one, CategoricalDistribution):
-        parts = [(short_value(c), [t for t in trials if t.params[name] == c]) for c in one.choices]
+    distribution, trials = view.space[name], [trial for trial in view.trials if name in trial.params]
+    if isinstance(distribution, CategoricalDistribution):
+        parts = [(short_value(c), [t for t in trials if t.params[name] == c]) for c in distribution.choices]
     else:
         parts = []
         for some in _quarters(trials, name):

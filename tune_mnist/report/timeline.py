@@ -81,7 +81,7 @@ def stretches(ledger: Ledger) -> list[Stretch]:
             raw.append((start, float(epochs[-1]["timestamp"]), *process, trial, epochs))
     places: dict[str, list[float]] = {}  # by host, until when each of its slots is taken
     found = []
-    for start, end, host, pid, trial, epochs in sorted(raw, key=lambda one: one[:2]):
+    for start, end, host, pid, trial, epochs in sorted(raw, key=lambda stretch: stretch[:2]):
         taken = places.setdefault(host, [])
         # A second of tolerance: time stamps are whole seconds.
         place = next((i for i, until in enumerate(taken) if until <= start + 1.0), len(taken))

@@ -57,7 +57,7 @@ class View:
     @cached_property
     def space(self) -> dict[str, BaseDistribution]:
         """The search space."""
-        return {name: json_to_distribution(one) for name, one in self.ledger.distributions.items()}
+        return {name: json_to_distribution(text) for name, text in self.ledger.distributions.items()}
 
     @cached_property
     def variable(self) -> list[str]:
