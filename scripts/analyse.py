@@ -1,4 +1,4 @@
-"""Show what a run has come to, ended or not: on the console, as tables and as one page; or compare runs.
+"""Show the outcome of a run, ended or not: on the console, as tables and as one page; or compare runs.
 
 python scripts/analyse.py runs/NAME
 python scripts/analyse.py s3://BUCKET/runs/NAME --out NAME

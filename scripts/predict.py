@@ -1,4 +1,4 @@
-"""Say which digits are in images, with the model that finalize.py wrote.
+"""Recognise the digits in images with the model that finalize.py wrote.
 
 python scripts/predict.py runs/NAME/best/model.pt2 IMAGE.png t10k-images-idx3-ubyte.gz
 """

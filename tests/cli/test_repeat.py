@@ -90,7 +90,10 @@ def test_a_trial_that_diverged_diverges_again(toy: Path, warm_runner: WarmRunner
         ("--run runs/toy --trial=-1", "trial is -1, but must be 0 to 5"),
         ("--run runs/toy", "the following arguments are required: --trial"),
         ("--trial 0", "trial is 0, but must be given with --run"),
-        ("--run runs/toy --trial 0 --lr 1 --seed 3", "--lr 1 --seed 3 must be left out: a trial that is rep"),
+        (
+            "--run runs/toy --trial 0 --lr 1 --seed 3",
+            "--lr 1 --seed 3 must be left out: a repeated trial has its own",
+        ),
     ],
 )
 def test_what_cannot_be_repeated_is_one_line(

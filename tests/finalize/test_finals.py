@@ -116,7 +116,7 @@ def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finali
     code, out, err = finalized.second
     assert (code, err) == (0, ""), out
     assert f"{FINALS} has 1 lines that can't be read" in out
-    assert f"choosing: {len(finalized.kept)} of 6 trainings were there already" in out
+    assert f"choosing: {len(finalized.kept)} of 6 trainings were done already" in out
     assert len(re.findall(r"^ +\d/6 ", out, re.MULTILINE)) == 12 - len(finalized.kept)
     lines = (finalized.run_dir / FINALS).read_text().splitlines()
     assert lines[: len(finalized.kept)] == finalized.kept and len(lines) == 12
@@ -433,5 +433,5 @@ def test_a_terminal_shows_a_bar_with_the_time_left() -> None:
         console.on_step(job_of(1), Step(epoch=5, ended=True, value=0.9), "validation 90.00%")
         assert console.bar.tasks[0].total == 10 and console.bar.tasks[0].completed == 1
         console.bar.refresh()
-    assert "choosing: 1 of 3 trainings were there already" in file.getvalue()
+    assert "choosing: 1 of 3 trainings were done already" in file.getvalue()
     assert "2/3 trainings" in file.getvalue() and "left" in file.getvalue()

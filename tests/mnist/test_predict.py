@@ -152,7 +152,7 @@ BAD_FILES = {
     "empty": (b"", "is neither a picture nor an IDX file of images"),
     "labels": (b"\0\0\x08\x01\0\0\0\x01\x07", "is an IDX file of labels, but must be one of images"),
     "short": (idx(np.zeros((2, 28, 28), np.uint8))[:-1], "has 1583 bytes, but 2 images must have 1584"),
-    "head": (b"\x00\x00\x08\x03\x00", "is an IDX file that was cut short"),
+    "head": (b"\x00\x00\x08\x03\x00", "is a truncated IDX file"),
     "wide": (idx(np.zeros((2, 28, 29), np.uint8)), "has images of 28x29, but an IDX file's must be 28x28"),
     "torn.gz": (gzip.compress(bytes(5000))[:-9], "can't be read: "),
     "folder": (None, "Is a directory"),
@@ -188,10 +188,11 @@ def test_a_torn_png_is_named_in_one_line(seven: Pixels, tmp_path: Path) -> None:
         ("", "can't be read: Is a directory"),
         (
             "weights.pt",
-            "can't be used: it is no torch.export, as best/model.pt2, or of another version of torch",
+            "can't be used: it is not a torch.export file like best/model.pt2, or is from another version "
+            "of torch",
         ),
-        ("text", "can't be used: it is no torch.export"),
-        ("other.pt2", "can't be used: for 3 images it gives (3, 28), but must give (3, 10)"),
+        ("text", "can't be used: it is not a torch.export file"),
+        ("other.pt2", "can't be used: for 3 images it returns (3, 28), but must return (3, 10)"),
     ],
 )
 def test_what_is_no_model_gets_one_line_and_exit_code_2(

@@ -212,7 +212,7 @@ def test_of_a_ledger_that_has_lost_most_the_rest_is_shown(analyse: Analyse, run:
             "the empty name is not a run: it must be a folder or like s3://BUCKET/PATH",
         ),
         (["runs/blog", "--out", "s3://bucket"], "s3://bucket is not a run: it must be a folder or like .*"),
-        (["runs/blog", "runs/blog"], "a run is named twice, but each must be another one"),
+        (["runs/blog", "runs/blog"], "a run is named twice, but all must be different"),
         (["runs/blog", "nowhere"], r"\S+/nowhere is not the folder of a run: it has no ledger.jsonl"),
         (["runs/blog", "--pdf"], "unrecognized arguments: --pdf"),
         (["s4://bucket/run"], "s4://bucket/run can't be used as storage: .+"),

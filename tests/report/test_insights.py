@@ -245,7 +245,7 @@ def test_the_best_is_put_beside_what_was_known_before(
     assert fact.value == "3 trials"
     assert fact.note == (
         f"of first, second (1 COMPLETE, 2 PRUNED; best {value:.2%}), counted nowhere else; "
-        f"the best of this run's own, {best:.2%}, is {difference.format(100 * abs(best - value))}"
+        f"this run's own best, {best:.2%}, is {difference.format(100 * abs(best - value))}"
     )
     assert f"Known before: {fact.value} {fact.note}" in printed_summary(view)
 

@@ -125,7 +125,7 @@ def test_importance_is_told_with_its_spread_and_not_of_what_is_alone(tmp_path: P
     of_sgd = dataclasses.replace(final, pairs=kept)
     few = measure_importance(of_sgd, view.variable, lambda: view.study(of_sgd))
     assert few.lone == {"optimizer": "sgd"} and "optimizer" not in {share.name for share in few.shares}
-    assert few.lone_words == "No other value than optimizer sgd is left at the end."
+    assert few.lone_words == "No value other than optimizer sgd is left at the end."
 
 
 def test_survival_counts_each_trial_once_a_parameter(tmp_path: Path) -> None:
@@ -159,7 +159,8 @@ def test_a_choice_with_which_alone_trials_get_stuck_is_said(tmp_path: Path) -> N
     n = sum(trial.params["optimizer"] == "rmsprop" for trial in view.trials)
     stuck = sum(view.objective.write(trial.last["accuracy"]) == "11.62%" for trial in view.trials)
     assert 3 <= stuck < n and dead_choices(view) == []
-    said = f"optimizer rmsprop: {stuck} of {n} trials stayed at 11.62%, of the other {20 - n} none; by chance"
+    said = f"optimizer rmsprop: {stuck} of {n} trials stayed at 11.62%, none of the other {20 - n} did"
+    said += "; by chance"
     assert any(sentence.startswith(said) for sentence in learned(view).sentences)
     for seed in range(5):
         assert not stuck_sentence(view_of(make_run(tmp_path / f"other-{seed}", 20, seed=seed)))

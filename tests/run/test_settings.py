@@ -40,7 +40,7 @@ BAD_FLAGS = [
     ("--dataset cifar", "dataset is cifar, but must be one of mnist, fashion-mnist, kmnist"),
     ("--sampler cma", "sampler is cma, but must be tpe, random, qmc, FILE.py:NAME or package.module:NAME"),
     ("--precision fp16", "precision is fp16, but must be one of auto, fp32, bf16"),
-    ("--time-budget soon", "'soon' is not a number of seconds, nor one like 90s, 10m or 2h"),
+    ("--time-budget soon", "'soon' is not a number of seconds, nor a duration like 90s, 10m or 2h"),
     ("--time-budget 0", "time_budget is 0.0, but must be above 0 seconds"),
     ("--target-accuracy nan", "target is nan, but must be a finite number"),
     ("--checkpoint-seconds -1", "checkpoint_seconds is -1.0, but must be at least 0"),

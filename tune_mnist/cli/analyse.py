@@ -45,15 +45,15 @@ COMPARISON = "comparison.html"
 
 
 def main() -> int:
-    """Look at runs as the flags say; return the exit code."""
-    parser = OneLineParser(description="Show what a run has come to, or compare runs.")
+    """Show runs as the flags say; return the exit code."""
+    parser = OneLineParser(description="Show the outcome of a run, or compare runs.")
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="its folder, or its URI such as s3://BUCKET/runs/NAME"
     )
     parser.add_argument(
         "--out",
-        help="a folder or URI for what is written, or the page's file, NAME.html (default: the run's folder; "
-        "for a comparison this one)",
+        help="folder or URI for the output, or the page's file, NAME.html (default: the run's folder; for a "
+        "comparison the current one)",
     )
     parser.add_argument("--csv", action="store_true", help="write the tables as CSV too")
     parser.add_argument("--png", action="store_true", help="write the plots as PNG too, into plots/")
@@ -62,11 +62,11 @@ def main() -> int:
     )
     flags = parser.parse_args()
     if flags.trial is not None and len(flags.runs) > 1:
-        parser.error("--trial is of one run, but there are several")
+        parser.error("--trial needs a single run, but there are several")
     if flags.png and importlib.util.find_spec("kaleido") is None:
         parser.error("--png needs kaleido: pip install 'tune-mnist[png]'")
     if len(set(flags.runs)) < len(flags.runs):
-        parser.error("a run is named twice, but each must be another one")
+        parser.error("a run is named twice, but all must be different")
     try:
         out = None if flags.out is None else _place(flags.out)
         views = [View(tuner.load_run(run)) for run in flags.runs]
@@ -75,7 +75,7 @@ def main() -> int:
     objectives = {f"{view.metric} ({view.objective.mode})": view for view in views}
     if len(objectives) > 1:
         parser.error(f"runs of different objectives cannot be compared: {', '.join(objectives)}")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of every study made for a plot
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it logs every study made for a plot
     console = PatientConsole()
     alone = len(views) == 1
     if flags.trial is not None:
@@ -110,7 +110,7 @@ def main() -> int:
 
 
 def _place(out: str) -> tuple[RunFolder, str]:
-    """Give the folder that ``--out`` names, and the page's name in it, "" where it names none."""
+    """Return the folder that ``--out`` names, and the page's name in it, "" if it names none."""
     if not out.endswith(".html"):
         return RunFolder(out), ""
     parent, slash, page = out.rpartition("/")
@@ -118,7 +118,7 @@ def _place(out: str) -> tuple[RunFolder, str]:
 
 
 def _write(views: list[View], folder: RunFolder, page: str, *, csv: bool) -> tuple[list[str], list[Plot]]:
-    """Write the tables and the page; list their names, and the plots that the page begins with."""
+    """Write the tables and the page; return their names, and the plots that the page begins with."""
     if len(views) > 1:
         folder.put(page, make_comparison(views).encode())
         return [page], [replace(plot, name=f"comparison-{plot.name}") for plot in comparison(views)]
@@ -130,7 +130,7 @@ def _write(views: list[View], folder: RunFolder, page: str, *, csv: bool) -> tup
 
 
 def print_comparison(console: Console, views: Sequence[View]) -> None:
-    """Print runs side by side: their size, their best, and what it took to get within reach of it."""
+    """Print a table of runs: their size, their best, and how soon each reached what all of them reached."""
     frames = [best_so_far(view.ledger) for view in views]
     objective, metric = views[0].objective, views[0].metric
     ends = [float(frame[metric].iloc[-1]) for frame in frames if len(frame)]

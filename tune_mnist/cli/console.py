@@ -1,4 +1,4 @@
-"""What a person sees of a search while it runs: one live line, or a line per trial."""
+"""What a search shows while it runs: one live line, or a line per trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_mnist.tuning.progress import EndedTrial, Listener, Progress
 
 
 class PatientConsole(Console):
-    """Standard output, whose reader may leave (``| head -1``): Rich would exit, and the search be lost."""
+    """Standard output whose reader may leave (``| head -1``): Rich would exit, and end the search."""
 
     def __init__(self, *, markup: bool = True) -> None:
         super().__init__(highlight=False, markup=markup, soft_wrap=not sys.stdout.isatty())
@@ -28,7 +28,7 @@ class PatientConsole(Console):
 
 
 class SearchConsole(Listener):
-    """Shows a search as a live line, or a line per ended trial where the output is no terminal."""
+    """Shows a search as a live line, or as a line per ended trial if the output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PatientConsole()
@@ -65,7 +65,7 @@ class SearchConsole(Listener):
         self.waiting = progress.waiting
 
     def on_trial_end(self, progress: Progress, trial: EndedTrial) -> None:
-        """Print a line for the trial, where there is no live line to show it."""
+        """Print a line for the trial if there is no live line to show it."""
         if not self.console.is_terminal:
             value = progress.objective.write(trial.value)
             self.console.print(
@@ -81,12 +81,12 @@ class SearchConsole(Listener):
 
 
 def place_of(folder: RunFolder) -> str:
-    """Write where a run is: its URI, or its path from the working folder on."""
+    """Return where a run is: its URI, or its path, relative below the working folder."""
     return folder.uri if folder.remote else str(short_path(folder.local))
 
 
 def live_line(progress: Progress, elapsed: float) -> str:
-    """Say in one line how far a search is."""
+    """Describe the progress of a search in one line."""
     done = len(progress.ended)
     parts = [
         f"{done}/{progress.num_samples} trials done",

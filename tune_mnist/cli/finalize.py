@@ -27,11 +27,11 @@ from tune_mnist.tuning import tuner
 from tune_mnist.tuning.tasks import resumable_options
 
 OF_THE_RUN = ("address", "gpus_per_trial", "cpus_per_trial")
-"""Settings of the run that may be others on this machine, as may the task's own that a resume may change."""
+"""Settings of the run that may differ on this machine, like the task's options that a resume may change."""
 
 
 def main() -> int:
-    """Make a run's winner final as the flags say; return the exit code."""
+    """Finalize a run as the flags say; return the exit code."""
     parser = OneLineParser(
         description="Train the best configurations of a search again with fresh seeds, choose one on "
         "validation, measure it on the test set next to the baseline, and write the model. All other "
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _command_from_anywhere(given: Mapping[str, Any]) -> str:
-    """Write the command with absolute paths, for the card, which is read in other folders than this one."""
+    """Write the command with absolute paths, for the card, which is read from other folders too."""
     arguments = ["tune-mnist", "finalize", RunFolder(given["run"]).uri]
     for name, value in given.items():
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a person sees of a finalization: a bar or a line a training, then two small tables."""
+"""What a finalization shows on the console: a bar or one line per training, then two small tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_mnist.tuning.retrain import Step
 
 
 class TimeLeft(ProgressColumn):
-    """What the rest of a phase takes, at the pace of its epochs so far."""
+    """The time left in a phase, at the pace of its epochs so far."""
 
     max_refresh = 1.0
 
@@ -29,7 +29,7 @@ class TimeLeft(ProgressColumn):
 
 
 class FinalsConsole:
-    """Shows a finalization as a bar, or as a line per ended training where the output is no terminal."""
+    """Shows a finalization as a bar, or as a line per ended training if the output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or PatientConsole()
@@ -64,16 +64,16 @@ class FinalsConsole:
         self.names = names
         self.jobs, self.ended = len(names), len(names) - len(to_do)
         if self.ended:
-            self.on_message(f"{title}: {self.ended} of {self.jobs} trainings were there already")
+            self.on_message(f"{title}: {self.ended} of {self.jobs} trainings were done already")
         if self.task is not None:
             total = sum(job.epochs for job in to_do)
             self.bar.reset(self.task, description=title, total=total, ended=self.ended, jobs=self.jobs)
 
     def on_step(self, job: Job, step: Step, outcome: str) -> None:
-        """Count an epoch, or print a line for an ended training, where there is no bar to show it."""
+        """Count an epoch, or print a line for an ended training if there is no bar to show it."""
         self.ended += step.ended
         if self.task is not None:
-            rest = job.epochs - step.epoch if step.ended else 1  # those of a diverged one
+            rest = job.epochs - step.epoch if step.ended else 1  # the epochs that a diverged one skips
             self.bar.update(self.task, advance=rest, ended=self.ended)
         elif step.ended:
             self.on_message(
@@ -97,12 +97,11 @@ def print_verdict(console: Console, verdict: Verdict, folder: RunFolder, seconds
         console.print("The chosen configuration is the baseline.")
     tried = [*(scores for _, scores in verdict.validation), verdict.winner_test, verdict.baseline_test]
     if diverged := sum(scores.failed for scores in tried if scores is not None):
-        console.print(f"{diverged} trainings diverged; the means are without them.")
-    in_points = ", in points, as the difference is" if objective.unit else ""
+        console.print(f"{diverged} trainings diverged; the means leave them out.")
+    in_points = ", in points like the difference" if objective.unit else ""
     console.print(
         f"± is one standard deviation over the seeds{in_points}. The interval is for the mean over seeds "
-        f"(Student's t, from {MIN_SEEDS} seeds on); that another test set would give another result is not "
-        "in it.\n"
+        f"(Student's t, from {MIN_SEEDS} seeds on); it does not cover how results differ between test sets.\n"
         f"The model is the training of seed {verdict.model_seed}, {which_seed(verdict)}: "
         f"test {objective.write(verdict.model_test)}\n",
         markup=False,
@@ -115,11 +114,11 @@ def _validation_table(verdict: Verdict) -> Table:
     objective = verdict.facts.objective
     title = f"{objective.metric} on validation{examples(verdict.facts.validation_examples)}"
     table = _table(title, "search", "mean", "sd", "seeds")
-    for one, scores in verdict.validation:
-        mark = "→ " if one == verdict.winner else "  "
+    for trial, scores in verdict.validation:
+        mark = "→ " if trial == verdict.winner else "  "
         mean, sd = objective.write(scores.mean), objective.write_difference(scores.sd)
-        searched = objective.write(one.last[objective.metric])
-        table.add_row(f"{mark}trial {one.number}", searched, mean, sd, _count(scores))
+        searched = objective.write(trial.last[objective.metric])
+        table.add_row(f"{mark}trial {trial.number}", searched, mean, sd, _count(scores))
     return table
 
 

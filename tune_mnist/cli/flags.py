@@ -16,7 +16,7 @@ from tune_mnist.tuning.preflight import read_settings
 from tune_mnist.tuning.tasks import find_task, resumable_options
 
 CHOOSE_A_TASK = ("task", "trainable", "metric", "mode", "space", "resume")
-"""Flags that say which other flags there are."""
+"""Flags that decide which other flags there are."""
 
 
 def parse_settings(arguments: Sequence[str] | None = None, *, description: str) -> Settings | ResumeRequest:
@@ -43,15 +43,15 @@ def parse_settings(arguments: Sequence[str] | None = None, *, description: str) 
     parser.group("most used").add_argument(
         "--resume",
         metavar="RUN",
-        help="resume a run (a folder or a URI) that was killed or stopped, or give it more trials; with it "
-        "go " + ", ".join(map(flag_of, [*RESUMABLE, *sorted(resumable_options(task))])),
+        help="resume a run (a folder or a URI) that was killed or stopped, or give it more trials; can be "
+        "combined with " + ", ".join(map(flag_of, [*RESUMABLE, *sorted(resumable_options(task))])),
     )
     try:
         given = vars(parser.parse_args(arguments))
         given.update({name: tuple(value) for name, value in given.items() if isinstance(value, list)})
         own = {name: given.pop(name) for name in options if name in given}
         if task.options:
-            task.options(**own)  # which checks them
+            task.options(**own)  # checks them
         if "resume" not in given:
             return Settings(**given, options=own)
         run = given.pop("resume")
@@ -62,21 +62,21 @@ def parse_settings(arguments: Sequence[str] | None = None, *, description: str) 
 
 
 def _task_of(arguments: Sequence[str] | None) -> Task:
-    """Find the task that a command line is about: its own, or that of the run to be resumed."""
+    """Find the task of a command line: the one it names, or that of the run to be resumed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in CHOOSE_A_TASK:
         parser.add_argument(flag_of(name), default=argparse.SUPPRESS)
     try:
         given = vars(parser.parse_known_args(arguments)[0])
-    except argparse.ArgumentError:  # a flag without its value, of which the real parser complains
+    except argparse.ArgumentError:  # a flag without its value; the real parser reports it
         return find_task(Settings())
     if run := given.pop("resume", None):
-        return task_of_run(run) or find_task(Settings())  # the search itself says what is wrong
+        return task_of_run(run) or find_task(Settings())  # the search reports what is wrong
     return find_task(Settings(**given))
 
 
 def task_of_run(run: str) -> Task | None:
-    """Find the task of a run, a folder or a URI; None where there is none."""
+    """Find the task of a run, a folder or a URI; None if there is none."""
     with suppress(FolderError, ValueError):
         return find_task(read_settings(RunFolder(run)))
     return None

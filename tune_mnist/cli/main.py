@@ -18,12 +18,12 @@ COMMANDS = {
     "analyse": "show the outcome of a run, or compare runs",
     "finalize": "train the best configurations again, choose one, test it, and write the model",
     "train": "train one configuration of mnist, or a trial of any run again",
-    "predict": "say which digits are in images",
+    "predict": "recognise the digits in images",
 }
 
 
 def main() -> int:
-    """Call the command that is named; return its exit code."""
+    """Run the named command; return its exit code."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: tune-mnist COMMAND ...  (COMMAND --help lists its flags)\n")

@@ -1,4 +1,4 @@
-"""Searches from Python and in notebooks: `search`, `resume`, `load_run`, and the `Run` that they give."""
+"""Searches from Python and in notebooks: `search`, `resume`, `load_run`, and the `Run` that they return."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Run:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row a trial, see `tune_mnist.results.trials_frame`."""
+        """One row per trial, see `tune_mnist.results.trials_frame`."""
         return trials_frame(self.grid)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """One row a trial and epoch, see `tune_mnist.results.epochs_frame`."""
+        """One row per trial and epoch, see `tune_mnist.results.epochs_frame`."""
         return epochs_frame(self.grid)
 
     @cached_property
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def survival(self) -> pd.DataFrame:
-        """How many trials passed each rung, by what they tried, see `survival_frame`."""
+        """How many trials passed each rung, by hyper-parameter, see `survival_frame`."""
         return survival_frame(self._view)
 
     @property
@@ -86,14 +86,14 @@ class Run:
         Raises:
             KeyError: if there is no such level.
         """
-        found = self._level(level)
-        numbers = [trial.number for trial in found.trials]
-        values = pd.Series(found.values, index=numbers, dtype="float64")
+        reached = self._level(level)
+        numbers = [trial.number for trial in reached.trials]
+        values = pd.Series(reached.values, index=numbers, dtype="float64")
         rows = self.trials[self.trials["number"].isin(numbers)]
         return rows.assign(value=rows["number"].map(values)).reset_index(drop=True)
 
     def importance(self, level: str | None = None) -> pd.DataFrame:
-        """Give the importance of each hyper-parameter at a level, the largest first; empty of too few trials.
+        """Return the importance of each hyper-parameter at a level, largest first; empty for too few trials.
 
         Columns: ``parameter``; ``importance``, ``low`` and ``high`` (0..1), a 90 % bootstrap interval.
 
@@ -101,14 +101,14 @@ class Run:
             level: as in `at`.
         """
         shares = self._view.importance(self._level(level)).shares
-        rows = [(one.name, one.value, one.low, one.high) for one in shares]
+        rows = [(share.name, share.value, share.low, share.high) for share in shares]
         return pd.DataFrame(rows, columns=["parameter", "importance", "low", "high"])
 
     def _level(self, name: str | None) -> Level:
         return {level.name: level for level in self._view.levels}[name or self._view.level.name]
 
     def report(self) -> str:
-        """Write ``report.html`` into the run's folder; give its place."""
+        """Write ``report.html`` into the run's folder; return its path or URI."""
         self._outcome.folder.put(REPORT, make_report(self._view, next_command(self._view)).encode())
         return f"{self.folder}/{REPORT}"
 
@@ -125,15 +125,15 @@ class Run:
 
 
 def search(task: Task | str = "mnist", **settings: Any) -> Run:
-    """Search the hyper-parameters of a task; an interrupt ends the search in order.
+    """Search the hyper-parameters of a task; an interrupt ends the search cleanly.
 
     Args:
-        task: a `Task`, or the name of one, as `--task` takes it.
+        task: a `Task`, or the name of one, as for `--task`.
         settings: fields of `Settings`, such as ``num_samples=20``, and the task's options.
 
     Raises:
         InputError: if the settings cannot be met; nothing has been written then.
-        FolderError: if the storage is lost on the way.
+        FolderError: if the storage is lost in between.
         ClusterError: if no trial can be run.
     """
     found = task if isinstance(task, Task) else tuner.find_task(Settings(task=task))
@@ -146,11 +146,11 @@ def search(task: Task | str = "mnist", **settings: Any) -> Run:
 
 
 def resume(run: str, task: Task | None = None, **changes: Any) -> Run:
-    """Resume a run that was killed, stopped, or is to get more trials; one without any to do is only read.
+    """Resume a run that was killed or stopped, or give it more trials; with nothing to do it is only read.
 
     Args:
         run: its folder or URI.
-        task: its task, where that was not found by name.
+        task: its task, if that cannot be found by name.
         changes: settings to change, such as ``num_samples=40``.
 
     Raises:
@@ -182,7 +182,7 @@ def _console() -> SearchConsole | NotebookLine:
 
 
 class NotebookLine(Listener):
-    """Shows a search in a cell: what is worth a line, and one line that is updated in place."""
+    """Shows a search in a cell: its messages, and one line that is updated in place."""
 
     SECONDS = 0.5
     "Shortest time between two updates."

@@ -1,4 +1,4 @@
-"""A parser of flags that are the fields of dataclasses, whose complaint is one line."""
+"""A parser whose flags are the fields of dataclasses, and whose errors are one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 OF_THE_MACHINE = "this machine; what is left out is as in the search"
 """Heading of the flags that a command about a run takes besides its own."""
 FLAG_WIDTH = 32
-"""Columns of ``--help`` that are a flag's, before its explanation."""
+"""Columns of ``--help`` for a flag, before its explanation."""
 
 
 def add_flags(
@@ -33,11 +33,11 @@ def add_flags(
     """Add one flag for each field of a dataclass, grouped and explained by the fields' metadata.
 
     Args:
-        parser: where to.
+        parser: gets the flags.
         settings: the dataclass.
         names: the fields that become flags; None takes all.
-        group: title of a group for all of them, which says what they default to; None takes those of the
-            fields, each of which then tells its default.
+        group: title of one group for all of them, which states their default; None takes the groups of the
+            fields, and each flag states its default.
     """
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
@@ -62,7 +62,7 @@ def add_flags(
 
 
 class _Help(argparse.HelpFormatter):
-    """Leaves more room for a flag, and no flag broken at a hyphen."""
+    """Leaves more room for a flag, and breaks none at a hyphen."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=FLAG_WIDTH)
@@ -72,17 +72,17 @@ class _Help(argparse.HelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """The parser of a command: flags are written out, and a complaint is one line, without the usage."""
+    """The parser of a command: flags cannot be abbreviated, and an error is one line, without the usage."""
 
     def __init__(self, **options: Any) -> None:
-        """Take argparse's options, and let the command print whatever its output is encoded in."""
+        """Take argparse's options, and let the command print to an output of any encoding."""
         super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **options})
         self._groups: dict[str, argparse._ArgumentGroup] = {}
         if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook; stderr never refuses a character
             sys.stdout.reconfigure(errors="replace")
 
     def group(self, title: str) -> argparse._ArgumentGroup:
-        """Give the group of flags with a title, with its example where it has one."""
+        """Return the group of flags with a title, with its example if it has one."""
         if title not in self._groups:
             example = GROUPS.get(title)
             heading = f"{title}, as in {example}" if example else title
@@ -90,25 +90,25 @@ class OneLineParser(argparse.ArgumentParser):
         return self._groups[title]
 
     def error(self, message: str) -> NoReturn:
-        """Print the complaint and exit with code 2."""
+        """Print the error and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def complain(text: str, code: int) -> int:
-    """Print a line on standard error behind the name of the command that was typed; give back the code."""
+    """Print a line on standard error, after the name of the command that was typed; return the code."""
     print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
     return code
 
 
 def command(name: str, *arguments: str) -> str:
-    """Write a command so that it works where it is printed: with its script, where that is there."""
+    """Write a command so that it works where it is printed: with its script, if that exists."""
     script = SCRIPTS / f"{name}.py"
     start = [str(short_path(script))] if script.exists() else ["-m", "tune_mnist", name]
     return shlex.join([str(short_path(Path(sys.executable))), *start, *arguments])
 
 
 def _plain_type(hint: Any) -> Any:
-    """Give the T of ``T | None``."""
+    """Return the T of ``T | None``."""
     if isinstance(hint, types.UnionType):
         (hint,) = (argument for argument in typing.get_args(hint) if argument is not type(None))
     return hint
@@ -128,5 +128,7 @@ def _metavar(name: str, kind: Any) -> str:
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, nor one like 90s, 10m or 2h")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds, nor a duration like 90s, 10m or 2h"
+        )
     return float(match[1]) * UNITS[match[2]]

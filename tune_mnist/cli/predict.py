@@ -1,4 +1,4 @@
-"""Say which digits are in images, with the model that finalize.py wrote.
+"""Recognise the digits in images with the model that finalize.py wrote.
 
 python scripts/predict.py runs/NAME/best/model.pt2 IMAGE.png t10k-images-idx3-ubyte.gz
 """
@@ -19,7 +19,7 @@ from tune_mnist.mnist.export import quiet_load
 from tune_mnist.mnist.images import INVERT, ImageError, NamedImage, read_images
 
 BATCH = 250
-"""Images that are classified at a time."""
+"""Images that are classified at once."""
 
 
 def main() -> int:
@@ -37,8 +37,8 @@ def main() -> int:
         "--invert",
         choices=INVERT,
         default="auto",
-        help="whether pictures are dark on light, and not as MNIST light on dark (default: auto, by the "
-        "brightness of the border)",
+        help="whether pictures are dark on light, unlike MNIST's (default: auto, by the brightness of the "
+        "border)",
     )
     flags = parser.parse_args()
     try:

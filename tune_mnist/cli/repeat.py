@@ -35,13 +35,13 @@ def main() -> int:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--run", default="")
     task = None
-    with suppress(argparse.ArgumentError):  # a flag without its value, of which the real parser complains
+    with suppress(argparse.ArgumentError):  # a flag without its value; the real parser reports it
         task = task_of_run(first.parse_known_args()[0].run)
     if task and task.options:
         add_flags(parser, task.options, resumable_options(task), OF_THE_MACHINE)
     flags, others = parser.parse_known_args()
     if task and others:
-        parser.error(f"{' '.join(others)} must be left out: a trial that is repeated has its own")
+        parser.error(f"{' '.join(others)} must be left out: a repeated trial has its own")
     options = vars(flags)
     run, number, device = options.pop("run"), options.pop("trial"), options.pop("device")
     try:
@@ -66,7 +66,7 @@ def _train(repeat: Repeat, console: Console) -> int:
             elif step.value is not None:
                 values[step.epoch] = step.value
                 console.print(f"epoch {step.epoch}: {objective.name} {objective.write(step.value)}")
-    except Exception as error:  # of the task's own code
+    except Exception as error:  # of the task's code
         failure = first_line(error)
         if not isinstance(error, DeviceMemoryError):
             traceback.print_exc()
@@ -88,13 +88,13 @@ def _epochs(epochs: list[int]) -> str:
 
 
 def _compare(values: dict[int, float], known: dict[int, float], objective: Objective) -> str:
-    """Say whether values equal those of the search, to the last bit, or by how much they differ."""
+    """Describe whether values equal those of the search to the last bit, or by how much they differ."""
     differences = {epoch: abs(values[epoch] - value) for epoch, value in known.items()}
     largest = max(differences.values())
     if largest == 0:
         return "as in the search"
     amount = objective.write_difference(largest)
-    if amount == objective.write_difference(0.0):  # it is rounded to nothing
+    if amount == objective.write_difference(0.0):  # it is rounded to 0
         amount = f"{100 * largest if objective.unit else largest:.1g}"
     first = next(epoch for epoch, difference in differences.items() if difference)
     return f"up to {amount}{objective.unit} from those of the search, from epoch {first} on"

@@ -1,4 +1,4 @@
-"""The summary of a run on a terminal: its best trials, its winner, and how to look further."""
+"""The summary of a run on a terminal: its best trials, its winner, and what to run next."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REPORT = "report.html"
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
-    """Print the best trials, the winner with its test score, what ASHA saved, and how to look further."""
+    """Print the best trials, the winner with its test score, what ASHA saved, and what to run next."""
     view, finished = View(outcome), outcome.stop_reason == FINISHED
     of_asked, took = f"{len(view.trials)} of {outcome.settings.num_samples}", duration(outcome.seconds)
     ended = "" if finished else f"; {say_how_it_ended(outcome)}"
@@ -55,7 +55,7 @@ def print_summary(console: Console, outcome: Outcome) -> None:
 
 
 def print_analysis(console: Console, view: View) -> None:
-    """Print what a run teaches: its facts, what it learned, the ten best trials, what matters."""
+    """Print an analysis of a run: its facts, what it learned, the ten best trials, what matters."""
     console.print(f"[bold]{escape(view.name)}[/bold]")
     for fact in facts(view):
         print_hanging(console, f"  {fact.label:<17} ", Text.assemble(fact.value, "  ", (fact.note, "dim")))
@@ -78,12 +78,12 @@ def print_analysis(console: Console, view: View) -> None:
 
 
 def print_learned(console: Console, view: View, *, most: int = 6) -> None:
-    """Print what a run has learned, in so many sentences at most, and what to run next."""
-    found = learned(view)
+    """Print what a run has learned, in ``most`` sentences at most, and what to run next."""
+    lessons = learned(view)
     console.print("[bold]What it learned[/bold]")
-    for sentence in found.sentences[:most]:
+    for sentence in lessons.sentences[:most]:
         print_hanging(console, "- ", Text(sentence))
-    if suggestion := next_command(view, found.next):
+    if suggestion := next_command(view, lessons.next):
         console.print(f"Next: {suggestion}", markup=False, soft_wrap=True)
 
 
@@ -95,7 +95,7 @@ def print_hanging(console: Console, start: str, text: Text) -> None:
 
 
 def next_command(view: View, step: str | None = None) -> str:
-    """Write the command to run next, as one pastes it, for the step of `Learned`; "" where there is none."""
+    """Return the command to run next, ready to paste, for the step of `Learned`; "" if there is none."""
     step, where = step or learned(view).next, place_of(view.outcome.folder)
     search = "tune" if (SCRIPTS / "tune.py").exists() else "search"
     if step == "wait":
@@ -111,21 +111,21 @@ def next_command(view: View, step: str | None = None) -> str:
 
 
 def print_trial(console: Console, view: View, number: int) -> None:
-    """Print one trial: its configuration, its epochs, what it met with at each rung, why it stopped.
+    """Print one trial: its configuration, its epochs, how it was judged at each rung, why it stopped.
 
     Raises:
         ValueError: if the run has no such trial.
     """
-    trial = next((one for one in view.trials if one.number == number), None)
+    trial = next((record for record in view.trials if record.number == number), None)
     if trial is None:
-        known = [one.number for one in view.trials]
+        known = [record.number for record in view.trials]
         rule = f"one of 0..{max(known)}" if known else "left out: the run has no trial"
         raise ValueError(f"--trial is {number}, but must be {rule}")
     baseline = ", the baseline" if trial.hand_set else ""
     console.print(f"[bold]Trial {number} of {escape(view.name)}[/bold], {trial.shown_state}{baseline}")
     for name, value in trial.config.items():
         console.print(f"  {name:<17} {short_value(value)}", markup=False)
-    at_rungs = {one.rung: one for one in judgements_of(view, trial)}
+    at_rungs = {judgement.rung: judgement for judgement in judgements_of(view, trial)}
     for epoch in trial.epochs:
         value = f"  epoch {epoch[EPOCH]:<11} {view.objective.write(epoch[view.metric])}"
         judged = at_rungs.get(epoch[EPOCH])
@@ -135,13 +135,13 @@ def print_trial(console: Console, view: View, number: int) -> None:
 
 
 def print_losses(console: Console, view: View) -> None:
-    """Say what of a ledger can't be read."""
+    """Print what is unreadable in the ledger, if anything."""
     if lost := losses(view):
         console.print(lost)
 
 
 def _ways_to_look(outcome: Outcome) -> list[str]:
-    """Say where the run is, and which commands look into it."""
+    """List the lines that tell where the run is, and which commands show more of it."""
     python = shlex.quote(str(short_path(Path(sys.executable))))
     where = place_of(outcome.folder)
     table = f"import pandas as pd; print(pd.read_parquet({str(Path(where) / TRIALS_TABLE)!r}))"
@@ -153,7 +153,7 @@ def _ways_to_look(outcome: Outcome) -> list[str]:
 
 
 def exit_code(outcome: Outcome) -> int:
-    """Give 0 for a search that came to what was asked; 130 and 143 for Ctrl-C and SIGTERM; else 1."""
+    """Return 0 for a search that did what was asked; 130 and 143 for Ctrl-C and SIGTERM; else 1."""
     signals = {"SIGINT": 130, "SIGTERM": 143}
     if outcome.stop_reason in signals:
         return signals[outcome.stop_reason]

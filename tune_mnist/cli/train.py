@@ -22,7 +22,7 @@ from tune_mnist.mnist.training import DivergedError, GraphCaptureError, Training
 def main() -> int:
     """Train as the flags say; return the exit code."""
     if any(argument.partition("=")[0] == "--run" for argument in sys.argv[1:]):
-        from tune_mnist.cli import repeat  # it takes what reads runs, for a second
+        from tune_mnist.cli import repeat  # it imports what reads runs, which takes a second
 
         return repeat.main()
     parser = OneLineParser(description="Train an MNIST network once.")
@@ -44,8 +44,8 @@ def main() -> int:
     parser.add_argument(
         "--run",
         metavar="RUN",
-        help="repeat a trial of this run, whatever its task, with the trial's own seed, data and settings; "
-        "--run RUN --help lists the few flags that go with it",
+        help="repeat a trial of this run, of any task, with the trial's own seed, data and settings; "
+        "--run RUN --help lists the few flags that it allows",
     )
     parser.add_argument("--trial", type=int, metavar="N", help="number of that trial")
     flags = parser.parse_args()

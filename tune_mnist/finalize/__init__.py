@@ -1,1 +1,1 @@
-"""A winner that can be trusted."""
+"""Trains a search's best configurations again, chooses one, and tests it once."""

@@ -16,7 +16,7 @@ def write_card(verdict: Verdict, *, name: str, command: str) -> str:
     Args:
         verdict: the outcome of the finalization.
         name: of the run.
-        command: that it was started with.
+        command: that started the finalization.
     """
     facts, winner, scores = verdict.facts, verdict.winner, verdict.winner_test
     objective, metric = facts.objective, facts.objective.metric
@@ -42,13 +42,13 @@ def write_card(verdict: Verdict, *, name: str, command: str) -> str:
 
 Trained on {data}; chosen and measured by `{command}` on {date}.
 
-Test {metric} {model_test}{test_n}. The mean over {n} trainings, this one and others that differ in their
-seeds only, is {mean}.
+Test {metric} {model_test}{test_n}. The mean over {n} trainings, this one and others that differ only in
+their seeds, is {mean}.
 
 ## Test {metric}
 
 Trained on training + validation, scored once on the test set{test_n}; n is the number of seeds. The interval
-is Student's, for the mean over seeds; that another test set would give another result is not in it.
+is Student's, for the mean over seeds; it does not cover how results differ between test sets.
 
 | configuration | mean | sd{unit} | n | diverged | 95 % interval |
 |---|---|---|---|---|---|
@@ -56,7 +56,7 @@ is Student's, for the mean over seeds; that another test set would give another 
 
 ## Validation {metric}, by which it was chosen
 
-Trained on the training part, scored on the validation part{validation_n}. "Search" is what the trial had in
+Trained on the training part, scored on the validation part{validation_n}. "Search" is the trial's score in
 the search, where the best of many noisy scores is optimistically biased.
 
 | configuration | search | mean | sd{unit} | n | diverged |
@@ -71,14 +71,14 @@ the search, where the best of many noisy scores is optimistically biased.
 
 - The best finished configurations of the search, {tried}, were trained again for all
   their epochs, with the seeds {choosing_seeds}.
-- The {best} mean validation {metric} chose {chosen}. A configuration of which a training diverged
-  would have come after those of which none did.
+- The {best} mean validation {metric} chose {chosen}. A configuration with a diverged training
+  would have ranked below those without.
 - {trained} trained on training + validation, with the seeds {final_seeds}.
   Each of these trainings was scored on the test set once. Nothing else here saw the test set.
-- Seeds: 31-bit halves of the words of `numpy.random.SeedSequence({seed})`, dealt out to both kinds in
-  turn, without {seed} to {seed + SEARCH_SEEDS - 1}, which are the search's.
+- Seeds: 31-bit halves of the words of `numpy.random.SeedSequence({seed})`, dealt to both kinds in turn,
+  without {seed} to {seed + SEARCH_SEEDS - 1}, which belong to the search.
 - The model is {model}. So it was not chosen on the test set, and its own
-  {model_test} is one draw of those in the first table.
+  {model_test} is one of the scores behind the first table.
 
 ## Files
 
@@ -91,12 +91,12 @@ the search, where the best of many noisy scores is optimistically biased.
 
 
 def examples(n: int | None) -> str:
-    """Write a number of examples behind what was measured on them; nothing where it is unknown."""
+    """Write the number of examples behind a score; nothing if it is unknown."""
     return f" (n = {n:,})" if n is not None else ""
 
 
 def interval(scores: Scores, objective: Objective) -> str:
-    """Write the interval of a mean, "--" for fewer than MIN_SEEDS; of a fraction, what lies from 0 to 1."""
+    """Write the interval of a mean, "--" for fewer than MIN_SEEDS; that of a fraction is clipped to 0..1."""
     low, high = scores.interval
     if objective.standard_error == "binomial":
         low, high = max(low, 0.0), min(high, 1.0)
@@ -110,13 +110,13 @@ def interval_of_difference(scores: Scores, objective: Objective, *, sign: str = 
 
 
 def which_seed(verdict: Verdict) -> str:
-    """Say which of the final trainings the model is."""
+    """Describe which of the final trainings the model is."""
     first = verdict.model_seed == next(iter(verdict.winner_test.by_seed))
     return "the first one, fixed beforehand" if first else "the first one that did not diverge"
 
 
 def _versions() -> str:
-    """List the versions of what decides the model."""
+    """List the versions of Python and of the packages that decide the model."""
     lines = [f"- python {platform.python_version()}"]
     for package in ("torch", "ray", "optuna", "tune-mnist"):
         try:

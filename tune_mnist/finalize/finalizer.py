@@ -1,4 +1,4 @@
-"""Makes a search's winner one that can be trusted: trains the best again, chooses, then tests."""
+"""Finalizes a search: trains its best configurations again, chooses one, then tests it."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class AllDivergedError(RuntimeError):
 
 
 class Listener(Protocol):
-    """Whoever wants to show a finalization while it runs."""
+    """What shows a finalization while it runs."""
 
     def on_message(self, text: str) -> None:
-        """Take notice of something worth a line."""
+        """Show a message of one line."""
 
     def on_phase(self, title: str, names: dict[Job, str], to_do: list[Job]) -> None:
-        """Take notice of a phase: its trainings, each with a name, and those that are still to be done."""
+        """Show a phase: its trainings, each with a name, and those that are still to be done."""
 
     def on_step(self, job: Job, step: Step, outcome: str) -> None:
-        """Take notice that a training has come further; ``outcome`` is its result in words, at its end."""
+        """Show a training's progress; ``outcome`` is its result in words, once it has ended."""
 
 
 @dataclass(frozen=True)
 class _Session:
-    """What a finalization needs, once all of it is known to be there."""
+    """What a finalization needs, all of it checked."""
 
     settings: Settings
     task: Task
@@ -82,7 +82,7 @@ class _Session:
         return [Job(config=text, seed=seed, part=part, epochs=epochs, data=data) for seed in seeds]
 
     def scores(self, jobs: Iterable[Job]) -> Scores:
-        """Give the results of trainings that have ended."""
+        """Collect the results of trainings that have ended."""
         return Scores(by_seed={job.seed: self.file.results[job].value for job in jobs})
 
 
@@ -91,38 +91,38 @@ def finalize(
 ) -> Verdict:
     """Train the best configurations of a run again, choose one, test it, and write best/.
 
-    Call it from the main thread. Each ended training is kept in ``finals.jsonl``; what is there already is
-    not done again.
+    Call it from the main thread. Each ended training is kept in ``finals.jsonl``, and not repeated if it is
+    already there.
 
     Args:
         run: its folder or URI.
         protocol: how many configurations and seeds.
         changes: settings of the run, and options of its task, that differ on this machine.
-        listener: whom to tell.
-        command: that this was started with, for the card.
+        listener: shows the progress.
+        command: the command line, for the card.
 
     Raises:
         AllDivergedError: if every training of all candidates, or of the chosen one, diverged.
-        FolderError: if the storage is lost on the way.
-        InputError: before anything is changed, if there is no such run, it is being searched, no trial of
-            it is COMPLETE, its task can't be finalized, or the settings can't be met here.
+        FolderError: if the storage is lost in between.
+        InputError: before anything is changed, if there is no such run, it is being searched, none of its
+            trials is COMPLETE, its task cannot be finalized, or the settings cannot be met here.
         SystemExit: with 130 or 143, on a signal.
-        TrainingError: if a training can't be done.
+        TrainingError: if a training fails for another reason than divergence.
     """
     with ExitStack() as stack:
-        stack.enter_context(ray_log(Path(os.devnull)))  # lost workers, whose tasks are started again
+        stack.enter_context(ray_log(Path(os.devnull)))  # it reports lost workers, whose tasks restart
         with input_errors():
             folder = RunFolder(run)
-            folder.ledger()  # or there is no run to lock
+            folder.ledger()  # fails if there is no run to lock
             stack.enter_context(folder.locked())
             ledger, settings = folder.ledger(), read_settings(folder)
             task = find_task(settings)
             if missing := [name for name in ("load_all", "test") if getattr(task, name) is None]:
                 must = f"must have {' and '.join(missing)} to be finalized"
                 raise ValueError(f"task is {task.name}, but {must}")
-            found = candidates(ledger.trials.values(), protocol.top_k, task.objective)
-            if not found:
-                raise ValueError(f"{folder.uri} has no COMPLETE trial, but must have one to make final")
+            best = candidates(ledger.trials.values(), protocol.top_k, task.objective)
+            if not best:
+                raise ValueError(f"{folder.uri} has no COMPLETE trial, but must have one to be finalized")
             own = {name: changes.pop(name) for name in resumable_options(task) if name in changes}
             options = make_options(task, {**settings.options, **own})
             settings = dataclasses.replace(settings, **changes)
@@ -137,33 +137,37 @@ def finalize(
             facts = describe_task(task, options, {}, settings.max_epochs)
             session = _Session(settings, task, options, facts, protocol, resources, file, listener)
         if file.lost_lines:
-            listener.on_message(f"{FINALS} has {file.lost_lines} lines that can't be read: done again")
-        if len(found) < protocol.top_k:
             listener.on_message(
-                f"finished configurations to choose among: {len(found)}, of {protocol.top_k} asked for"
+                f"{FINALS} has {file.lost_lines} lines that can't be read: their trainings are repeated"
             )
-        verdict = _decide(session, found, data)
+        if len(best) < protocol.top_k:
+            listener.on_message(
+                f"finished configurations to choose from: {len(best)}, of {protocol.top_k} asked for"
+            )
+        verdict = _decide(session, best, data)
         values = json.dumps(verdict.full(verdict.winner.config), indent=2) + "\n"
         card = write_card(verdict, name=folder.name, command=command)
-        folder.remove(f"{BEST}/{CARD}")  # it speaks of what lies next to it, so it is written last
+        folder.remove(f"{BEST}/{CARD}")  # it describes the files next to it, so it is written last
         files = {**verdict.files, HYPERPARAMETERS: values.encode(), CARD: card.encode()}
         for name, content in files.items():
             folder.put(f"{BEST}/{name}", content)
         return verdict
 
 
-def _decide(session: _Session, found: list[TrialRecord], data: Any) -> Verdict:
-    """Choose on validation, then test what was chosen next to the baseline."""
+def _decide(session: _Session, best: list[TrialRecord], data: Any) -> Verdict:
+    """Choose on validation, then test the choice next to the baseline."""
     settings, task, file = session.settings, session.task, session.file
     choosing_seeds, final_seeds = fresh_seeds(settings.seed, session.protocol.seeds)
 
-    trials = [(one, session.jobs(one.config, one.epochs_planned, TRAINING, choosing_seeds)) for one in found]
-    names = {job: f"trial {one.number}" for one, jobs in trials for job in jobs}
+    trials = [
+        (trial, session.jobs(trial.config, trial.epochs_planned, TRAINING, choosing_seeds)) for trial in best
+    ]
+    names = {job: f"trial {trial.number}" for trial, jobs in trials for job in jobs}
     _train(session, "choosing", names, data)
-    validation = [(one, session.scores(jobs)) for one, jobs in trials]
+    validation = [(trial, session.scores(jobs)) for trial, jobs in trials]
     winner = choose(validation, task.objective)
     if winner is None:
-        raise AllDivergedError(f"all {len(found)} configurations diverged with every seed")
+        raise AllDivergedError(f"all {len(best)} configurations diverged with every seed")
 
     finals = session.jobs(winner.config, winner.epochs_planned, UNION, final_seeds)
     names = dict.fromkeys(finals, f"trial {winner.number}")
@@ -204,9 +208,9 @@ def _decide(session: _Session, found: list[TrialRecord], data: Any) -> Verdict:
 def _train(
     session: _Session, title: str, names: dict[Job, str], data: Any, keep_model: Job | None = None
 ) -> None:
-    """Do those of the trainings that the file lacks, and add them to it.
+    """Run the trainings that are missing in the file, and add them to it.
 
-    With ``keep_model`` each is scored on the test set, and the checkpoint of that one is kept.
+    With ``keep_model`` each is scored on the test set, and the checkpoint of that job is kept.
     """
     file, task = session.file, session.task
 

@@ -1,4 +1,4 @@
-"""The protocol of a finalization: what is trained again, with which seeds, and what that says."""
+"""The protocol of a finalization: what is trained again, with which seeds, and how a winner is chosen."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TRAINING = "training"
 UNION = "training + validation"
 """Part of the data: trained on both parts together, scored on the test set."""
 SEARCH_SEEDS = 1_000_000
-"""Seeds from the run's own on that are left to the search: a trial has the run's seed plus its number."""
+"""Seeds, from the run's own up, that belong to the search: a trial has the run's seed plus its number."""
 CONFIDENCE = 0.95
-"""Fraction of such intervals that hold the true mean."""
+"""Fraction of such intervals that contain the true mean."""
 MIN_SEEDS = 3
 """Fewest seeds for an interval: with two, Student's t is 12.7, and the interval says nothing."""
 
@@ -36,7 +36,7 @@ class FinalsSettings:
         ValueError: for a value out of range; the text states the value and the rule.
     """
 
-    top_k: int = setting(3, "protocol", "best finished configurations of the search to choose among")
+    top_k: int = setting(3, "protocol", "best finished configurations of the search to choose from")
     seeds: int = setting(5, "protocol", "trainings of each, with seeds that the search has not used")
 
     def __post_init__(self) -> None:
@@ -74,26 +74,26 @@ class Scores:
 
     @property
     def sd(self) -> float:
-        """Standard deviation of the sample (n - 1 below the line), NaN for fewer than two seeds."""
+        """Sample standard deviation (n - 1 in the denominator), NaN for fewer than two seeds."""
         return statistics.stdev(self.values) if self.n > 1 else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Student's t-interval for the mean over all seeds there could be; NaN for fewer than MIN_SEEDS."""
+        """Student's t-interval for the mean over all possible seeds; NaN for fewer than MIN_SEEDS."""
         if self.n < MIN_SEEDS:
             return math.nan, math.nan
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
     def less(self, other: Scores) -> Scores:
-        """Subtract other scores seed by seed, where both ended."""
+        """Subtract other scores seed by seed, for the seeds that ended in both."""
         pairs = ((seed, value, other.by_seed.get(seed)) for seed, value in self.by_seed.items())
         return Scores(by_seed={seed: a - b for seed, a, b in pairs if a is not None and b is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training: all that decides its result, on one kind of machine."""
+    """One training: all that decides its result on a given kind of machine."""
 
     config: str
     "The configuration, in JSON with sorted keys."
@@ -103,11 +103,11 @@ class Job:
     epochs: int
     "Epochs to train."
     data: str
-    "The task, its options that change a result, and the seed of the search, likewise."
+    "The task, its options that change a result, and the seed of the search, in JSON too."
 
 
 def canonical(values: Mapping[str, Any]) -> str:
-    """Write values in the one way that a `Job` has them."""
+    """Write values in the canonical form of a `Job`."""
     return json.dumps(dict(values), sort_keys=True, default=str)
 
 
@@ -127,12 +127,12 @@ class Verdict:
     winner_test: Scores
     "Of the final trainings, in their order."
     baseline: Mapping[str, Any] | None
-    "Its configuration, without what the task leaves to its defaults; None for a task without."
+    "Its configuration, without what the task leaves to its defaults; None for a task without a baseline."
     baseline_test: Scores | None
-    "None without a baseline, or where the winner is the baseline."
+    "None without a baseline, or if the winner is the baseline."
     test_n: int | None
     files: Mapping[str, bytes]
-    "The model's, by their names in best/."
+    "The model's files, by their names in best/."
 
     @property
     def difference(self) -> Scores | None:
@@ -150,14 +150,14 @@ class Verdict:
         return self.winner_test.values[0]
 
     def full(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a configuration with its defaults."""
+        """Return a configuration with its defaults."""
         return {**self.facts.defaults, **config}
 
 
 def candidates(trials: Iterable[TrialRecord], top_k: int, objective: Objective) -> list[TrialRecord]:
     """List the best COMPLETE trials, at most ``top_k``, the best first, each configuration once.
 
-    Of equals the first trial.
+    Of ties, the first trial comes first.
     """
     complete = [trial for trial in trials if trial.shown_state == "COMPLETE"]
     best: dict[str, TrialRecord] = {}
@@ -169,18 +169,18 @@ def candidates(trials: Iterable[TrialRecord], top_k: int, objective: Objective) 
 def fresh_seeds(seed: int, count: int) -> tuple[list[int], list[int]]:
     """Derive the seeds to choose with and those of the final trainings from the run's seed.
 
-    They are the 31-bit halves of `numpy.random.SeedSequence(seed)`'s words, without doubles and without the
-    SEARCH_SEEDS that trials may have, dealt out in turn. So no training shares its seed with a trial or with
-    one of the other kind, and more seeds begin with the fewer ones.
+    They are the 31-bit halves of `numpy.random.SeedSequence(seed)`'s words, without duplicates and without
+    the SEARCH_SEEDS that trials may have, dealt out in turn. So no training shares its seed with a trial or
+    with one of the other kind, and a larger ``count`` only appends seeds.
     """
     words = np.random.SeedSequence(seed).generate_state(4 * count + 64)
     halves = dict.fromkeys(int(word) >> 1 for word in words)
-    fresh = [one for one in halves if not seed <= one < seed + SEARCH_SEEDS]
+    fresh = [half for half in halves if not seed <= half < seed + SEARCH_SEEDS]
     return fresh[0 : 2 * count : 2], fresh[1 : 2 * count : 2]
 
 
 def choose(validation: Iterable[tuple[TrialRecord, Scores]], objective: Objective) -> TrialRecord | None:
-    """Take the candidate with the best mean; one with diverged seeds comes after those with fewer.
+    """Choose the candidate with the best mean, among those with the fewest diverged seeds.
 
     Returns:
         The candidate; None if all seeds of all of them diverged.

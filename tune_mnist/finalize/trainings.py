@@ -22,15 +22,15 @@ from tune_mnist.tuning.retrain import Step, retrain
 from tune_mnist.tuning.tasks import send_by_value
 
 FINALS = "finals.jsonl"
-"""Name of the file in the run folder, a line a training."""
+"""Name of the file in the run folder, one line per training."""
 MODELS = "finals"
-"""Name of the folder next to it that keeps the checkpoint which may become the final model."""
+"""Name of the folder next to it, for the checkpoint that may become the final model."""
 LOOK_SECONDS = 0.5
-"""Longest time in which a signal goes unheard."""
+"""Longest time until a signal is noticed."""
 
 
 class TrainingError(RuntimeError):
-    """A training could not be done, for another reason than that it diverged; the text is one line."""
+    """A training failed for another reason than divergence; the text is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class JobResult:
     """The result of a training."""
 
     value: float | None
-    "The metric, on the validation part or the test set; None where it diverged."
+    "The metric, on the validation part or the test set; None if it diverged."
     n: int | None
-    "Examples that it was scored on, where the task counts them."
+    "Examples that it was scored on, if the task counts them."
     seconds: float
     "Wall time of the training."
     error: str | None = None
@@ -50,25 +50,25 @@ class JobResult:
 def run_jobs(
     jobs: Sequence[Job], task: Task, data: Any, settings: Settings, resources: Resources, *, keep: bool
 ) -> Iterator[tuple[Job, Step]]:
-    """Train each job; give every step of each as it comes.
+    """Train each job; yield every step of each as it arrives.
 
-    A training whose process or node is lost is started again by Ray, up to ``max_failures`` times, and what
-    it had given is not given again.
+    Ray restarts a training whose process or node is lost, up to ``max_failures`` times; steps that it had
+    already yielded are not repeated.
 
     Args:
         jobs: what to train.
-        task: how.
+        task: how to train it.
         data: what the task has loaded.
         settings: of the search.
-        resources: a training's share, and how many run concurrently.
-        keep: whether the last steps bring checkpoints.
+        resources: what a training gets, and how many run concurrently.
+        keep: whether the last steps carry checkpoints.
 
     Raises:
         TrainingError: if one raised, or was lost too often.
     """
     send_by_value(task.train)
     shared = ray.put(task.train), ray.put(data)
-    remote: Any = ray.remote  # its types know no streams
+    remote: Any = ray.remote  # its types do not cover streaming
     training = remote(retrain).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
@@ -98,22 +98,22 @@ def run_jobs(
                 del running[stream]
             except RayError as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
-                raise TrainingError(f"a training could not be done: {first_line(cause)}") from error
+                raise TrainingError(f"a training failed: {first_line(cause)}") from error
 
 
 class FinalsFile:
-    """Ended trainings by what decided them, kept in the run folder.
+    """The results of ended trainings, kept in the run folder.
 
     Attributes:
-        results: of each training.
-        lost_lines: lines that could not be read; their trainings are done again.
+        results: by training.
+        lost_lines: lines that could not be read; their trainings are repeated.
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        """Read what is there.
+        """Read the results so far.
 
         Raises:
-            FolderError: if the storage can't be read.
+            FolderError: if the storage cannot be read.
         """
         self.folder = folder
         self.results: dict[Job, JobResult] = {}
@@ -127,20 +127,20 @@ class FinalsFile:
                 self.results[job] = result
 
     def add(self, job: Job, result: JobResult, checkpoint: bytes | None = None) -> None:
-        """Keep the result of a training, and before it its checkpoint, where there is one.
+        """Store the result of a training, after its checkpoint, if there is one.
 
         Raises:
-            FolderError: if the storage can't be written.
+            FolderError: if the storage cannot be written.
         """
         if checkpoint is not None:
             self.folder.put(_checkpoint_name(job), checkpoint)
         self.results[job] = result
-        lines = (_line(one, self.results[one]) for one in self.results)
-        # The whole file, as a bucket knows no appending; it has some dozens of lines.
+        lines = (_line(*item) for item in self.results.items())
+        # The whole file, as a bucket cannot append; it has a few dozen lines.
         self.folder.put(FINALS, "".join(f"{line}\n" for line in lines).encode())
 
     def checkpoint(self, job: Job) -> bytes | None:
-        """Read the kept checkpoint of a training; None where none was kept."""
+        """Read the kept checkpoint of a training; None if none was kept."""
         return self.folder.read(_checkpoint_name(job))
 
 

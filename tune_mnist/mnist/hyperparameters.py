@@ -9,16 +9,16 @@ from tune_mnist.task import require
 
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
 MAX_SHIFT = 4
-"""Largest shift: MNIST's digits have a margin of 4 pixels, so nothing of one is lost."""
+"""Largest shift: MNIST's digits have a margin of 4 pixels, so no part of one is lost."""
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Everything that decides how one network is trained; the defaults are the blog's hand-set values.
+    """Everything that decides how one network is trained; the defaults are the baseline's hand-set values.
 
     Raises:
-        TypeError: for a name that is no field, so that a stray key of a search space fails loudly.
+        TypeError: for an unknown name, so that a stray key of a search space fails loudly.
         ValueError: for a value out of range; the text states the value and the rule.
     """
 
@@ -31,17 +31,17 @@ class Hyperparameters:
     epochs: int = 5
     "Passes over the training split, at least 1."
     batch_size: int = 64
-    "Images a step, at least 1."
+    "Images per step, at least 1."
     activation: str = "relu"
     "One of ACTIVATIONS, used after both convolutions and the dense layer."
     dropout_conv: float = 0.25
-    "Share of features dropped after the convolutions; 0 up to, not including, 1."
+    "Fraction of features dropped after the convolutions; 0 up to, not including, 1."
     dropout_dense: float = 0.5
-    "Share of features dropped after the dense layer; 0 up to, not including, 1."
+    "Fraction of features dropped after the dense layer; 0 up to, not including, 1."
     weight_decay: float = 0.0
     "Decay of the weights, at least 0: an L2 term of the gradient, decoupled for adamw."
     lr_end_factor: float = 1.0
-    "Learning rate at the end over that at the start, between which it falls linearly; above 0, at most 1."
+    "Final learning rate over the initial one, from which it falls linearly; above 0, at most 1."
     shift: int = 0
     "Most pixels by which a training image is moved at random, on each axis; 0 to MAX_SHIFT."
 

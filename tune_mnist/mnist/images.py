@@ -1,4 +1,4 @@
-"""Reads the images that a person wants classified, in the form of MNIST's: white ink on black, 28x28."""
+"""Reads images to be classified, in the form of MNIST's: white ink on black, 28x28."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIDE = 28
 INK_SIDE = 20
-"""Longest side of the ink's box in MNIST, whose makers fitted it, then centred the ink's mass."""
+"""Longest side of the ink's box in MNIST, whose makers scaled it to that, then centred the ink's mass."""
 INVERT = ("auto", "yes", "no")
 IDX_IMAGES, IDX_LABELS = b"\x00\x00\x08\x03", b"\x00\x00\x08\x01"
 """First bytes of IDX files of bytes in three dimensions, and in one."""
@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ImageError(ValueError):
-    """A file can't be read as images; the text is one line that names it."""
+    """A file cannot be read as images; the text is one line that names it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class NamedImage:
     """An image to classify."""
 
     name: str
-    "Its file, with its index where that has many."
+    "Its file, with its index if the file has many."
     pixels: Pixels
     "[28, 28], 0 (background) to 255 (ink)."
     note: str = ""
@@ -43,15 +43,15 @@ class NamedImage:
 def read_images(path: Path, *, invert: str = "auto") -> Iterator[NamedImage]:
     """Read a file: a PNG or another picture that Pillow knows, or the images of an IDX file, plain or .gz.
 
-    A picture of 28x28 is taken as it is, any other is brought to MNIST's form. A picture whose border is
-    bright is dark ink on light ground, and gets inverted; an IDX file's images are left as they are.
+    A picture of 28x28 is taken as it is, any other is brought to MNIST's form. A bright border means dark ink
+    on a light background, and the picture is inverted; an IDX file's images are left as they are.
 
     Args:
         path: the file.
-        invert: auto, or yes or no to say it for all.
+        invert: auto, or yes or no for all images.
 
     Raises:
-        ImageError: if it can't be read as images.
+        ImageError: if it cannot be read as images.
     """
     try:
         content = path.read_bytes()
@@ -82,8 +82,8 @@ def read_images(path: Path, *, invert: str = "auto") -> Iterator[NamedImage]:
 def to_mnist_form(pixels: Pixels) -> Pixels:
     """Bring an image of any size (uint8, ink bright) to 28x28, as MNIST's were made.
 
-    The ground is taken off; the ink's box is scaled to 20 pixels at its longest side, and put so that the
-    ink's centre of mass is within half a pixel of (14, 14), counted from 0.
+    The background is subtracted; the ink's box is scaled to 20 pixels at its longest side, and placed so that
+    the ink's centre of mass is within half a pixel of (14, 14), counted from 0.
     """
     ground = int(_border(pixels))
     ink = np.clip((pixels.astype(np.float32) - ground) * (255 / max(255 - ground, 1)), 0, 255)
@@ -95,7 +95,7 @@ def to_mnist_form(pixels: Pixels) -> Pixels:
     scale = INK_SIDE / max(box.shape)
     height, width = (max(1, round(side * scale)) for side in box.shape)
     small = np.asarray(Image.fromarray(box).resize((width, height), Image.Resampling.BOX), dtype=np.float32)
-    small *= 255 / max(float(small.max()), 1.0)  # thin lines pale when they shrink
+    small *= 255 / max(float(small.max()), 1.0)  # thin lines fade when they shrink
     mass = small / small.sum()
     at_row = float((mass.sum(axis=1) * np.arange(height)).sum())
     at_column = float((mass.sum(axis=0) * np.arange(width)).sum())
@@ -108,7 +108,7 @@ def to_mnist_form(pixels: Pixels) -> Pixels:
 
 def _idx_images(path: Path, content: bytes) -> Pixels:
     if len(content) < 16:
-        raise ImageError(f"{path} is an IDX file that was cut short")
+        raise ImageError(f"{path} is a truncated IDX file")
     count, *sides = (int(number) for number in np.frombuffer(content, ">i4", count=3, offset=4))
     if sides != [SIDE, SIDE]:
         raise ImageError(f"{path} has images of {sides[0]}x{sides[1]}, but an IDX file's must be 28x28")
@@ -120,7 +120,7 @@ def _idx_images(path: Path, content: bytes) -> Pixels:
 
 
 def _grey(path: Path, content: bytes) -> Pixels:
-    """Read a picture as grey levels [height, width]; what is transparent shows white paper."""
+    """Read a picture as grey levels [height, width]; transparent parts are white, like paper."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
@@ -138,6 +138,6 @@ def _grey(path: Path, content: bytes) -> Pixels:
 
 
 def _border(pixels: Pixels) -> float:
-    """Brightness of the ground: the median of the outermost pixels."""
+    """Measure the brightness of the background: the median of the outermost pixels."""
     edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
     return float(np.median(np.concatenate(edges)))

@@ -1,4 +1,4 @@
-"""The network: the blog's small CNN for 28x28 grey images, laid out so that a CPU core trains it fast."""
+"""The network: the baseline's small CNN for 28x28 grey images, laid out so that a CPU core trains it fast."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PIXEL_MEAN, PIXEL_STD = 0.1307 * 255, 0.3081 * 255
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bring uint8 grey levels of any shape to mean 0 and standard deviation 1 over MNIST, float32."""
+    """Scale uint8 grey levels of any shape to mean 0 and standard deviation 1 over MNIST, float32."""
     return images.float().sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask on a CPU costs one random byte a feature instead of one Bernoulli draw.
+    """Dropout whose mask on a CPU costs one random byte per feature instead of one Bernoulli draw.
 
-    The share dropped is rounded to a 256th there, and the rest is scaled by what that share asks
-    for, in the dtype of the features, as torch does. Elsewhere it is torch's own.
+    The dropped fraction is rounded to a 256th there, and the rest is scaled to match it, in the
+    dtype of the features, as in torch. Elsewhere it is torch's own.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -61,21 +61,21 @@ class Network(nn.Module):
         self.dense1 = nn.Linear(12 * 12 * 64, 128)
         self.dropout_dense = Dropout(hyperparameters.dropout_dense)
         self.dense2 = nn.Linear(128, 10)
-        # Channels-last convolutions are the fast ones on a CPU with AVX-512 and on tensor cores.
+        # Channels-last convolutions are faster on a CPU with AVX-512 and on tensor cores.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify ``images`` into log-probabilities, float32 [n, 10].
 
         Args:
-            images: [n, 28, 28], uint8 grey levels, or floating point as `normalise` gives them.
+            images: [n, 28, 28], uint8 grey levels, or floating point from `normalise`.
         """
         x = (images if images.is_floating_point() else normalise(images)).unsqueeze(1)
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.activation(self.conv1(x))
-        # The pool comes before the activation: the same for every monotone one, on a quarter of the features.
+        # The pool comes before the activation: equal for a monotone one, on a quarter of the features.
         x = self.activation(F.max_pool2d(self.conv2(x), 2))
-        # Flattened in the order that it lies in memory, else the pool's backward copies its gradient.
+        # Flattened in memory order, else the pool's backward copies its gradient.
         x = self.dropout_conv(x.permute(0, 2, 3, 1).flatten(1))
         x = self.dropout_dense(self.activation(self.dense1(x)))
         return F.log_softmax(self.dense2(x).float(), dim=1)

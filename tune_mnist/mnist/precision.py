@@ -30,7 +30,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Compute matrix products in bf16 where ``precision`` says so."""
+    """Compute matrix products in bf16 if ``precision`` says so."""
     # Under capture a cached cast of the weights would be replayed stale, so no casts are cached.
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
@@ -42,7 +42,7 @@ def allow_tf32() -> None:
 
 @functools.cache
 def side_stream() -> torch.cuda.Stream:
-    """Give the one stream of this process on which graphs are prepared and captured.
+    """Return this process's one stream on which graphs are prepared and captured.
 
     torch keeps a cuBLAS workspace for each stream (32 MiB on Hopper), for as long as the process lives.
     """

@@ -1,4 +1,4 @@
-"""The search spaces: dicts of Optuna distributions, and the blog's own point in them."""
+"""The search spaces: dicts of Optuna distributions, and the baseline's point in them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOG: Space = {
     "epochs": IntDistribution(3, 5),
 }
 
-# Without epochs: how long a trial trains is ASHA's decision here, up to max_epochs.
+# Without epochs: ASHA decides here how long a trial trains, up to max_epochs.
 WIDE: Space = {
     "lr_scale": FloatDistribution(0.01, 5.0, log=True),
     "momentum": FloatDistribution(0.4, 0.98),
@@ -48,7 +48,7 @@ def to_config(parameters: dict[str, Any], max_epochs: int) -> dict[str, Any]:
     adds up to 1 / (1 - momentum) steps, times (1 - momentum) for sgd and rmsprop. So each can be tuned alone.
 
     Raises:
-        ValueError: for a parameter that is no hyper-parameter, or a value out of range.
+        ValueError: for an unknown parameter, or a value out of range.
     """
     known = (*HYPERPARAMETER_NAMES, "lr_scale")
     for name in parameters:
@@ -65,12 +65,12 @@ def to_config(parameters: dict[str, Any], max_epochs: int) -> dict[str, Any]:
 
 
 def baseline(space: Space, max_epochs: int) -> dict[str, Any]:
-    """Give the blog's hand-set configuration in the terms of a space."""
-    blog = Hyperparameters()
-    point: dict[str, Any] = {name: getattr(blog, name) for name in space if name != "lr_scale"}
+    """Return the baseline in the terms of a space."""
+    hand_set = Hyperparameters()
+    point: dict[str, Any] = {name: getattr(hand_set, name) for name in space if name != "lr_scale"}
     if "lr_scale" in space:
-        point["lr_scale"] = blog.lr / _lr_unit(
-            {"optimizer": blog.optimizer, "momentum": blog.momentum, **point}
+        point["lr_scale"] = hand_set.lr / _lr_unit(
+            {"optimizer": hand_set.optimizer, "momentum": hand_set.momentum, **point}
         )
     if "epochs" in space:
         point["epochs"] = min(point["epochs"], max_epochs)

@@ -27,7 +27,7 @@ STEPS_PER_GRAPH = 1
 """Steps that one CUDA graph holds. `python -m benchmarks.gpu` measures 1 and 10."""
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Records what a function does on static tensors, and returns a function that does it again."""
+"""Records what a function does on static tensors, and returns a function that repeats it."""
 
 
 class GraphCaptureError(RuntimeError):
@@ -38,7 +38,7 @@ class Steps:
     """Runs the optimisation steps of an epoch; on a GPU, full batches are replayed from CUDA graphs.
 
     At batch 64, launching the kernels of a step takes longer than running them; a graph launches them all at
-    once. Nothing waits for the GPU before the end of an epoch: losses go into a tensor there.
+    once. Nothing waits for the GPU before the end of an epoch: losses go into a tensor on it.
 
     Attributes:
         replayed: steps of the current epoch that were replayed from a graph.
@@ -52,7 +52,7 @@ class Steps:
         Args:
             training: what is trained.
             train: the training split, on the same device.
-            capture: what records a graph, as `capture_graph`; None takes every step eagerly.
+            capture: records a graph, like `capture_graph`; None takes every step eagerly.
         """
         self.model, self.optimizer, self.precision = training.model, training.optimizer, training.precision
         self.hyperparameters = hyperparameters = training.hyperparameters
@@ -68,7 +68,7 @@ class Steps:
         self.moves = torch.zeros(2, len(train), dtype=torch.int64, device=device)
         self.losses = torch.zeros(-(-len(train) // self.batch_size), device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        "Of the next step in the epoch, int64 [1]."
+        "Index of the next step in the epoch, int64 [1]."
         self.index = torch.zeros(STEPS_PER_GRAPH, self.batch_size, dtype=torch.int64, device=device)
         self.rates = torch.zeros(STEPS_PER_GRAPH, dtype=torch.float64, device=device)
         "Image indices and learning rates of the steps that a graph replays: [steps, batch_size], [steps]."
@@ -127,7 +127,7 @@ class Steps:
         if self.capture is None or len(index) < self.batch_size:
             self._step(index)
             return
-        with _on_side_stream(self.device):  # as torch asks for before a capture
+        with _on_side_stream(self.device):  # as torch requires before a capture
             self._step(index)
         self.warm_up -= 1
         if self.warm_up == 0:
@@ -157,7 +157,7 @@ class Steps:
         return self.images[index, down, right]
 
     def _learning_rates(self, epoch: int) -> Tensor:
-        """Give the rate of each step of an epoch, float64 [steps]: it falls linearly over all epochs."""
+        """Return the rate of each step of an epoch, float64 [steps]: it falls linearly over all epochs."""
         steps, fall = len(self.losses), 1 - self.hyperparameters.lr_end_factor
         done = torch.arange((epoch - 1) * steps, epoch * steps, dtype=torch.float64)
         rates = self.hyperparameters.lr * (1 - fall * (done / (steps * self.hyperparameters.epochs)))
@@ -177,8 +177,8 @@ def capture_graph(steps: Callable[[], None]) -> Callable[[], None]:
     """Record what a function launches on the GPU as a CUDA graph; return the graph's replay.
 
     Raises:
-        GraphCaptureError: if that fails. The process must not train on: torch's random generator stays in
-            capture state, and the next dropout would raise.
+        GraphCaptureError: if that fails. The process must not continue training: torch's random generator
+            stays in capture state, and the next dropout would raise.
         RuntimeError: CUDA's own, if there is no memory left.
     """
     graph = torch.cuda.CUDAGraph()

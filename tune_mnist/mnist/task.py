@@ -1,4 +1,4 @@
-"""MNIST as a task: its objective, its spaces, its data and the options of those.
+"""MNIST as a task: its objective, its spaces, its data, and its options.
 
 The baseline is the hand-set configuration of the blog post that this project began as.
 """
@@ -24,21 +24,21 @@ from tune_mnist.task import Task, TestSet, option, require
 GROUP = "mnist, as in --dataset fashion-mnist --train-size 10000"
 """The heading of its flags in ``--help``."""
 WATCHED = 250
-"""Images that a final training is watched by, as no part of the data is kept from it."""
+"""Training images that a final training is checked on, as no data is held out from it."""
 USAGE = """\
-A classifier of 28x28 grey images into ten classes, scored in fp32 on a CPU. `model.pt2` is for torch alone:
+A classifier of 28x28 grey images into ten classes, scored in fp32 on a CPU. `model.pt2` needs only torch:
 
     import torch
     model = torch.export.load("model.pt2").module()
     log_probabilities = model(images)  # uint8 [n, 28, 28], 0 background to 255 ink -> float32 [n, 10]
 
 `model.pt` is the state dict of `tune_mnist.mnist.model.Network(Hyperparameters(**values))`, where `values` is
-what `hyperparameters.json` has."""
+the content of `hyperparameters.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a search on MNIST can be told of its data and its training.
+    """The options of a search on MNIST, for its data and its training.
 
     Raises:
         ValueError: for a value out of range.
@@ -76,7 +76,7 @@ def load(options: Options, seed: int) -> dict[str, Any]:
 
 
 def load_all(options: Options, seed: int) -> dict[str, Any]:
-    """Load both parts as one to train on; a few of its images tell whether a training has diverged."""
+    """Load both parts as one to train on; a few of its images show whether a training has diverged."""
     train, validation = splits(options, seed)
     watched = data.Split(images=train.images[:WATCHED], labels=train.labels[:WATCHED])
     union = data.Split(
@@ -96,7 +96,7 @@ def _shared(train: data.Split, validation: data.Split, options: Options) -> dict
 
 
 def splits(options: Options, seed: int) -> tuple[data.Split, data.Split]:
-    """Give the training and the validation part."""
+    """Return the training and the validation part."""
     return data.load_train_val(
         options.dataset, options.data_dir, val_size=options.val_size, train_size=options.train_size, seed=seed
     )
@@ -112,8 +112,8 @@ def test(config: dict[str, Any], checkpoint: Path, options: Options) -> TestSet:
 
 
 def export(config: dict[str, Any], checkpoint: Path, options: Options) -> dict[str, bytes]:
-    """Give the weights of a checkpoint, and what torch alone can run."""
-    from tune_mnist.mnist.export import export_network  # torch.export takes its time
+    """Return the weights of a checkpoint, and a file that torch alone can run."""
+    from tune_mnist.mnist.export import export_network  # torch.export is slow to import
 
     network = load_network(checkpoint, Hyperparameters(**config))
     return {"model.pt": _weights(network), "model.pt2": export_network(network)}
@@ -126,7 +126,7 @@ def _weights(network: Network) -> bytes:
 
 
 def describe(options: Options) -> str:
-    """Say in words what is trained on."""
+    """Describe in words what is trained on."""
     size = f"{options.train_size:,} training images" if options.train_size else "all training images"
     return f"{options.dataset}, {size}"
 

@@ -1,6 +1,6 @@
-"""The training loop, free of Ray: ``fit`` yields each epoch's outcome; its caller decides to go on.
+"""The training loop, free of Ray: ``fit`` yields each epoch's result; its caller decides whether to continue.
 
-``train`` is the same as a task has it, which a trial imports.
+``train`` is the same in the form that a task needs and a trial imports.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tune_mnist.task import CheckpointError, Save, Trial
 from tune_mnist.task import DivergedError as DivergedError
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}
-"""Images a step of evaluation: on a CPU 100 run 1.2 to 1.5 times as fast as 250, which outgrow its caches."""
+"""Images per evaluation step: on a CPU 100 run 1.2 to 1.5 times as fast as 250, which outgrow its caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one epoch came to."""
+    """The result of one epoch."""
 
     epoch: int
     "Epochs trained so far, from 1."
     accuracy: float
-    "Share of the validation images classified rightly, 0..1."
+    "Fraction of the validation images classified correctly, 0..1."
     val_loss: float
     "Mean negative log-likelihood of the validation images, nats."
     train_loss: float
@@ -67,7 +67,7 @@ class Training:
 
         Raises:
             RuntimeError: if ``device`` is cuda and no CUDA device is visible.
-            ValueError: for a precision that is unknown or that the device has not.
+            ValueError: for a precision that is unknown or that the device does not have.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(
@@ -83,7 +83,7 @@ class Training:
         self.optimizer = make_optimizer(self.model, hyperparameters)
 
     def save(self, path: Path) -> None:
-        """Write everything that going on from here needs: model, optimizer, epoch and random states."""
+        """Write everything needed to continue from here: model, optimizer, epoch and random states."""
         random_states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random_states["cuda"] = torch.cuda.get_rng_state()
@@ -93,10 +93,10 @@ class Training:
         )
 
     def restore(self, path: Path) -> None:
-        """Go on from what ``save`` wrote; on the CPU bit for bit as if never interrupted.
+        """Continue from what ``save`` wrote; on the CPU bit for bit as if never interrupted.
 
         Raises:
-            CheckpointError: if it is spoilt, or of another network.
+            CheckpointError: if it is corrupt, or of another network.
         """
         state = _load(path, self.model)
         # Not the saved groups: a GPU's hold `capturable` and perhaps lr as a tensor, a CPU's don't.
@@ -109,7 +109,7 @@ class Training:
 
 
 def _load(path: Path, model: Network) -> dict[str, Any]:
-    """Give a model the weights in a checkpoint; return all that ``Training.save`` wrote there."""
+    """Load the weights in a checkpoint into a model; return all that ``Training.save`` wrote there."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
@@ -121,14 +121,14 @@ def _load(path: Path, model: Network) -> dict[str, Any]:
 def fit(
     training: Training, train: Split, validation: Split, *, cuda_graph: bool = True
 ) -> Iterator[EpochResult]:
-    """Train epoch by epoch up to ``hyperparameters.epochs``, from wherever ``training`` stands.
+    """Train epoch by epoch up to ``hyperparameters.epochs``, from the epoch where ``training`` stands.
 
     The order of the images and their shifts depend on (seed, epoch) alone. The splits are only read. With
     ``cuda_graph`` a GPU replays the steps from CUDA graphs.
 
     Raises:
-        DivergedError: at the step (on a GPU: at the end of the epoch) whose loss is not finite. ASHA can't
-            see such a trial, as ``nan < cutoff`` is False.
+        DivergedError: at the step (on a GPU: at the end of the epoch) whose loss is not finite. ASHA would
+            not stop such a trial, as ``nan < cutoff`` is False.
         GraphCaptureError: if the GPU cannot record a step as a CUDA graph.
     """
     train, validation = train.to(training.device), validation.to(training.device)
@@ -174,10 +174,10 @@ def evaluate(model: Network, split: Split, *, precision: str = "fp32") -> tuple[
 
 
 def load_network(path: Path, hyperparameters: Hyperparameters) -> Network:
-    """Give the network of a checkpoint, on the CPU, in evaluation mode.
+    """Load the network of a checkpoint, on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: if it can't be read.
+        CheckpointError: if it cannot be read.
     """
     model = Network(hyperparameters)  # no Training: its optimizer would import torch._dynamo, for 1 s
     _load(path, model)
@@ -187,12 +187,12 @@ def load_network(path: Path, hyperparameters: Hyperparameters) -> Network:
 def train(
     config: dict[str, Any], data: Mapping[str, Any], trial: Trial
 ) -> Iterator[tuple[dict[str, Any], Save]]:
-    """Train one configuration, giving the fields of an `EpochResult` after each epoch.
+    """Train one configuration, yielding the fields of an `EpochResult` after each epoch.
 
     Args:
         config: the keywords of `Hyperparameters`.
         data: from `tune_mnist.mnist.task.load`.
-        trial: where to train, with which seed, and from which checkpoint on.
+        trial: where to train, with which seed, and from which checkpoint.
 
     Raises:
         CheckpointError: if the checkpoint cannot be read.

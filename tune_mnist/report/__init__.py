@@ -1,1 +1,1 @@
-"""What a run teaches, as one page and as pictures."""
+"""What a run has learned, as one page and as pictures."""

@@ -1,4 +1,4 @@
-"""Runs compared: the best so far of each, and whether the lead of the best one exceeds the noise."""
+"""A comparison of runs: the best so far of each, and whether the best one's lead exceeds the noise."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def comparison(views: Sequence[View]) -> list[Plot]:
 
 
 def comparison_sentences(views: Sequence[View]) -> list[str]:
-    """Say of each run by how much the best one leads it, with the noise; then what makes that unfair."""
+    """Describe by how much the best run leads each other one, with the noise; then what makes that unfair."""
     names = run_labels(views)
     labels = dict(zip(views, names, strict=True))
     best = {view: best_score(view, view.best)[0] for view in views if view.best}
@@ -58,7 +58,7 @@ def comparison_sentences(views: Sequence[View]) -> list[str]:
     for what, values in unequal.items():
         if len(set(values)) > 1:
             which = [f"{label}: {value or 'not known'}" for label, value in zip(names, values, strict=True)]
-            found.append(f"They differ in their {what}, and not only as searches ({'; '.join(which)}).")
+            found.append(f"They differ in their {what}, not only as searches ({'; '.join(which)}).")
     return found
 
 
@@ -66,7 +66,7 @@ def _lead(labels: Mapping[View, str], best: Mapping[View, float], *runs: View) -
     objective, shown = runs[0].objective, []
     results = [(best[view], view.task.validation_examples) for view in runs]
     noise = error_noise(objective, *results) or max(
-        (noise_at(view, lead_level(view)) for view in runs), key=lambda one: one.amount
+        (noise_at(view, lead_level(view)) for view in runs), key=lambda candidate: candidate.amount
     )
     for view, (value, n) in zip(runs, results, strict=True):
         of_trials = f"the best of {count(len(view.trials), 'trial')}" + (f", n = {n:,}" if n else "")
@@ -82,7 +82,9 @@ def _on_the_test_set(*runs: View) -> str:
     objective = runs[0].objective
     winners = [view.outcome.winner for view in runs]
     results = [
-        (one.test[objective.metric], one.test_n) for one in winners if one and objective.metric in one.test
+        (winner.test[objective.metric], winner.test_n)
+        for winner in winners
+        if winner and objective.metric in winner.test
     ]
     if len(results) < 2:
         return ""
@@ -94,6 +96,6 @@ def _on_the_test_set(*runs: View) -> str:
 
 
 def run_labels(views: Sequence[View]) -> list[str]:
-    """Name runs so that no two are named alike: by their folders, where need be with the path."""
+    """Return a unique name for each run: that of its folder, with the path if needed."""
     names = [view.name for view in views]
     return names if len(set(names)) == len(names) else [view.outcome.folder.uri for view in views]

@@ -1,4 +1,4 @@
-"""The plots of a run along its time: learning curves with rungs, timeline, epochs per trial."""
+"""The plots of a run over time: learning curves with rungs, timeline, epochs per trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_mnist.tuning.asha import rungs
 
 
 def learning_curves(view: View) -> Plot:
-    """Draw the metric of each trial by epoch, ASHA's rungs, and what became of the trial."""
+    """Draw the metric of each trial by epoch, styled by its state, and ASHA's rungs."""
     trials = [trial for trial in view.trials if trial.epochs]
     figure = go.Figure([_curves(view, some, look) for look, some in by_look(view, trials)])
     low, high = view.scale.room([epoch[view.metric] for trial in trials for epoch in trial.epochs])
@@ -41,24 +41,24 @@ def learning_curves(view: View) -> Plot:
 def timeline(view: View) -> Plot:
     """Draw which worker trained which trial when."""
     found = stretches(view.ledger)
-    unit, seconds = _time_unit(max((one.end for one in found), default=0.0))
-    workers = sorted({one.worker for one in found}, key=_host_and_place)
+    unit, seconds = _time_unit(max((stretch.end for stretch in found), default=0.0))
+    workers = sorted({stretch.worker for stretch in found}, key=_host_and_place)
     figure = go.Figure()
     for state in STATES:
-        some = [one for one in found if one.trial.shown_state == state]
+        some = [stretch for stretch in found if stretch.trial.shown_state == state]
         if some:
             figure.add_bar(
-                y=[one.worker for one in some],
-                x=[round((one.end - one.start) / seconds, 4) for one in some],
-                base=[round(one.start / seconds, 4) for one in some],
-                text=[str(one.trial.number) for one in some] if len(found) <= 100 else None,
+                y=[stretch.worker for stretch in some],
+                x=[round((stretch.end - stretch.start) / seconds, 4) for stretch in some],
+                base=[round(stretch.start / seconds, 4) for stretch in some],
+                text=[str(stretch.trial.number) for stretch in some] if len(found) <= 100 else None,
                 textposition="inside",
                 textangle=0,
                 insidetextanchor="middle",
                 orientation="h",
                 name=LOOKS[state].word,
                 marker={"color": LOOKS[state].color, "line": {"color": "rgba(255,255,255,.65)", "width": 1}},
-                customdata=[[one.trial.number, _epochs(one), one.process] for one in some],
+                customdata=[[stretch.trial.number, _epochs(stretch), stretch.process] for stretch in some],
                 hovertemplate="trial %{customdata[0]}, %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             )
     dress(
@@ -71,12 +71,12 @@ def timeline(view: View) -> Plot:
         yaxis={"categoryorder": "array", "categoryarray": workers[::-1], "title": None},
         margin_l=90,
     )
-    caption = "Each bar is a trial at work in a worker's place; the time between sessions is left out."
+    caption = "Each bar is a trial running in one slot of a host; the time between sessions is left out."
     return Plot("timeline", "Timeline by worker", caption, {"": figure} if found else {})
 
 
 def epochs_per_trial(view: View) -> Plot:
-    """Draw the epochs that each trial was given, of those that it had planned."""
+    """Draw the epochs that each trial trained, of those that were planned for it."""
     trials = view.trials
     figure = go.Figure()
     for state in STATES:
@@ -105,7 +105,7 @@ def epochs_per_trial(view: View) -> Plot:
         xaxis={"title": "trial", "tickformat": "d", "dtick": whole_step(len(trials))},
         yaxis={"title": "epochs", "tickformat": "d", "dtick": whole_step(most)},
     )
-    caption = "What each trial was given of the epochs that it had planned."
+    caption = "The epochs that each trial trained, of those that were planned for it."
     return Plot("epochs", "Epochs per trial", caption, {"": figure} if trials else {})
 
 
@@ -135,8 +135,8 @@ def _curves(view: View, trials: Sequence[TrialRecord], look: Look) -> go.Scatter
     )
 
 
-def _epochs(one: Stretch) -> str:
-    first, last = one.first_epoch, one.last_epoch
+def _epochs(stretch: Stretch) -> str:
+    first, last = stretch.first_epoch, stretch.last_epoch
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 

@@ -1,4 +1,4 @@
-"""The importance of hyper-parameters at a level, with the spread that its few trials leave."""
+"""The importance of hyper-parameters at a level, with the uncertainty that its few trials leave."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tune_mnist.run.words import count, short_value
 MIN_IMPORTANCE = 10
 """Trials below which nothing is said about importance."""
 GOOD_FRACTION = 1 / 3
-"""The best trials that PED-ANOVA compares with all. Optuna's 0.1 is too few: see benchmarks/learned.py."""
+"""Best trials that PED-ANOVA compares with all. Optuna's 0.1 is too few: see benchmarks/learned.py."""
 ROUNDS, FEWER, MANY = 60, 20, 200
-"""Resamples of the trials of the level that is shown first; fewer at other levels, and of more than MANY
-trials, where each takes longer and differs less."""
+"""Resamples of the trials at the level that is shown first; FEWER at other levels, and with more than MANY
+trials, where each resample takes longer and differs less."""
 LOW, HIGH = 0.05, 0.95
 """Ends of the interval: 90 % of the resamples lie between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What part of the difference between good and other trials a hyper-parameter makes."""
+    """The fraction of the difference between good and other trials that is due to a hyper-parameter."""
 
     name: str
     value: float
-    "0..1; all of a level sum up to 1."
+    "0..1; those of a level sum up to 1."
     low: float
-    "Of its 90 % interval."
+    "Low end of its 90 % interval."
     high: float
     first: float
     "Fraction of the resamples in which it is the largest."
@@ -52,30 +52,30 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """The shares of the hyper-parameters at a level."""
+    """The importances of the hyper-parameters at a level."""
 
     level: Level
     shares: Sequence[Share]
-    "The largest first; none where too few trials differ."
+    "The largest first; empty if too few trials differ."
     lone: Mapping[str, Any]
-    "Hyper-parameters of the space of which one value alone reached the level, with that value."
+    "Hyper-parameters of which only one value reached the level, with that value."
     rounds: int
-    "Resamples that the intervals are made of."
+    "Resamples behind the intervals."
     failed: bool = False
-    "Whether Optuna raised something."
+    "Whether Optuna raised an error."
 
     def why_none(self, variable: Sequence[str]) -> str:
-        """Say why there are no shares."""
+        """Explain why there are no shares."""
         if self.failed:
             return "it could not be computed"
         if not variable:
             return "no hyper-parameter of the space can vary"
         here = f"{count(len(self.level.trials), 'trial')} {self.level.where}"
-        return f"{here}, but it takes {MIN_IMPORTANCE} that differ in their values and hyper-parameters"
+        return f"{here}, but {MIN_IMPORTANCE} that differ in their values and hyper-parameters are needed"
 
     @property
     def method(self) -> str:
-        """Say how it was measured, over how many trials."""
+        """Describe how it was measured, over how many trials."""
         return (
             f"PED-ANOVA over {count(len(self.level.trials), 'trial')} {self.level.where}; intervals: 90% of "
             f"{self.rounds} resamples"
@@ -87,9 +87,9 @@ class Importance:
 
     @property
     def lone_words(self) -> str:
-        """Say of which hyper-parameters one value alone is left, so that they have no importance; else ""."""
+        """Name the hyper-parameters without importance as only one value is left; "" if there are none."""
         left = [f"{name} {short_value(value)}" for name, value in self.lone.items()]
-        return f"No other value than {', '.join(left)} is left {self.level.where}." if left else ""
+        return f"No value other than {', '.join(left)} is left {self.level.where}." if left else ""
 
 
 def measure_importance(
@@ -99,9 +99,9 @@ def measure_importance(
 
     Args:
         level: whose trials are compared.
-        variable: the hyper-parameters that can vary; those of which the level has one value are left out.
+        variable: the hyper-parameters that can vary; those with one value at the level are left out.
         make_study: makes a study of the level's trials.
-        rounds: resamples.
+        rounds: number of resamples.
     """
     values = {
         name: {trial.params[name] for trial in level.trials if name in trial.params} for name in variable
@@ -110,11 +110,11 @@ def measure_importance(
     names = [name for name in variable if len(values[name]) > 1]
     if len(level.trials) < MIN_IMPORTANCE or len(set(level.values)) == 1 or not names:
         return Importance(level=level, shares=[], lone=lone, rounds=0)
-    study, dice = make_study(), random.Random(0)
+    study, generator = make_study(), random.Random(0)
     trials = study.get_trials(deepcopy=False)
     resample, resampled = GivenStudy(study.direction), []
     for _ in range(rounds):
-        resample.given = dice.choices(trials, k=len(trials))
+        resample.given = generator.choices(trials, k=len(trials))
         resampled.append(_shares(resample, names))
     frame = pd.DataFrame(resampled, columns=names)
     low, high = frame.quantile(LOW), frame.quantile(HIGH)
@@ -129,17 +129,17 @@ def measure_importance(
         )
         for name, value in _shares(study, names).items()
     ]
-    shares.sort(key=lambda one: -one.value)
+    shares.sort(key=lambda share: -share.value)
     return Importance(level=level, shares=shares, lone=lone, rounds=rounds)
 
 
 def _shares(study: Study, names: list[str]) -> dict[str, float]:
-    # Here, as it imports scikit-learn where there is one: a second and a half of a search's start.
+    # Here, as it imports scikit-learn if that is installed: 1.5 s of a search's start.
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # A resample can have one value of a parameter, or the same trials as its best ones and as all.
+        # A resample can have a single value of a parameter, or no trials besides its best ones.
         warnings.simplefilter("ignore", UserWarning)
         try:
             evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_FRACTION)
@@ -149,15 +149,15 @@ def _shares(study: Study, names: list[str]) -> dict[str, float]:
 
 
 class GivenStudy(optuna.Study):
-    """A study that hands out its own trials: of 10,000 Optuna's plots would make 36 copies, 2 s each."""
+    """A study that does not copy its trials: of 10,000 Optuna's plots would make 36 copies, 2 s each."""
 
     given: Sequence[FrozenTrial] | None = None
-    "Trials to hand out instead."
+    "Trials to return instead."
 
     def __init__(self, direction: StudyDirection) -> None:
         storage = optuna.storages.InMemoryStorage()
         before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it tells of the study
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # or it logs that the study was created
         try:
             name = optuna.create_study(storage=storage, direction=direction).study_name
         finally:
@@ -167,5 +167,5 @@ class GivenStudy(optuna.Study):
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Give the trials, without a copy."""
+        """Return the trials, without a copy."""
         return super().get_trials(deepcopy=False, states=states) if self.given is None else list(self.given)

@@ -19,7 +19,7 @@ from tune_mnist.tuning.tuner import FINISHED, Outcome
 from tune_mnist.tuning.warm_start import describe_inherited
 
 EDGE = 0.05
-"""Share of a range, at either end, in which a best value says that the range may be too narrow."""
+"""Fraction of a range, at either end, in which a best value suggests that the range is too narrow."""
 
 
 class Fact(NamedTuple):
@@ -37,33 +37,33 @@ def count_states(view: View) -> str:
 
 
 def say_how_it_ended(outcome: Outcome) -> str:
-    """Say that a search has finished, or what ended it, or that it has not ended."""
-    words = {None: "it runs, or was killed", FINISHED: "finished"}
+    """Describe how a search ended: it finished, something ended it, or it has not ended."""
+    words = {None: "it is running, or was killed", FINISHED: "finished"}
     return words.get(outcome.stop_reason, f"ended by {outcome.stop_reason}")
 
 
 def count_epochs(view: View) -> tuple[int, str]:
-    """Count the epochs that were trained; say how many were planned, and what ASHA saved of those."""
+    """Count the epochs that were trained; describe how many were planned, and how many ASHA saved."""
     planned = sum(trial.epochs_planned for trial in view.trials)
-    cut = [trial for trial in view.trials if trial.state == "PRUNED"]
-    saved = sum(trial.epochs_planned - trial.epoch for trial in cut)
+    pruned = [trial for trial in view.trials if trial.state == "PRUNED"]
+    saved = sum(trial.epochs_planned - trial.epoch for trial in pruned)
     return sum(trial.epoch for trial in view.trials), f"of {planned:,} planned; ASHA saved {saved:,}"
 
 
 def losses(view: View) -> str:
-    """Say what of a ledger can't be read; "" where it is whole."""
+    """Describe what is unreadable in a ledger; "" if it is intact."""
     lost = view.ledger.lost_lines
     return f"{LEDGER} has {count(lost, 'line')} that can't be read; what they said is lost" if lost else ""
 
 
 def facts(view: View) -> list[Fact]:
-    """Tell a run in some ten lines."""
+    """Summarise a run in about ten lines."""
     outcome, settings = view.outcome, view.settings
     trained, of_planned = count_epochs(view)
     data = view.task.data or str(settings.options.get("dataset", view.task.name))
     sessions = count(len(view.ledger.sessions), "session")
-    side_by_side = len({stretch.worker for stretch in stretches(view.ledger)})
-    most = f"; at most {count(side_by_side, 'trial')} in parallel" if side_by_side else ""
+    concurrent = len({stretch.worker for stretch in stretches(view.ledger)})
+    most = f"; at most {count(concurrent, 'trial')} in parallel" if concurrent else ""
     hours = max(outcome.seconds, 1e-9) / 3600
     over = len(view.trials) - len(view.of_state(RUNNING))
     how = f"seed {settings.seed}; {data}; {say_how_it_ended(outcome)}"
@@ -79,7 +79,7 @@ def facts(view: View) -> list[Fact]:
 
 
 def known_before(view: View) -> Fact | None:
-    """Tell the trials of earlier runs, next to which the best of this run's own is put; None without any."""
+    """Describe the trials of earlier runs, compared with the best of this run; None without any."""
     inherited = view.ledger.inherited
     if not inherited:
         return None
@@ -87,16 +87,16 @@ def known_before(view: View) -> Fact | None:
     objective = view.objective
     note = f"of {runs} ({describe_inherited(inherited, objective)}), counted nowhere else"
     ended = [trial.last[view.metric] for trial in view.trials if trial.epochs and trial.shown_state != "FAIL"]
-    best, theirs = objective.best(ended), objective.best(trial.value for trial in inherited)
-    if best is not None and theirs is not None:
-        note += f"; the best of this run's own, {objective.write(best)}, is {objective.compare(best, theirs)}"
+    best, earlier = objective.best(ended), objective.best(trial.value for trial in inherited)
+    if best is not None and earlier is not None:
+        note += f"; this run's own best, {objective.write(best)}, is {objective.compare(best, earlier)}"
     return Fact("Known before", count(len(inherited), "trial"), note)
 
 
 def compare_with_baseline(view: View) -> Fact | None:
-    """Tell the baseline's trial: of one that was pruned, next to the best trial at that epoch.
+    """Describe the baseline's trial; a pruned one is compared with the best trial at that epoch.
 
-    None where there is no such trial, or it is the best itself.
+    None if there is no such trial, or it is the best itself.
     """
     best, baseline = view.best, next((trial for trial in view.trials if trial.hand_set), None)
     if best is None or baseline is None or baseline is best or not baseline.epochs:
@@ -112,7 +112,7 @@ def compare_with_baseline(view: View) -> Fact | None:
 
 
 def best_score(view: View, best: TrialRecord) -> tuple[float, int]:
-    """Give the metric of the best trial and its epoch: those of the winner, once there is one."""
+    """Return the metric of the best trial and its epoch: those of the winner, once there is one."""
     if winner := view.outcome.winner:
         return winner.value, winner.epoch
     report = view.best_epoch(best)
@@ -133,7 +133,7 @@ def _best_facts(view: View) -> list[Fact]:
 
 
 def _score(objective: Objective, label: str, value: float, n: int | None, where: str = "") -> Fact:
-    """Tell a value, where it was reached, of how many examples it is, and what stands behind its ±."""
+    """Describe a value: where it was reached, on how many examples, and what its ± is."""
     words = ([f"n = {n:,}"] if n else []) + (["± standard error"] if objective.error_of(value, n) else [])
     note = "; ".join(filter(None, [where, ", ".join(words)]))
     return Fact(label, objective.write_with_error(value, n), note)
@@ -146,19 +146,22 @@ def edges(view: View) -> dict[str, str]:
     """
     best, found = view.best, {}
     for name, value in best.params.items() if best else ():
-        one = view.space.get(name)
-        if not isinstance(one, FloatDistribution | IntDistribution) or one.low == one.high:
+        distribution = view.space.get(name)
+        if not isinstance(distribution, FloatDistribution | IntDistribution):
+            continue
+        low, high = distribution.low, distribution.high
+        if low == high:
             continue
         if name == LENGTH and best and best.state != "COMPLETE":
             continue  # its length has made no difference yet
-        scale = math.log if one.log else float
-        position = (scale(value) - scale(one.low)) / (scale(one.high) - scale(one.low))
+        scale = math.log if distribution.log else float
+        position = (scale(value) - scale(low)) / (scale(high) - scale(low))
         could_be_wider = view.task.wider.get(name, (True, True))[position > 0.5]
         if not EDGE < position < 1 - EDGE and could_be_wider:
-            found[name] = f"widen {name}: {short_value(value)} of {span([one.low, one.high])}"
+            found[name] = f"widen {name}: {short_value(value)} of {span([low, high])}"
     return found
 
 
 def span(values: Sequence[float]) -> str:
-    """Write the ends of some values: 0.001..0.01."""
+    """Write the range of some values: 0.001..0.01."""
     return f"{short_value(min(values))}..{short_value(max(values))}"

@@ -1,4 +1,4 @@
-"""What a run has learned, in a few plain sentences that are computed from its numbers."""
+"""What a run has learned, in a few plain sentences computed from its numbers."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from tune_mnist.run.words import capital, count, short_value
 from tune_mnist.tuning.tuner import FINISHED
 
 MOST, MOST_DEAD = 6, 2
-"""Sentences at most, and of them on choices that never survived."""
+"""Limits on the sentences in all, and on those about choices that never survived."""
 CHANCE = 0.05
-"""Chance, over all choices of the space, at which it is said of a choice that it never survives."""
+"""Highest chance, over all choices of the space, at which a choice is said to never survive."""
 MIN_STUCK = 3
-"""Trials that must have stayed at the same value to be said to be stuck there."""
+"""Trials that must have stayed at the same value to be called stuck."""
 SURE = 0.85
 """Fraction of the resamples in which a hyper-parameter must be the largest to be called so."""
 GOOD = 0.25
 """Fraction of the trials whose values say where a hyper-parameter was good."""
 MIN_GOOD = 3
-"""Such trials at least."""
+"""Fewest such trials."""
 MIN_MIDDLE = 8
-"""Such trials from which on the middle half of them is told, and not all."""
+"""Such trials from which only the range of their middle half is reported."""
 NARROW = 0.5
 """Fraction of the tried range that the good values must stay below for advice to narrow it."""
 MIN_HALF = 4
-"""Trials that each half of a search must have at a level to say whether more of them are likely to pay."""
+"""Trials that each half of a search needs at a level to judge whether more of them are likely to pay off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dead:
-    """A choice of which no trial outlived a rung that others outlived."""
+    """A choice none of whose trials outlived a rung that others outlived."""
 
     group: Group
     sentence: str
@@ -49,7 +49,7 @@ class Dead:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a run has learned, and what is to be done next."""
+    """What a run has learned, and what to do next."""
 
     sentences: Sequence[str]
     next: str
@@ -57,14 +57,16 @@ class Learned:
 
 
 def learned(view: View) -> Learned:
-    """Say in three to six sentences what a run has learned, each with its number of trials."""
+    """Describe in three to six sentences what a run has learned, each with its number of trials."""
     return view.tried("what it learned", lambda: _learned(view), Learned(sentences=[], next="wait"))
 
 
 def _learned(view: View) -> Learned:
     pays, why = more_trials(view)
     over = sum(trial.state is not None for trial in view.trials)
-    note = f"The search has not ended: this is of {over} of {view.settings.num_samples} trials that have."
+    note = (
+        f"The search has not ended: this covers the {over} of {view.settings.num_samples} trials that have."
+    )
     sentences = [
         note if view.outcome.stop_reason is None else "",
         *[dead.sentence for dead in dead_choices(view)][:MOST_DEAD],
@@ -79,7 +81,7 @@ def _learned(view: View) -> Learned:
 
 
 def dead_choices(view: View) -> list[Dead]:
-    """Find the choices that never survived: rarer than CHANCE, or not training at all."""
+    """Find the choices that never survived: less likely by chance than CHANCE, or not training at all."""
     parts, found = choices(view), []
     for group in parts:
         own = {trial.number for trial in group.trials}
@@ -100,7 +102,7 @@ def dead_choices(view: View) -> list[Dead]:
             if not any(has_passed(view, trial, rung) for trial in trained)
         )
         rung, passed = next(((rung, n) for rung, n in others_passed if n), (0, 0))
-        # That none of the group is among those that passed, drawn from all trials.
+        # The chance that none of the group is among those that passed, if these were drawn from all trials.
         chance = math.comb(len(others), passed) / math.comb(len(trained) + len(others), passed)
         if chance <= CHANCE / len(parts):
             end = f"at best {best}; by chance that happens in {chance:.2g} of cases."
@@ -109,18 +111,18 @@ def dead_choices(view: View) -> list[Dead]:
 
 
 def _values(view: View, trials: Sequence[TrialRecord]) -> set[str]:
-    """Collect the values of all epochs of some trials, as they are written."""
+    """Collect the values of all epochs of some trials, as text."""
     return {view.objective.write(epoch[view.metric]) for trial in trials for epoch in trial.epochs}
 
 
 def _is_worst(view: View, trial: TrialRecord, others: Sequence[TrialRecord]) -> bool:
-    """Tell whether the value of a trial is below the median of what others end at."""
+    """Return whether a trial's last value is worse than the median of the others' last values."""
     scores = [view.objective.score(other.last) for other in others]
     return bool(scores) and view.objective.score(trial.last) < statistics.median(scores)
 
 
 def stuck_sentence(view: View) -> str:
-    """Say of a choice that all trials that stayed at one bad value have it, where some with it did train."""
+    """Describe the choice that all trials stuck at one bad value share, if other trials with it did train."""
     trained = [trial for trial in view.trials if trial.epochs]
     stayed: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in trained:
@@ -140,20 +142,20 @@ def stuck_sentence(view: View) -> str:
         return ""
     chance, name, choice, n = min(found)
     return (
-        f"{name} {choice}: {len(stuck)} of {count(n, 'trial')} stayed at {value}, of the other "
-        f"{len(trained) - n} none; by chance that happens in {chance:.2g} of cases."
+        f"{name} {choice}: {len(stuck)} of {count(n, 'trial')} stayed at {value}, none of the "
+        f"other {len(trained) - n} did; by chance that happens in {chance:.2g} of cases."
     )
 
 
 def leading(importance: Importance) -> Share | None:
-    """Give the hyper-parameter that mattered most, where the resamples agree on it."""
+    """Return the hyper-parameter that mattered most, if the resamples agree on it."""
     if len(importance.shares) < 2 or importance.shares[0].first < SURE:
         return None
     return importance.shares[0]
 
 
 def matter_sentence(view: View) -> str:
-    """Say which hyper-parameter mattered most, and where it was good."""
+    """Describe which hyper-parameter mattered most, and where it was good."""
     level = view.level
     importance = view.importance(level)
     if not importance.shares:
@@ -165,7 +167,7 @@ def matter_sentence(view: View) -> str:
         share = str(first).removeprefix(f"{first.name} ")
         found = f"{first.name} mattered most {level.where}: importance {share}, {n}."
     else:
-        first, second = sorted(importance.shares, key=lambda one: -one.first)[:2]
+        first, second = sorted(importance.shares, key=lambda share: -share.first)[:2]
         return (
             f"Which hyper-parameter mattered most is open {level.where}, {n}: {first} is the largest in "
             f"{first.first:.0%} of the resamples, {second.name} in {second.first:.0%}."
@@ -180,21 +182,23 @@ def good_trials(view: View) -> list[TrialRecord]:
 
 
 def good_values(view: View, name: str) -> str:
-    """Say where the best trials have a hyper-parameter."""
+    """Describe the values of a hyper-parameter in the best trials."""
     good = [trial.params[name] for trial in good_trials(view) if name in trial.params]
-    one = view.space[name]
-    if isinstance(one, CategoricalDistribution):
+    distribution = view.space[name]
+    if isinstance(distribution, CategoricalDistribution):
         counts = Counter(map(short_value, good)).most_common()
-        return f"Of the best {len(good)} trials had " + ", ".join(f"{n} {value}" for value, n in counts) + "."
+        return (
+            f"Of the best {len(good)} trials, " + ", ".join(f"{n} had {value}" for value, n in counts) + "."
+        )
     if len(good) < MIN_MIDDLE:
         return f"The best {len(good)} trials had {span(good)}."
     low, _, high = statistics.quantiles(good, n=4, method="inclusive")
-    middle = [round(low), round(high)] if isinstance(one, IntDistribution) else [low, high]
+    middle = [round(low), round(high)] if isinstance(distribution, IntDistribution) else [low, high]
     return f"The middle half of the best {len(good)} trials had {span(middle)}."
 
 
 def range_sentence(view: View) -> str:
-    """Say which ranges to widen, by the best trial, and which to narrow, by the best quarter."""
+    """Advise which ranges to widen, going by the best trial, and to narrow, going by the best quarter."""
     wide, words = edges(view), []
     if wide and view.best:
         words.append(f"{', '.join(wide.values())} (trial {view.best.number}, the best, is at the edge)")
@@ -205,17 +209,17 @@ def range_sentence(view: View) -> str:
 
 
 def _narrow(view: View, name: str) -> str:
-    one, good = view.space[name], [trial.params[name] for trial in good_trials(view)]
-    if not isinstance(one, FloatDistribution | IntDistribution) or len(good) < MIN_GOOD:
+    distribution, good = view.space[name], [trial.params[name] for trial in good_trials(view)]
+    if not isinstance(distribution, FloatDistribution | IntDistribution) or len(good) < MIN_GOOD:
         return ""
-    scale = math.log if one.log else float
-    if scale(max(good)) - scale(min(good)) >= NARROW * (scale(one.high) - scale(one.low)):
+    scale = math.log if distribution.log else float
+    if scale(max(good)) - scale(min(good)) >= NARROW * (scale(distribution.high) - scale(distribution.low)):
         return ""
     return f"narrow {name} to {span(good)} (the best {len(good)} of {count(len(view.level.trials), 'trial')})"
 
 
 def more_trials(view: View) -> tuple[bool, str]:
-    """Tell whether more trials are likely to pay, and by which rule: what the second half of them brought."""
+    """Return whether more trials are likely to pay off, going by the gain of their second half, and why."""
     numbers = sorted(trial.number for trial in view.trials) or [0]
     middle = numbers[len(numbers) // 2]
     for level in dict.fromkeys((lead_level(view), view.level)):
@@ -229,11 +233,11 @@ def more_trials(view: View) -> tuple[bool, str]:
         gain, noise = max(0.0, after - before), noise_at(view, level)
         pays = gain > noise.amount
         return pays, (
-            f"More trials are {'likely' if pays else 'unlikely'} to pay: the later half of the trials (n = "
-            f"{len(halves[1])} of {len(level.trials)} {level.where}) improved the best by "
+            f"More trials are {'likely' if pays else 'unlikely'} to pay off: the later half of the trials "
+            f"(n = {len(halves[1])} of {len(level.trials)} {level.where}) improved the best by "
             f"{write_amount(view.objective, gain)}; the rule is more than {noise}."
         )
     return True, (
-        f"Whether more trials pay can't be told from {count(len(view.trials), 'trial')}: it takes {MIN_HALF} "
-        "in each half that got as far."
+        f"{count(len(view.trials), 'trial')} cannot show whether more will pay off: "
+        f"{MIN_HALF} in each half must get as far."
     )

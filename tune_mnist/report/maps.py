@@ -21,15 +21,15 @@ from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import capital, count, short_value
 
 LINE_SCALE = [[0.0, "rgb(142,163,198)"], [0.6, "rgb(138,99,210)"], [1.0, "rgb(224,85,154)"]]
-"""Colours of the parallel coordinates, from the worst to the best, on a bright page as on a dark one."""
+"""Colours of the parallel coordinates, from the worst to the best, on bright and dark pages alike."""
 RULE = {"color": "#888", "width": 1}
 AXIS_MARK: dict[str, Any] = {"showarrow": False, "xanchor": "right", "xshift": -4, "font_size": 10}
 MOST_LINES = 100
-"""Trials that the parallel coordinates show at most; more can't be told apart."""
+"""Most trials that the parallel coordinates show; more cannot be told apart."""
 MOST_CELLS = 60
-"""Trials that a contour is made of at most: its grid has their number squared of cells."""
+"""Most trials in a contour: the number of its grid cells is the square of theirs."""
 CONTOUR_PARAMETERS = 4
-"""Of so many hyper-parameters, the most important ones, each pair has a contour."""
+"""Number of the most important hyper-parameters, each pair of which has a contour."""
 
 
 def parallel_coordinates(view: View, level: Level) -> Plot:
@@ -57,7 +57,7 @@ def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
     lines = [
         go.Scatter(
             x=list(range(len(axes))),
-            y=[round(_height(row[name], one), 4) for name, one in axes.items()],
+            y=[round(_height(row[name], distribution), 4) for name, distribution in axes.items()],
             customdata=[[name, _text(view, name, row[name])] for name in axes],
             hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
             mode="lines",
@@ -75,16 +75,16 @@ def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
     }
     key = go.Scatter(x=[None, None], y=[None, None], mode="markers", marker=ends, hoverinfo="skip")
     marks = [
-        {"text": _text(view, name, value), "x": place, "y": _height(value, one), **AXIS_MARK}
-        for place, (name, one) in enumerate(axes.items())
-        for value in _marks(one)
+        {"text": _text(view, name, value), "x": place, "y": _height(value, distribution), **AXIS_MARK}
+        for place, (name, distribution) in enumerate(axes.items())
+        for value in _marks(distribution)
     ]
     rules = [
         {"x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "y domain", "line": RULE, "layer": "below"}
         for place in range(len(axes))
     ]
     figure = go.Figure([*lines, key])
-    # All at once: plotly checks those that there are again for each one that is added.
+    # All at once: for each one added, plotly checks all earlier ones again.
     dress(figure, height=380, margin_b=40, margin_t=16, showlegend=False, annotations=marks, shapes=rules)
     figure.update_xaxes(
         tickvals=list(range(len(axes))),
@@ -97,22 +97,24 @@ def _parallel_figure(view: View, rows: Sequence[dict[str, Any]]) -> go.Figure:
     return figure
 
 
-def _height(value: Any, one: BaseDistribution) -> float:
-    """Give where a value lies in its range: 0 at the low end, 1 at the high one."""
-    if isinstance(one, CategoricalDistribution):
-        return one.choices.index(value) / max(1, len(one.choices) - 1)
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    at, low, high = (math.log(number) if one.log else number for number in (value, one.low, one.high))
+def _height(value: Any, distribution: BaseDistribution) -> float:
+    """Return where a value lies in its range: 0 at the low end, 1 at the high end."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices.index(value) / max(1, len(distribution.choices) - 1)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    numbers = value, distribution.low, distribution.high
+    at, low, high = (math.log(number) if distribution.log else number for number in numbers)
     return (at - low) / (high - low or 1.0)
 
 
-def _marks(one: BaseDistribution) -> Sequence[Any]:
-    """List what marks the axis of a hyper-parameter: its choices, or at most five numbers over its range."""
-    if isinstance(one, CategoricalDistribution):
-        return one.choices
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    marks = (np.geomspace if one.log else np.linspace)(one.low, one.high, 5).tolist()
-    return sorted({round(mark) if isinstance(one, IntDistribution) else mark for mark in marks})
+def _marks(distribution: BaseDistribution) -> Sequence[Any]:
+    """List the marks on a hyper-parameter's axis: its choices, or at most five numbers over its range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    spaced = np.geomspace if distribution.log else np.linspace
+    marks = spaced(distribution.low, distribution.high, 5).tolist()
+    return sorted({round(mark) if isinstance(distribution, IntDistribution) else mark for mark in marks})
 
 
 def _text(view: View, name: str, value: Any) -> str:
@@ -155,7 +157,7 @@ def _varied_parameters(view: View, level: Level) -> list[str]:
     """List the hyper-parameters in which the best trials of a level differ, the most important first."""
     trials = [trial for trial, _ in view.ranked(level)[:MOST_CELLS]]
     drawn = [name for name in view.space if len({trial.params.get(name) for trial in trials}) > 1]
-    shares = {one.name: one.value for one in view.importance(level).shares}
+    shares = {share.name: share.value for share in view.importance(level).shares}
     return sorted(drawn, key=lambda name: -shares.get(name, 0.0))
 
 
@@ -183,8 +185,8 @@ def _place(view: View, name: str, trial: TrialRecord) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _contour_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
-    """Lay out an axis as Optuna's contours have it: choices by their names."""
-    if isinstance(one, CategoricalDistribution):
+def _contour_axis(name: str, distribution: BaseDistribution) -> dict[str, Any]:
+    """Lay out an axis as in Optuna's contours: choices by their names."""
+    if isinstance(distribution, CategoricalDistribution):
         return {"title": name, "type": "category", "range": None}
-    return parameter_axis(name, one)
+    return parameter_axis(name, distribution)

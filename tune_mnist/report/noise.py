@@ -1,4 +1,4 @@
-"""Whether a difference of two results exceeds the noise."""
+"""Whether the difference between two results exceeds the noise."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ CLEAR = 2.0
 
 
 def write_amount(objective: Objective, difference: float) -> str:
-    """Write a difference of two results with its unit."""
+    """Write the difference between two results with its unit."""
     return f"{objective.write_difference(difference)}{objective.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """A difference of two results below which it says nothing."""
+    """The size up to which a difference between two results says nothing."""
 
     objective: Objective
     amount: float
-    "0 where it is not known."
+    "0 if it is not known."
     what: str
     known: bool
-    "Whether it is the noise, or only what is known in its place."
+    "Whether it is the noise, or only a substitute for it."
 
     def __str__(self) -> str:
         """2 standard errors of a difference, 0.76 points."""
         return f"{self.what}, {write_amount(self.objective, self.amount)}"
 
     def judge(self, difference: float) -> str:
-        """Say, at the end of a sentence about a difference, whether it is more."""
+        """Write the end of a sentence about a difference: whether it exceeds the noise."""
         if self.known:
             return f": {'more than' if difference > self.amount else 'within'} the noise ({self})"
         if not self.amount:
@@ -46,9 +46,9 @@ class Noise:
 
 
 def error_noise(objective: Objective, *results: tuple[float, int | None]) -> Noise | None:
-    """Give CLEAR standard errors of the difference of two independent results, each a value and its n.
+    """Return CLEAR standard errors of the difference of two independent results, each a value and its n.
 
-    None where the objective has no standard error.
+    None if the objective has no standard error.
     """
     errors = [error for value, n in results if (error := objective.error_of(value, n)) is not None]
     if len(errors) < 2:
@@ -58,16 +58,16 @@ def error_noise(objective: Objective, *results: tuple[float, int | None]) -> Noi
 
 
 def lead_level(view: View) -> Level:
-    """Give the level at which the best trials are compared: the end, where two trials finished."""
+    """Return the level at which the best trials are compared: the end, if two trials finished."""
     final = view.levels[-1]
     return final if final.name == FINAL and len(final.trials) > 1 else view.level
 
 
 def noise_at(view: View, level: Level) -> Noise:
-    """Give the noise of a difference at a level.
+    """Return the noise of a difference at a level.
 
-    Where the objective has no standard error, the median difference between neighbours in rank among the
-    better half is told instead.
+    If the objective has no standard error, it is replaced by the median difference between neighbours in
+    rank among the better half.
     """
     objective, ranked = view.objective, [value for _, value in view.ranked(level)]
     best = [(value, view.task.validation_examples) for value in ranked[:1]]
@@ -80,7 +80,7 @@ def noise_at(view: View, level: Level) -> Noise:
 
 
 def lead_sentence(view: View) -> str:
-    """Say whether the best trial's lead exceeds the noise."""
+    """Describe whether the best trial's lead exceeds the noise."""
     level = lead_level(view)
     if len(level.trials) < 2:
         return ""

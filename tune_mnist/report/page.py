@@ -45,9 +45,9 @@ def make_report(
     """Write the page of a run: what it learned, its plots at each level, and all its trials in a table.
 
     Args:
-        view: of the run.
-        next_command: what to run next, as one pastes it; "" leaves it out.
-        plots: what `all_plots` gives; None makes them.
+        view: the run.
+        next_command: what to run next, ready to paste; "" leaves it out.
+        plots: from `all_plots`; None makes them.
     """
     plots = plots or all_plots(view)
     return _render(
@@ -66,7 +66,7 @@ def make_report(
 
 
 def _levels(view: View) -> dict[str, Any]:
-    """Give the page its levels, the one to begin with, the rule, and how their ranks agree."""
+    """Return the page's levels, the one to begin with, the rule, and how well their ranks agree."""
     first, rule = view.choice
     names, words = {}, [rule]
     for level in view.levels:
@@ -88,7 +88,7 @@ def _levels(view: View) -> dict[str, Any]:
 
 
 def _survival(view: View) -> dict[str, Any] | None:
-    """Give the page the table of which groups of trials passed which rung; None where there is none."""
+    """Return the table of which groups of trials passed which rung; None if it is empty."""
     frame = view.tried("the survival", lambda: survival_frame(view), pd.DataFrame())
     if frame.empty:
         return None
@@ -102,7 +102,7 @@ def _survival(view: View) -> dict[str, Any] | None:
 
 
 def _table(view: View) -> dict[str, Any]:
-    """Give the page its table: columns, rows, and by trial what opens below its row."""
+    """Return the table of trials: columns, rows, and for each trial what opens below its row."""
     trials = view.trials
     frame = trials_frame(view.outcome.grid)
     varied = [
@@ -157,9 +157,13 @@ def _column(name: str, title: str = "", *, number: bool = True, format: str = ""
 
 
 def _why(view: View, trial: TrialRecord) -> str:
-    """Say why a trial stopped, and what it met with at the rungs before."""
-    passed = [describe_judgement(view, one) for one in judgements_of(view, trial) if not one.stopped]
-    return why_it_stopped(view, trial) + "".join(f" It passed {one}." for one in passed)
+    """Explain why a trial stopped, and how it passed the rungs before."""
+    passed = [
+        describe_judgement(view, judgement)
+        for judgement in judgements_of(view, trial)
+        if not judgement.stopped
+    ]
+    return why_it_stopped(view, trial) + "".join(f" It passed {rung}." for rung in passed)
 
 
 def make_comparison(views: Sequence[View]) -> str:
@@ -188,7 +192,7 @@ def _render(
     table: dict[str, Any] | None = None,
     **parts: Any,
 ) -> str:
-    """Fill the template; the parts that are not given are left out of the page."""
+    """Fill the template; missing parts are left out of the page."""
     drawn = {
         name: {level: _plot_data(plot) for level, plot in plots[name].items()}
         for names in sections.values()
@@ -225,11 +229,11 @@ def _plot_data(plot: Plot) -> dict[str, Any]:
 
 
 def _figure_data(figure: go.Figure) -> dict[str, Any]:
-    """Give a figure as JSON; of a contour's grid, which is nearly empty, just the cells that are not."""
+    """Return a figure as JSON; of a contour's grid, which is nearly empty, only the filled cells."""
     data: dict[str, Any] = json.loads(figure.to_json())
     for trace, drawn in zip(data["data"], figure.data, strict=True):
         if trace["type"] == "contour":
-            trace |= {"x": list(drawn.x), "y": list(drawn.y)}  # which may be packed, as the grid is
+            trace |= {"x": list(drawn.x), "y": list(drawn.y)}  # either may be packed, like the grid
             del trace["z"]
             trace["cells"] = [
                 [row, column, float(f"{value:.5g}")]

@@ -28,7 +28,7 @@ class Look:
     symbol: str
 
     def mark(self, *, size: float = 7, count: int = 1) -> dict[str, Any]:
-        """Give their mark, in pixels; a fainter one where it is one of many."""
+        """Return their mark, in pixels; a fainter one if there are many."""
         if self is LOOKS[BEST]:
             return {"symbol": self.symbol, "size": 2 * size, "opacity": 1, "color": self.color, "line": EDGE}
         marker = {"symbol": self.symbol, "size": size, "opacity": 0.85 if count <= 200 else 0.5}
@@ -46,9 +46,9 @@ EDGE = {"width": 1, "color": "rgba(255,255,255,.8)"}
 """Of marks that must stand out."""
 
 BEST = "best"
-"""In place of the state of the best trial."""
-# Okabe and Ito's colours, which the colour-blind tell apart (https://jfly.uni-koeln.de/color/), and a grey;
-# the blue a little brighter, for dark pages.
+"""Stands in for the state of the best trial."""
+# Okabe and Ito's colours, which colour-blind people can tell apart (https://jfly.uni-koeln.de/color/), and a
+# grey; the blue is a little brighter, for dark pages.
 LOOKS = {
     "PRUNED": Look("pruned", "pruned later (crosses)", "#8b929c", "x-thin"),
     "FAIL": Look("failed", "failed later (diamonds)", "#d55e00", "diamond"),
@@ -58,9 +58,9 @@ LOOKS = {
 }
 """By state, in the order in which they are drawn: the later ones on top."""
 RUN_COLORS = ("#1f83c8", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8b929c", "#8c6d1f")
-"""Of the runs of a comparison, by turns."""
+"""Of the runs of a comparison, in turn."""
 JITTER = 0.25
-"""Steps by which trials with the same choice or number are moved apart, at most, to either side."""
+"""Most steps by which trials with the same choice or number are moved apart, to either side."""
 MOST_MOVED = 25
 """Steps of a range above which trials are not moved apart."""
 
@@ -73,9 +73,9 @@ class Plot:
     title: str
     caption: str
     figures: dict[str, go.Figure] = field(default_factory=dict)
-    "By the words to choose it by."
+    "By the words that select one."
     kind: str = "single"
-    "single; several, to be shown next to one another; or choice, of which one is shown."
+    "single; several, shown next to one another; or choice, of which one is shown."
     min_width: int = 0
     "Pixels below which it is scrolled instead of squeezed."
 
@@ -94,49 +94,50 @@ def metric_axis(scale: Scale, low: float, high: float) -> dict[str, Any]:
     return {"tickvals": places, "ticktext": texts, "range": [low, high], "title": None, "zeroline": False}
 
 
-def parameter_axis(name: str, one: BaseDistribution) -> dict[str, Any]:
-    """Lay out the axis of a hyper-parameter over the whole of its range, in places of `parameter_places`."""
+def parameter_axis(name: str, distribution: BaseDistribution) -> dict[str, Any]:
+    """Lay out the axis of a hyper-parameter over its whole range, in places of `parameter_places`."""
     axis: dict[str, Any] = {"title": name, "zeroline": False}
-    if isinstance(one, CategoricalDistribution):
-        n = len(one.choices)
-        texts = [short_value(choice) for choice in one.choices]
+    if isinstance(distribution, CategoricalDistribution):
+        n = len(distribution.choices)
+        texts = [short_value(choice) for choice in distribution.choices]
         return {**axis, "tickvals": list(range(n)), "ticktext": texts, "range": [-0.6, n - 0.4]}
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    if one.log:
-        low, high = math.log10(one.low), math.log10(one.high)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.log:
+        low, high = math.log10(distribution.low), math.log10(distribution.high)
         mantissas = (1,) if high - low > 2.5 else (1, 3) if high - low > 1.2 else (1, 2, 5)
         decades = range(math.floor(low), math.ceil(high) + 1)
         marks = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
-        marks = [mark for mark in marks if one.low * 0.999 <= mark <= one.high * 1.001]
+        marks = [mark for mark in marks if distribution.low * 0.999 <= mark <= distribution.high * 1.001]
         axis |= {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
     else:
-        low, high = float(one.low), float(one.high)
+        low, high = float(distribution.low), float(distribution.high)
         axis |= {"nticks": 6}
-        if isinstance(one, IntDistribution):
-            step = one.step * max(1, math.ceil((high - low) / one.step / 6))
-            axis |= {"tick0": one.low, "dtick": step, "tickformat": "d"}
-    pad = max(0.05 * (high - low) or 0.5, 0.6 * _moved_by(one))
+        if isinstance(distribution, IntDistribution):
+            step = distribution.step * max(1, math.ceil((high - low) / distribution.step / 6))
+            axis |= {"tick0": distribution.low, "dtick": step, "tickformat": "d"}
+    pad = max(0.05 * (high - low) or 0.5, 0.6 * _moved_by(distribution))
     return {**axis, "range": [low - pad, high + pad]}
 
 
-def parameter_places(trials: Iterable[TrialRecord], name: str, one: BaseDistribution) -> list[Any]:
-    """Give the places of trials on the axis of a hyper-parameter; equal choices and steps apart."""
+def parameter_places(trials: Iterable[TrialRecord], name: str, distribution: BaseDistribution) -> list[Any]:
+    """Return the places of trials on the axis of a hyper-parameter; equal choices and steps moved apart."""
     values = [
         (trial.params[name], JITTER * (2 * math.fmod(0.5 + 0.618034 * trial.number, 1.0) - 1))
         for trial in trials
     ]
-    if isinstance(one, CategoricalDistribution):
-        return [round(one.choices.index(value) + aside, 3) for value, aside in values]
-    if step := _moved_by(one):
+    if isinstance(distribution, CategoricalDistribution):
+        return [round(distribution.choices.index(value) + aside, 3) for value, aside in values]
+    if step := _moved_by(distribution):
         return [float(f"{value + step * aside:.4g}") for value, aside in values]
     return [float(f"{value:.4g}") if isinstance(value, float) else value for value, _ in values]
 
 
-def _moved_by(one: BaseDistribution) -> float:
-    """Give the step of a number whose equal values are moved apart; 0 where they are not."""
-    if not isinstance(one, FloatDistribution | IntDistribution) or one.log or not one.step:
+def _moved_by(distribution: BaseDistribution) -> float:
+    """Return the step of a number whose equal values are moved apart; 0 if they are not."""
+    if not isinstance(distribution, FloatDistribution | IntDistribution) or distribution.log:
         return 0.0
-    return one.step if (one.high - one.low) / one.step < MOST_MOVED else 0.0
+    step, width = distribution.step, distribution.high - distribution.low
+    return step if step and width / step < MOST_MOVED else 0.0
 
 
 def color_bar(scale: Scale, places: Sequence[float]) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def whole_step(most: int) -> int:
 
 
 def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout: Any) -> None:
-    """Give a figure the look of the page, which sets the colours of its text and lines."""
+    """Give a figure the look of the page, which itself sets the colours of text and lines."""
     figure.update_layout(
         template="none",
         title=None,
@@ -162,7 +163,7 @@ def dress(figure: go.Figure, *, height: int = 340, margin_l: int = 62, **layout:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
-        showlegend=True,  # of a single trace too
+        showlegend=True,  # even for a single trace
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
     )
     figure.update_layout(**layout)

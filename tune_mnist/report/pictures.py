@@ -16,7 +16,7 @@ from tune_mnist.run.words import first_line
 
 DPI = 200
 WIDTH, NARROW = 760, 480
-"""CSS pixels, 96 an inch: of most pictures, and of those that the page shows next to one another."""
+"""CSS pixels, 96 per inch: of most pictures, and of those that the page shows next to one another."""
 
 
 class PictureError(Exception):
@@ -27,7 +27,7 @@ def pictures_of(plots: Iterable[Plot]) -> dict[str, bytes]:
     """Draw each figure of some plots; PNG files by name: history, slice-x, contour-x-y.
 
     Raises:
-        PictureError: if there is no Chrome, or it does not draw.
+        PictureError: if Chrome is missing, or fails.
     """
     figures = {
         _file_name(plot, choice): _for_paper(plot, choice, figure)
@@ -36,35 +36,35 @@ def pictures_of(plots: Iterable[Plot]) -> dict[str, bytes]:
     }
     if not figures:
         return {}
-    from kaleido.errors import ChromeNotFoundError  # an extra, which analyse.py has looked for
+    from kaleido.errors import ChromeNotFoundError  # an extra; analyse.py has checked that it is installed
 
     try:
         return asyncio.run(_draw(figures))
     except ChromeNotFoundError as error:
         what = "apt install chromium, or run plotly_get_chrome"
         raise PictureError(f"--png needs Chrome or Chromium: {what}") from error
-    except Exception as error:  # of the browser or of what drives it
+    except Exception as error:  # of the browser or its driver
         raise PictureError(f"Chrome failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 async def _draw(figures: Mapping[str, go.Figure]) -> dict[str, bytes]:
-    """Draw figures in one browser, which takes longer to start than a figure to draw."""
+    """Draw figures in one browser, as starting it takes longer than drawing a figure."""
     from kaleido import Kaleido
 
-    found = {}
+    pictures = {}
     async with Kaleido(mathjax=False) as browser:  # MathJax would be fetched from the network
         for name, figure in figures.items():
             size = {"width": figure.layout.width, "height": figure.layout.height, "scale": DPI / 96}
             drawn = await browser.calc_fig(figure, opts={"format": "png", **size})
             picture = BytesIO()
-            # Chrome's says nothing of its size.
+            # Chrome's own PNG does not state its resolution.
             Image.open(BytesIO(drawn)).save(picture, "PNG", dpi=(DPI, DPI))
-            found[name] = picture.getvalue()
-    return found
+            pictures[name] = picture.getvalue()
+    return pictures
 
 
 def _for_paper(plot: Plot, choice: str, figure: go.Figure) -> go.Figure:
-    """Give a figure the title and the caption that the page writes above it, and black on white."""
+    """Return a figure in black on white, with the title and the caption that the page writes above it."""
     width = max(NARROW if plot.kind == "several" else WIDTH, plot.min_width)
     lines = textwrap.wrap(plot.caption, width // 7)
     caption = "".join(f'<br><span style="font-size: 12px">{escape(line)}</span>' for line in lines)

@@ -32,13 +32,13 @@ from tune_mnist.run.records import TrialRecord
 from tune_mnist.run.words import capital, count, short_value
 
 EVERYWHERE = ""
-"""In place of a level: of a plot that is the same at each."""
+"""In place of a level, for a plot that is the same at all of them."""
 
 
 def all_plots(view: View) -> dict[str, dict[str, Plot]]:
-    """Make every plot of a run's report, by its name and the level, or EVERYWHERE.
+    """Make every plot of a run's report, by name, then by level or EVERYWHERE.
 
-    One that fails is empty, and noted in the view's failures.
+    A plot that fails is left empty, and recorded in the view's failures.
     """
     at_levels: dict[str, Callable[[View, Level], Plot]] = {
         "history": history,
@@ -85,7 +85,7 @@ def _add_values(
 
 
 def history(view: View, level: Level) -> Plot:
-    """Draw each trial's value at a level and the best so far; those that did not get there at the foot."""
+    """Draw each trial's value at a level and the best so far; below them, the trials without a value."""
     figure = go.Figure()
     low, high = view.scale.room(level.values)
     if level.trials:
@@ -116,7 +116,7 @@ def history(view: View, level: Level) -> Plot:
     dress(figure, xaxis=numbers, yaxis=metric_axis(view.scale, low, high))
     caption = f"{capital(view.objective.name)} {level.where} of {count(len(level.trials), 'trial')}."
     if len(here) < len(view.trials):
-        caption += " Ticks at the foot: trials without a value there."
+        caption += " Ticks at the bottom: trials without a value there."
     return Plot("history", "Optimization history", caption, {"": figure} if view.trials else {})
 
 
@@ -129,18 +129,18 @@ def importance(view: View, level: Level) -> Plot:
         figure = go.Figure()
         figure.add_bar(
             orientation="h",
-            y=[one.name for one in shares],
-            x=[round(one.value, 4) for one in shares],
+            y=[share.name for share in shares],
+            x=[round(share.value, 4) for share in shares],
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [round(one.high - one.value, 4) for one in shares],
-                "arrayminus": [round(one.value - one.low, 4) for one in shares],
+                "array": [round(share.high - share.value, 4) for share in shares],
+                "arrayminus": [round(share.value - share.low, 4) for share in shares],
                 "color": "#8b929c",
                 "thickness": 1.6,
                 "width": 5,
             },
-            customdata=[[f"{one.value:.0%}", one.interval] for one in shares],
+            customdata=[[f"{share.value:.0%}", share.interval] for share in shares],
             hovertemplate="%{y}: %{customdata[0]} (%{customdata[1]})<extra></extra>",
             marker_color=LOOKS["COMPLETE"].color,
             width=0.5,
@@ -149,7 +149,7 @@ def importance(view: View, level: Level) -> Plot:
             figure,
             xaxis={"tickformat": ".0%", "range": [0, 1.05], "title": None},
             yaxis={"title": None, "automargin": True},
-            height=max(420, 70 + 32 * len(shares)),  # at least that of the contour beside it
+            height=max(420, 70 + 32 * len(shares)),  # at least that of the contour next to it
             margin_l=110,
             margin_t=10,
             showlegend=False,
@@ -164,13 +164,14 @@ def slices(view: View, level: Level) -> Plot:
     """Draw the values at a level against each hyper-parameter."""
     low, high = view.scale.room(level.values)
     figures = {}
-    for name, one in view.space.items() if level.trials else ():
+    for name, distribution in view.space.items() if level.trials else ():
         figure = go.Figure()
         # A damaged ledger may have lost a parameter of a trial.
         known = replace(level, pairs=[(trial, value) for trial, value in level.pairs if name in trial.params])
-        _add_values(figure, view, known, partial(parameter_places, name=name, one=one))
-        figure.update_traces(text=None)  # the page knows it, and a thousand trials make it long
-        if not isinstance(one, FloatDistribution) or one.step:  # of which places are not quite values
+        _add_values(figure, view, known, partial(parameter_places, name=name, distribution=distribution))
+        figure.update_traces(text=None)  # the page has it elsewhere, and for a thousand trials it is long
+        # The places of choices and steps are not exactly their values.
+        if not isinstance(distribution, FloatDistribution) or distribution.step:
             values = {trial.number: short_value(trial.params[name]) for trial in known.trials}
             for trace in figure.data:
                 trace.customdata = [[number, values[number]] for number in trace.customdata]
@@ -178,7 +179,7 @@ def slices(view: View, level: Level) -> Plot:
             figure,
             height=230,
             title={"text": name, "font_size": 13, "x": 0, "xref": "paper"},
-            xaxis={**parameter_axis("", one), "automargin": True},
+            xaxis={**parameter_axis("", distribution), "automargin": True},
             yaxis=metric_axis(view.scale, low, high),
             showlegend=False,
             margin_b=30,

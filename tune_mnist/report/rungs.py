@@ -23,17 +23,17 @@ from tune_mnist.tuning.asha import rungs
 FINAL = "final"
 """Name of the level of the final results."""
 MIN_TRIALS = 10
-"""Trials that a level must have to be the one that is shown first; fewer say little."""
+"""Trials that a level needs to be shown first; fewer say little."""
 PER_PARAMETER = 3
-"""Trials that it must have for each hyper-parameter that can vary."""
+"""Trials that it needs for each hyper-parameter that can vary."""
 MIN_FRACTION = 2 / 3
-"""Fraction of the trials of the widest level that it must have: survivors were chosen by their results."""
+"""Fraction of the widest level's trials that it needs: survivors were chosen by their results."""
 MIN_PER_CHOICE = 2
-"""Trials with which a choice counts as one that a level still has."""
+"""Trials that a choice needs to count as still present at a level."""
 MIN_SPREAD = 0.75
-"""Fraction of the interquartile range that a number has at the widest level, which a level must still have.
+"""Fraction of a number's interquartile range at the widest level that a level must still have.
 
-Trials that outlive a rung are the better ones, alike in what matters; so it seems not to matter among them.
+Trials that outlive a rung are the better ones, alike in what matters; among them it seems not to matter.
 """
 TRUSTED = 0.6
 """Rank correlation of the first rung with the last level below which the grace period may be too short."""
@@ -48,7 +48,7 @@ class Level:
     name: str
     "epoch 4, or FINAL."
     epoch: int | None
-    "None of the final results: a trial's own last epoch, where the search draws the number of epochs."
+    "None for the final results: each trial's last epoch, which differs if the search draws their number."
     pairs: Sequence[tuple[TrialRecord, float]]
     "The trials that have a finite value of the metric here, with that value, in the order of the study."
 
@@ -64,13 +64,13 @@ class Level:
 
     @property
     def mixed(self) -> str:
-        """Say which epochs the values are of, where those are not the same: 3 to 5 epochs; else ""."""
+        """Describe the epochs of the values if they differ: 3 to 5 epochs; else ""."""
         epochs = {trial.epoch for trial in self.trials} if self.epoch is None else set()
         return f"{min(epochs)} to {max(epochs)} epochs" if len(epochs) > 1 else ""
 
     @property
     def where(self) -> str:
-        """Say where it is in a sentence: at epoch 4; at the end; at the end of 3 to 5 epochs."""
+        """Describe where it is, within a sentence: at epoch 4; at the end; at the end of 3 to 5 epochs."""
         if self.epoch is not None:
             return f"at {self.name}"
         return f"at the end of {self.mixed}" if self.mixed else "at the end"
@@ -79,8 +79,8 @@ class Level:
 def find_levels(trials: Sequence[TrialRecord], settings: Settings, metric: str) -> list[Level]:
     """List the levels that trials have reached, from the lowest rung to the final results.
 
-    A rung at which just the finished trials have just their final results is left out. Without any trial
-    there is one level, the final one, without trials.
+    A rung whose values are just the final results of the finished trials is left out. Without any trial
+    there is one level, the final one, which is empty.
     """
     finished = {
         trial.number: float(trial.last[metric]) for trial in trials if trial.shown_state == "COMPLETE"
@@ -103,11 +103,11 @@ def _level(name: str, epoch: int | None, trials: Sequence[TrialRecord], values: 
 def choose_level(
     levels: Sequence[Level], space: Mapping[str, BaseDistribution], variable: Sequence[str]
 ) -> tuple[Level, str]:
-    """Choose the level that is shown first, the highest one whose trials are enough and differ enough.
+    """Choose the level to show first: the highest one with enough trials that differ enough.
 
-    The second value is the rule, and how it came out.
+    The second value is the rule, and whether any level met it.
     """
-    widest = max(reversed(levels), key=lambda level: len(level.trials))  # of equals the highest
+    widest = max(reversed(levels), key=lambda level: len(level.trials))  # of ties the highest
     least = max(MIN_TRIALS, PER_PARAMETER * len(variable))
     enough = max(least, MIN_FRACTION * len(widest.trials))
     rule = (
@@ -121,47 +121,47 @@ def choose_level(
             _differ(level, widest, name, space[name]) for name in variable
         ):
             return level, f"{rule}."
-    return widest, f"{rule}. No level has that; this is the one with the most trials."
+    return widest, f"{rule}. No level meets this rule; the one with the most trials is shown."
 
 
-def _differ(level: Level, widest: Level, name: str, one: BaseDistribution) -> bool:
-    """Tell whether the trials of a level still differ in a parameter, next to those of the widest."""
+def _differ(level: Level, widest: Level, name: str, distribution: BaseDistribution) -> bool:
+    """Return whether a level's trials still differ in a parameter, compared with those of the widest."""
     here, there = ([t.params[name] for t in some.trials if name in t.params] for some in (level, widest))
-    if isinstance(one, CategoricalDistribution):
+    if isinstance(distribution, CategoricalDistribution):
         kept, tried = (
             {value for value, n in Counter(map(str, values)).items() if n >= MIN_PER_CHOICE}
             for values in (here, there)
         )
         return tried <= kept
-    assert isinstance(one, FloatDistribution | IntDistribution)
-    spread, tried_spread = (_spread(values, log=one.log) for values in (here, there))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    spread, tried_spread = (_spread(values, log=distribution.log) for values in (here, there))
     return spread >= MIN_SPREAD * tried_spread
 
 
 def _spread(values: Sequence[float], *, log: bool) -> float:
-    """Give the interquartile range of values, of logarithms on a logarithmic scale."""
+    """Return the interquartile range of values, or of their logarithms on a logarithmic scale."""
     places = pd.Series([math.log(value) if log else float(value) for value in values], dtype="float64")
     return float(places.quantile(0.75) - places.quantile(0.25)) if len(places) else 0.0
 
 
 def rank_correlations(levels: Sequence[Level]) -> dict[str, tuple[int, float]]:
-    """Give Spearman's rank correlation of the first level with each higher one that MIN_SHARED trials share.
+    """Return Spearman's rank correlation of the first level with each higher one.
 
-    By the name of the higher one: the number of those trials, and the coefficient, -1..1. A level whose
-    values are all the same has none.
+    By the name of the higher one: the number of trials that reached both, and the coefficient, -1..1. A level
+    with fewer than MIN_SHARED of them, or with equal values only, is left out.
     """
-    found = {}
+    correlations = {}
     before = {trial.number: value for trial, value in levels[0].pairs}
     for level in levels[1:]:
         both = [(before[t.number], value) for t, value in level.pairs if t.number in before]
         frame = pd.DataFrame(both, columns=["low", "high"], dtype="float64").rank()
         if len(frame) >= MIN_SHARED and (frame.nunique() > 1).all():
-            found[level.name] = len(frame), float(frame["low"].corr(frame["high"]))
-    return found
+            correlations[level.name] = len(frame), float(frame["low"].corr(frame["high"]))
+    return correlations
 
 
 def describe_correlations(levels: Sequence[Level]) -> str:
-    """Say how far the ranks at the first level are those at higher ones; "" where that is not known."""
+    """Describe how well the ranks at the first level predict those at higher ones; "" if not known."""
     known = rank_correlations(levels)
     if not known:
         return ""
@@ -170,5 +170,5 @@ def describe_correlations(levels: Sequence[Level]) -> str:
     doubt = f" Below {TRUSTED:g} a longer grace period is worth a try." if last < TRUSTED else ""
     return (
         f"Rank correlation (Spearman) of {levels[0].name} with {pairs}, over the trials that reached both; "
-        f"as these are the better ones, it is rather too low.{doubt}"
+        f"as these are the better ones, it is biased low.{doubt}"
     )

@@ -13,7 +13,7 @@ from itertools import pairwise
 from tune_mnist.task import Objective
 
 SMALLEST = 1e-12
-"""What a value that has no logarithm is drawn as."""
+"""Drawn in place of a value that has no logarithm."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Scale:
     objective: Objective
 
     def place(self, value: float) -> float:
-        """Give the place of a value."""
+        """Return the place of a value."""
         if self.objective.axis == "nines":
             return nines(value)
         return math.log10(max(value, SMALLEST)) if self.objective.axis == "log" else value
 
     def value(self, place: float) -> float:
-        """Give the value at a place."""
+        """Return the value at a place."""
         if self.objective.axis == "nines":
             return 1.0 - math.pow(10.0, -place)
         return math.pow(10.0, place) if self.objective.axis == "log" else place
@@ -39,7 +39,7 @@ class Scale:
         return self.objective.write(self.value(place))
 
     def room(self, values: Sequence[float]) -> tuple[float, float]:
-        """Give an axis room around the places of values; more at its foot, where ticks of trials stand."""
+        """Return an axis range with room around the places of values; more at the bottom, for ticks."""
         places = [self.place(value) for value in values]
         low, high = min(places, default=1.0), max(places, default=2.0)
         least = 0.3 if self.objective.axis == "nines" else 1e-3 * max(abs(low), abs(high), 1e-9)
@@ -47,7 +47,7 @@ class Scale:
         return low - 0.14 * pad, high + 0.06 * pad
 
     def ticks(self, low: float, high: float) -> tuple[list[float], list[str]]:
-        """Choose the places to mark between two places, and what to write there: some four to ten."""
+        """Choose the places to mark between two places, and what to write there: about four to ten."""
         if self.objective.axis == "nines":
             values = accuracy_ticks(low, high)
             texts = [f"{100 * value:.6g}%" for value in values]
@@ -89,7 +89,7 @@ def _even_ticks(low: float, high: float) -> list[float]:
 
 
 def accuracy_ticks(low: float, high: float) -> list[float]:
-    """Choose accuracies to mark on an axis from ``low`` to ``high``, both in `nines`: some four to ten."""
+    """Choose accuracies to mark on an axis from ``low`` to ``high``, both in `nines`: about four to ten."""
     ticks: list[float] = []
     tenths, hundredths = ([n / per for n in range(per, 10 * per)] for per in (10, 100))
     for mantissas in ((1,), (1, 5), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tenths, hundredths):

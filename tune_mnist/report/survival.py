@@ -1,4 +1,4 @@
-"""Which trials outlived which rung, by what they tried; and why a trial stopped where it did."""
+"""Which trials outlived which rung, by hyper-parameter; and why a trial stopped where it did."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_mnist.tuning.asha import Judgement, rungs
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """The trials with one choice of a parameter, or with a quarter of its values."""
+    """The trials with one choice of a parameter, or in one quartile of its values."""
 
     name: str
     values: str
@@ -31,15 +31,15 @@ def groups(view: View) -> list[Group]:
 
 
 def choices(view: View) -> list[Group]:
-    """List those of the groups that are a choice."""
+    """List only the groups of a choice."""
     names = [name for name in view.variable if isinstance(view.space[name], CategoricalDistribution)]
     return [group for name in names for group in _groups(view, name)]
 
 
 def _groups(view: View, name: str) -> list[Group]:
-    one, trials = view.space[name], [trial for trial in view.trials if name in trial.params]
-    if isinstance(one, CategoricalDistribution):
-        parts = [(short_value(c), [t for t in trials if t.params[name] == c]) for c in one.choices]
+    distribution, trials = view.space[name], [trial for trial in view.trials if name in trial.params]
+    if isinstance(distribution, CategoricalDistribution):
+        parts = [(short_value(c), [t for t in trials if t.params[name] == c]) for c in distribution.choices]
     else:
         parts = []
         for some in _quarters(trials, name):
@@ -57,10 +57,10 @@ def _quarters(trials: Sequence[TrialRecord], name: str) -> list[list[TrialRecord
 
 
 def has_passed(view: View, trial: TrialRecord, rung: int) -> bool:
-    """Tell whether a trial went on after a rung, or finished at it."""
+    """Return whether a trial continued after a rung, or finished at it."""
     if trial.epoch != rung:
         return trial.epoch > rung
-    # An unfinished trial that is right at the rung: by what ASHA said of it.
+    # For an unfinished trial exactly at the rung, ASHA's verdict counts.
     return trial.state == "COMPLETE" or (trial.state is None and trial.trial_id not in view.asha.stopped)
 
 
@@ -71,10 +71,10 @@ def judged_rungs(view: View) -> list[int]:
 
 
 def survival_frame(view: View) -> pd.DataFrame:
-    """Count which trials reached and passed which rung: one row a group of `groups` and rung.
+    """Count the trials that reached and passed each rung: one row per group of `groups` and rung.
 
     Columns: ``parameter``, ``values`` (a choice, or the ends of a quartile), ``trials`` of the group,
-    ``rung`` (epochs), ``reached``, ``passed``. Empty where no trial can be stopped early.
+    ``rung`` (epochs), ``reached``, ``passed``. Empty if no trial can be stopped early.
     """
     rows = [
         {
@@ -94,29 +94,29 @@ def survival_frame(view: View) -> pd.DataFrame:
 
 
 def judgements_of(view: View, trial: TrialRecord) -> list[Judgement]:
-    """List what ASHA said of a trial at the rungs that it reached."""
+    """List ASHA's judgements of a trial at the rungs that it reached."""
     return view.tried("the replay of ASHA", lambda: view.asha.judgements.get(trial.trial_id, []), [])
 
 
 def why_it_stopped(view: View, trial: TrialRecord) -> str:
-    """Say in a sentence why a trial ended where it did, or that it has not."""
+    """Explain in a sentence why a trial ended where it did, or state that it has not ended."""
     judgements = judgements_of(view, trial)
     of_planned = f"{trial.epoch} of {count(trial.epochs_planned, 'epoch')}"
     if trial.shown_state == RUNNING:
         return f"It has not ended: {of_planned} so far."
     if trial.shown_state == "FAIL":
-        return f"It failed after {of_planned}: {trial.error or 'why is not known'}."
+        return f"It failed after {of_planned}: {trial.error or 'the reason is not known'}."
     if trial.shown_state == "COMPLETE":
         return f"It finished: {of_planned}."
     if judgements and judgements[-1].stopped and trial.epoch >= judgements[-1].rung:
         return f"ASHA stopped it at {describe_judgement(view, judgements[-1])}."
     if trial.stopped_by:
         return f"The run was ended ({trial.stopped_by}) after {of_planned}; ASHA had not stopped it."
-    return f"It ended after {of_planned}, and not by ASHA, going by the reports in the ledger."
+    return f"It ended after {of_planned}; according to the reports in the ledger, ASHA did not stop it."
 
 
 def describe_judgement(view: View, judgement: Judgement) -> str:
-    """Say what a trial met with at a rung: epoch 1 with 11.62%, rank 5 of the 5 there so far; ..."""
+    """Describe a trial at a rung: epoch 1 with 11.62%: rank 5 of the 5 judged there so far; ..."""
     write = view.objective.write
     start = f"epoch {judgement.rung} with {write(judgement.value)}"
     if judgement.cutoff is None:

@@ -1,4 +1,4 @@
-"""A run along its time: the best so far, and which worker trained which trial when."""
+"""A run over time: the best so far, and which worker trained which trial when."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stretch:
     """A trial at work in one process, without a break."""
 
     worker: str
-    "The host, and which of its places for a trial: a new process of a host takes the first one that is free."
+    "The host, and its slot for a trial: a new process takes the first free slot of its host."
     trial: TrialRecord
     first_epoch: int
     last_epoch: int
@@ -34,7 +34,7 @@ class Stretch:
 
 
 def elapsed(ledger: Ledger, moment: float) -> float:
-    """Give the seconds of a run at a moment, without the time between its sessions."""
+    """Return the seconds of a run until a moment, without the time between its sessions."""
     starts = [first for first, _ in ledger.sessions]
     current = bisect_right(starts, moment) - 1
     if current < 0:
@@ -45,10 +45,10 @@ def elapsed(ledger: Ledger, moment: float) -> float:
 
 
 def best_so_far(ledger: Ledger) -> pd.DataFrame:
-    """Follow the best metric of a run, one row an epoch that was reported, in the order of the reports.
+    """Follow the best metric of a run, one row per reported epoch, in the order of the reports.
 
     Columns: ``epochs`` reported until then and ``trials`` that had ended (int64), ``seconds`` of the run and
-    the metric, the best so far (float64).
+    the best metric so far (float64).
     """
     metric = ledger.objective.metric
     # Epochs carry whole seconds: the stable sort keeps the order of their reports.
@@ -79,9 +79,9 @@ def stretches(ledger: Ledger) -> list[Stretch]:
             epochs = [epoch for _, epoch in group]
             start = float(epochs[0]["timestamp"]) - float(epochs[0].get("epoch_seconds", 0.0))
             raw.append((start, float(epochs[-1]["timestamp"]), *process, trial, epochs))
-    places: dict[str, list[float]] = {}  # of each host, until when each is taken
+    places: dict[str, list[float]] = {}  # by host, until when each of its slots is taken
     found = []
-    for start, end, host, pid, trial, epochs in sorted(raw, key=lambda one: one[:2]):
+    for start, end, host, pid, trial, epochs in sorted(raw, key=lambda stretch: stretch[:2]):
         taken = places.setdefault(host, [])
         # A second of tolerance: time stamps are whole seconds.
         place = next((i for i, until in enumerate(taken) if until <= start + 1.0), len(taken))
@@ -103,8 +103,8 @@ def stretches(ledger: Ledger) -> list[Stretch]:
 def _processes(epochs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Name the host and the process of each epoch of a trial.
 
-    One that only a checkpoint told of has neither: where it followed the one before it without a pause, which
-    a new process needs to start, it is of the same process.
+    An epoch known only from a checkpoint has neither. If it followed the one before it without the pause that
+    a new process needs to start, it belongs to the same process.
     """
     found: list[tuple[str, str]] = []
     for before, epoch in zip([None, *epochs], epochs, strict=False):

@@ -1,4 +1,4 @@
-"""A run as it is looked at: its trials, its space, the levels at which trials are compared."""
+"""A run as reports see it: its trials, its space, the levels at which trials are compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", RUNNING)
 
 
 class View:
-    """A run as `tuner.load_run` gives it; each part is made once, when it is asked for."""
+    """A run from `tuner.load_run`; each part is made once, when it is first needed."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -41,27 +41,27 @@ class View:
         self.trials: list[TrialRecord] = outcome.grid.records
         "In the order of the study."
         self.failures: list[str] = []
-        "What could not be computed or drawn, a line each."
+        "What could not be computed or drawn, one line each."
         self._importances: dict[str, Importance] = {}
 
     def tried(self, what: str, make: Callable[[], T], otherwise: T) -> T:
-        """Let one part of a report fail alone: note it in ``failures``, and give something else."""
+        """Make one part of a report; if that fails, record it in ``failures`` and return a substitute."""
         try:
             return make()
         except Exception as error:  # of Optuna or a drawing library, which differ from version to version
             failure = f"{what} failed: {type(error).__name__}: {first_line(error)}"
-            if failure not in self.failures:  # which it may do at each level
+            if failure not in self.failures:  # it may fail at each level
                 self.failures.append(failure)
             return otherwise
 
     @cached_property
     def space(self) -> dict[str, BaseDistribution]:
         """The search space."""
-        return {name: json_to_distribution(one) for name, one in self.ledger.distributions.items()}
+        return {name: json_to_distribution(text) for name, text in self.ledger.distributions.items()}
 
     @cached_property
     def variable(self) -> list[str]:
-        """The hyper-parameters of which the space has more than one value."""
+        """The hyper-parameters that have more than one value in the space."""
         return [name for name, distribution in self.space.items() if not distribution.single()]
 
     def of_state(self, state: str) -> list[TrialRecord]:
@@ -77,7 +77,7 @@ class View:
         return max(reported, key=lambda trial: self.objective.score(self.best_epoch(trial)), default=None)
 
     def best_epoch(self, trial: TrialRecord) -> dict[str, Any]:
-        """Give a trial's report with the best metric; it must have one."""
+        """Return a trial's report with the best metric; it must have reported."""
         return max(trial.epochs, key=self.objective.score)
 
     @cached_property
@@ -97,7 +97,7 @@ class View:
 
     @cached_property
     def asha(self) -> ASHA:
-        """The scheduler with all that it has judged, replayed from the ledger."""
+        """The scheduler with all its judgements, replayed from the ledger."""
         return ASHA(self.settings, self.ledger)
 
     def ranked(self, level: Level) -> list[tuple[TrialRecord, float]]:
@@ -122,7 +122,7 @@ class View:
     def importance(self, level: Level) -> Importance:
         """Measure the importance of the hyper-parameters at a level, see `measure_importance`.
 
-        At a rung the length of a training is left out: it has not made a difference yet.
+        At a rung the length of a training is left out: it has made no difference yet.
         """
         names = [name for name in self.variable if level.epoch is None or name != LENGTH]
         rounds = FEWER if level is not self.level or len(level.trials) > MANY else ROUNDS

@@ -47,7 +47,7 @@ class Settings:
         ValueError: for a value out of range; the text states the value and the rule.
     """
 
-    task: str = of_task("mnist", "mnist, or FILE.py:NAME or package.module:NAME of a task of your own")
+    task: str = of_task("mnist", "mnist, or FILE.py:NAME or package.module:NAME of your own task")
     trainable: str | None = of_task(
         None, "FILE.py:NAME or package.module:NAME of a Ray Tune function, instead of a task"
     )
@@ -67,7 +67,7 @@ class Settings:
         (), "earlier runs (folders or URIs), whose trials the sampler knows from the start"
     )
     points: Path | None = of_search(
-        None, "JSON file of configurations to try first; what one leaves out is drawn"
+        None, "JSON file of configurations to try first; missing values are drawn"
     )
 
     scheduler: str = of_stopping("asha", "asha, or none to stop no trial early")
