@@ -140,7 +140,7 @@ def arguments(
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where MNIST is or goes")
     parser.add_argument("--table", type=Path, default=TABLE, help="the recorded curves, a parquet file")
     parser.add_argument("--train-size", type=int, default=TRAIN_SIZE, help="training images")
-    parser.add_argument("--processes", type=int, default=cores(), help="trainings side by side")
+    parser.add_argument("--processes", type=int, default=cores(), help="concurrent trainings")
     args = parser.parse_args()
     for name, most in MOST.items():
         value = getattr(args, name, 1)
@@ -156,7 +156,7 @@ def arguments(
     except DataError as error:  # may be a line a source
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except FileNotFoundError:
-        parser.error(f"--table is {args.table}, but there is none: python -m benchmarks.record makes one")
+        parser.error(f"--table is {args.table}, which does not exist: python -m benchmarks.record makes one")
     except (OSError, ValueError) as error:
         parser.error(f"--table is {args.table}, but must be recorded curves: {first_line(error)}")
     return args

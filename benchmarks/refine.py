@@ -21,7 +21,7 @@ def main() -> None:
     """Train and write the table."""
     parser = OneLineParser(allow_abbrev=False)
     parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="fits, each to what was trained before it too"
+        "--rounds", type=int, default=ROUNDS, help="fits, each also to what was trained before it"
     )
     args = arguments(__doc__, parser)
     for first in range(FIRST_REFINED, FIRST_REFINED + args.rounds * len(KINDS), len(KINDS)):

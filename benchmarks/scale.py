@@ -43,8 +43,8 @@ SHORT = [
 """Kind, trials and concurrent trials of each measurement."""
 FULL = [
     *((kind, trials, 64) for trials in (100, 1000, 10_000) for kind in OF_MADE_RUNS),
-    *(("parts", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256), (3000, 256))),
-    *(("loop", trials, at_a_time) for trials, at_a_time in ((1000, 64), (1000, 256))),
+    *(("parts", trials, concurrent) for trials, concurrent in ((1000, 64), (1000, 256), (3000, 256))),
+    *(("loop", trials, concurrent) for trials, concurrent in ((1000, 64), (1000, 256))),
     *(("actors", 320, 64), ("actors", 512, 256)),
 ]
 ROUNDS = 3
@@ -65,21 +65,21 @@ def run(console: Console, *, full: bool, data_dir: Path) -> Iterator[dict[str, A
         plan = [
             (one, number) for one in (FULL if full else SHORT) for number in range(_rounds(*one, full=full))
         ]
-        for count, ((kind, trials, at_a_time), number) in enumerate(plan, start=1):
-            name = f"{kind}, {trials} trials, {at_a_time} at a time"
-            if kind == "actors" and psutil.virtual_memory().available < at_a_time * PROCESS_BYTES:
-                console.print(f"  {name}: left out, as there is no memory for so many processes")
+        for count, ((kind, trials, concurrent), number) in enumerate(plan, start=1):
+            name = f"{kind}, {trials} trials, {concurrent} concurrent"
+            if kind == "actors" and psutil.virtual_memory().available < concurrent * PROCESS_BYTES:
+                console.print(f"  {name}: skipped: not enough memory for its processes")
                 continue
             console.print(f"  {count} of {len(plan)}: {name}")
             given = load.Load(
                 trials=trials,
-                concurrent=at_a_time,
+                concurrent=concurrent,
                 seconds=SLEEP_SECONDS,
                 folder=Path(scratch) / f"{kind}-{count}",
                 data_dir=data_dir.absolute(),
             )
             figures = measured(kind, given)
-            common = {"what": kind, "trials": trials, "concurrent": at_a_time, "round": number}
+            common = {"what": kind, "trials": trials, "concurrent": concurrent, "round": number}
             yield from ({**common, "figure": name, "value": value} for name, value in figures.items())
 
 
@@ -109,9 +109,9 @@ def show(console: Console, rows: pd.DataFrame) -> None:
         sizes = mine[["trials", "concurrent"]].drop_duplicates().itertuples(index=False)
         table = Table("", title=f"{kind}: {text}", title_justify="left")
         columns = []
-        for trials, at_a_time in sorted(sizes):
-            table.add_column(f"{trials:,} trials, {at_a_time} at a time", justify="right")
-            columns.append(mine[(mine["trials"] == trials) & (mine["concurrent"] == at_a_time)])
+        for trials, concurrent in sorted(sizes):
+            table.add_column(f"{trials:,} trials, {concurrent} concurrent", justify="right")
+            columns.append(mine[(mine["trials"] == trials) & (mine["concurrent"] == concurrent)])
         for figure in mine["figure"].unique():
             cells = [measure.spread(one.loc[one["figure"] == figure, "value"]) for one in columns]
             table.add_row(figure, *cells)
@@ -137,5 +137,5 @@ def _limit(rows: pd.DataFrame) -> str:
     )
 
 
-def _rounds(kind: str, trials: int, at_a_time: int, *, full: bool) -> int:
+def _rounds(kind: str, trials: int, concurrent: int, *, full: bool) -> int:
     return ROUNDS if full and trials <= 1000 and kind in OF_MADE_RUNS else 1

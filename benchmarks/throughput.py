@@ -78,7 +78,7 @@ def show(console: Console, rows: pd.DataFrame) -> None:
     heads = (
         "a core",
         "training images/s",
-        "times the blog's",
+        "times the baseline's",
         "by CPU s",
         "of matmul",
         "validation images/s",

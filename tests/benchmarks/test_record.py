@@ -82,7 +82,7 @@ def test_what_is_recorded_is_kept_repeated_and_refined(
         (record, ["--processes", "0"], "--processes is 0, but must be 1 to 1,000"),
         (repeats, ["--train-size", "60000"], "--train-size is 60000, but must be 1 to 55,000"),
         (refine, ["--rounds", "-1"], "--rounds is -1, but must be 1 to 1,000"),
-        (repeats, [], "but there is none: python -m benchmarks.record makes one"),
+        (repeats, [], "which does not exist: python -m benchmarks.record makes one"),
         (refine, ["--table", __file__], "test_record.py, but must be recorded curves: "),
         (record, ["--data-dir", __file__], "test_record.py"),
     ],
