@@ -83,7 +83,9 @@ def one_to_one(run_dir: Path, num_samples: int) -> list[str]:
     metrics = [grid[i].metrics or {} for i in range(len(grid))]
     assert [one["trial_id"] for one in metrics] == ids, "point 1: the ResultGrid has others"
     folders = {folder.name.split("_")[2] for folder in run_dir.glob("trial_*_*")}
-    assert folders == set(ids), f"point 1: the folders {folders ^ set(ids)} are of no trial, or lack"
+    assert folders == set(ids), (
+        f"point 1: the folders {folders ^ set(ids)} belong to no trial, or are missing"
+    )
     return ids
 
 

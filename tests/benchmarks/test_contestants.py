@@ -198,7 +198,7 @@ def run_python(code: str, folder: Path, limit_seconds: float = 100) -> process.R
     )
 
 
-def test_a_program_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
+def test_a_failed_program_is_described_by_its_last_line(tmp_path: Path) -> None:
     assert run_python("print('a'); raise KeyError('b')", tmp_path).error == "KeyError: 'b'"
     assert run_python("print('a')", tmp_path).error == ""
     assert "1 s" in run_python("import time; time.sleep(90)", tmp_path, limit_seconds=1).error
@@ -231,7 +231,7 @@ def test_an_image_takes_as_many_flop_as_counted_by_hand() -> None:
     assert throughput.flop_per_image() == 3 * (conv1 + conv2 + dense) - conv1
 
 
-def test_throughput_is_told_a_core_and_as_a_share_of_the_matmul() -> None:
+def test_throughput_is_given_per_core_and_as_a_fraction_of_the_matmul() -> None:
     common_columns = {"round": 0, "precision": "fp32", "flop_per_image": 1000, "cpu_seconds": 2.0}
     blog = {"images_per_second": 200.0, "validation_images_per_second": 400.0, "flops": math.nan}
     ours = {**blog, "images_per_second": 600.0}
@@ -247,7 +247,7 @@ def test_throughput_is_told_a_core_and_as_a_share_of_the_matmul() -> None:
     assert "n = 1" in text and " 100 " in text and "6×" in text and "50 %" in text
 
 
-def test_a_loop_is_timed_in_a_process_of_its_own(mnist_dir: Path) -> None:
+def test_a_loop_is_timed_in_its_own_process(mnist_dir: Path) -> None:
     flags = ["ours", "--images", "128", "--val-images", "250", "--data-dir", str(mnist_dir)]
     figures = side_by_side(1, flags, os.environ)
     assert set(figures) == {"images_per_second", "validation_images_per_second", "cpu_seconds"}

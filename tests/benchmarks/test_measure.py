@@ -88,7 +88,7 @@ def test_data_that_can_not_be_had_is_one_line(
         (["scale", "--only", "ours"], "--only goes with search alone"),
     ],
 )
-def test_a_wrong_word_is_told(
+def test_a_wrong_word_is_named(
     flags: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])

@@ -57,7 +57,9 @@ def test_a_trial_of_mnist_is_repeated_on_images_that_have_moved(
     assert last.startswith("epoch") and last.endswith(": as in the search, which stopped the trial there")
 
 
-def test_other_values_are_told_by_how_much(toy: Path, warm_runner: WarmRunner, tmp_path: Path) -> None:
+def test_other_values_are_reported_with_the_difference(
+    toy: Path, warm_runner: WarmRunner, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(toy, run)
     record = next(record for record in trials(run) if record.state == "COMPLETE")

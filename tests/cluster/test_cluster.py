@@ -102,7 +102,7 @@ def test_what_no_node_can_give_is_refused(
 
 
 @pytest.mark.usefixtures("fixed")
-def test_the_cpus_named_are_those_beside_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpus_named_are_those_next_to_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64.0}}, NODES[1], NODES[2]]
     )

@@ -112,7 +112,7 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_what_has_ended(finalized: Finali
     assert out.count("\n") == len(finalized.kept) >= 1
 
 
-def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finalized) -> None:
+def test_a_rerun_trains_only_what_is_missing_and_says_what_was_lost(finalized: Finalized) -> None:
     code, out, err = finalized.second
     assert (code, err) == (0, ""), out
     assert f"{FINALS} has 1 lines that can't be read" in out
@@ -122,7 +122,7 @@ def test_a_rerun_trains_only_what_lacks_and_says_what_was_lost(finalized: Finali
     assert lines[: len(finalized.kept)] == finalized.kept and len(lines) == 12
 
 
-def test_each_training_comes_to_what_the_plain_loop_comes_to_though_a_worker_was_killed(
+def test_each_training_equals_the_plain_loop_although_a_worker_was_killed(
     finalized: Finalized,
 ) -> None:
     for job, result in finals_of(finalized.run_dir).items():
@@ -314,7 +314,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return folder
 
 
-def test_what_is_kept_is_of_the_very_same_training_and_spoilt_lines_are_counted(
+def test_what_is_kept_is_of_the_very_same_training_and_corrupt_lines_are_counted(
     folder: RunFolder, tmp_path: Path
 ) -> None:
     file = FinalsFile(folder)

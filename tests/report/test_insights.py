@@ -114,7 +114,7 @@ def test_a_host_has_as_many_places_as_trials_at_a_time() -> None:
         ("a", 3, ["node 1", "node 2", "unknown 1"]),
     ],
 )
-def test_the_worker_of_an_epoch_that_only_a_checkpoint_told_of(
+def test_the_worker_of_an_epoch_known_only_from_a_checkpoint(
     trial_id: str, epoch: int, workers: list[str]
 ) -> None:
     ledger = made_ledger()
@@ -141,7 +141,7 @@ def test_a_run_in_a_few_lines(tmp_path: Path) -> None:
     assert lines["Best, validation"][0].startswith(f"{best:.2%} ± ")
 
 
-def test_a_run_of_an_older_version_is_told_by_its_settings(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_is_recognised_by_its_settings(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 2)
     values = json.loads((run / "settings.json").read_text())
     del values["options"]
@@ -227,7 +227,7 @@ def test_the_baseline_that_finished_is_compared_with_the_best_as_they_are(tmp_pa
     ("best_known", "difference"),
     [(0.5, "{:.2f} points above it"), (0.9999, "{:.2f} points below it"), (None, "equal to it")],
 )
-def test_the_best_is_put_beside_what_was_known_before(
+def test_the_best_is_compared_with_what_was_known_before(
     best_known: float | None, difference: str, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run", 6, grace_period=5)
@@ -269,7 +269,7 @@ def test_the_best_is_put_beside_what_was_known_before(
         ),
     ],
 )
-def test_a_best_value_at_the_edge_of_its_range_is_told(
+def test_a_best_value_at_the_edge_of_its_range_is_mentioned(
     space: str, state: str, params: dict[str, Any], advice: list[str], tmp_path: Path
 ) -> None:
     middle: dict[str, Any] = {"lr": 0.003, "momentum": 0.7, "epochs": 4}
@@ -286,7 +286,7 @@ def test_a_best_value_at_the_edge_of_its_range_is_told(
 
 
 @pytest.mark.parametrize("minimised", [False, True])
-def test_a_run_that_leads_is_told_with_the_noise(minimised: bool, tmp_path: Path) -> None:
+def test_a_leading_run_is_reported_with_the_noise(minimised: bool, tmp_path: Path) -> None:
     views = [
         view_of(make_run(tmp_path / name, n, seed=n, minimised=minimised))
         for name, n in (("a", 20), ("b", 12))

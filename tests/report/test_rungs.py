@@ -112,7 +112,7 @@ def test_rank_correlations_are_scipys(tmp_path: Path) -> None:
             assert n == len(both) and value == pytest.approx(expected)
 
 
-def test_importance_is_told_with_its_spread_and_not_of_what_is_alone(tmp_path: Path) -> None:
+def test_importance_comes_with_its_spread_and_never_for_a_single_value(tmp_path: Path) -> None:
     view = make(tmp_path / "run", 64, 1)
     importance = view.importance(view.level)
     assert sum(share.value for share in importance.shares) == pytest.approx(1)

@@ -160,13 +160,13 @@ def test_a_checkpoint_that_is_ahead_of_the_ledger_brings_its_epochs(run: Run) ->
     assert names == [None, "checkpoint_000000", None, "checkpoint_000001"]
 
 
-@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS, "gone", "spoilt"])
-def test_a_torn_checkpoint_is_removed_and_the_one_before_it_counts(torn: str, run: Run) -> None:
+@pytest.mark.parametrize("torn", [CHECKPOINT, REPORTS, "gone", "corrupt"])
+def test_a_truncated_checkpoint_is_removed_and_the_one_before_it_counts(torn: str, run: Run) -> None:
     folder, ledger, trial = run
     newest = save(trial, 1, epochs=4)
     if torn == "gone":
         (newest / REPORTS).unlink()
-    elif torn == "spoilt":  # of the right length, with an intact zip directory at its end
+    elif torn == "corrupt":  # of the right length, with an intact zip directory at its end
         content = (newest / CHECKPOINT).read_bytes()
         (newest / CHECKPOINT).write_bytes(content[:64] + bytes(64) + content[128:])
     else:
@@ -212,7 +212,7 @@ def test_a_folder_that_no_line_speaks_of_stops_a_resume_only_where_a_line_is_los
     save(folder.local / "trial_00001_b", 0, epochs=1)
     check_readable(folder, folder.ledger())
     with (folder.local / LEDGER).open("a") as file:
-        file.write("spoilt\n")
+        file.write("corrupt\n")
     with pytest.raises(FolderError, match="1 lines that can't be read, and with them a trial"):
         check_readable(folder, folder.ledger())
 

@@ -67,16 +67,16 @@ def test_of_two_reports_of_an_epoch_the_first_is_the_fact(tmp_path: Path) -> Non
     assert (epoch["accuracy"], epoch["checkpoint_dir_name"]) == (0.6, "checkpoint_000001")
 
 
-def test_a_spoilt_line_is_lost_alone_and_counted(tmp_path: Path) -> None:
+def test_only_a_corrupt_line_is_lost_and_it_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     ledger = written(path)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[4] = b"\x00\xff" + lines[4][2:]
     path.write_bytes(b"".join(lines))
-    spoilt = Ledger.open(path)
-    assert spoilt.lost_lines == 1
-    assert [epoch["epoch"] for epoch in spoilt.trials["a"].epochs] == [2]
-    assert spoilt.trials["b"] == ledger.trials["b"]
+    corrupt = Ledger.open(path)
+    assert corrupt.lost_lines == 1
+    assert [epoch["epoch"] for epoch in corrupt.trials["a"].epochs] == [2]
+    assert corrupt.trials["b"] == ledger.trials["b"]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_a_line_that_is_json_but_no_fact_changes_nothing(line: bytes, tmp_path: 
     before = facts(written(path))
     with path.open("ab") as file:
         file.write(line + b"\n")
-    spoilt = Ledger.open(path)
-    assert spoilt.lost_lines == 1
-    assert spoilt.seconds() == pytest.approx(Ledger.parse(path.read_bytes()).seconds(), abs=10)
-    assert {**facts(spoilt), "sessions": before["sessions"]} == before
+    corrupt = Ledger.open(path)
+    assert corrupt.lost_lines == 1
+    assert corrupt.seconds() == pytest.approx(Ledger.parse(path.read_bytes()).seconds(), abs=10)
+    assert {**facts(corrupt), "sessions": before["sessions"]} == before
 
 
-def test_a_closed_session_shows_how_far_its_trials_came_and_a_new_one_goes_on_with_them(
+def test_a_closed_session_shows_how_far_its_trials_came_and_a_new_one_continues_them(
     tmp_path: Path,
 ) -> None:
     ledger = written(tmp_path / "ledger.jsonl")

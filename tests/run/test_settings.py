@@ -155,8 +155,8 @@ def test_settings_come_back_from_json() -> None:
     older = {name: value for name, value in values.items() if name not in LEGACY_DEFAULTS}
     older |= {"target_accuracy": older.pop("target"), **options}  # MNIST's options used to be settings
     assert Settings.from_json(json.dumps(older)) == settings
-    spoilt: list[Any] = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{}, []]
-    for text in ("{", "", *map(json.dumps, spoilt), json.dumps({"data_dir": "d", "seed": 1})):
+    corrupt: list[Any] = [{**values, "num_samples": n} for n in (0, 2.5, "8", None)] + [{}, []]
+    for text in ("{", "", *map(json.dumps, corrupt), json.dumps({"data_dir": "d", "seed": 1})):
         with pytest.raises(ValueError):
             Settings.from_json(text)
     assert Settings.from_json(json.dumps({**values, "time_budget": 3})) == settings  # 3 is 3.0 in JSON
@@ -183,7 +183,7 @@ def resume(*flags: str) -> ResumeRequest:
     return request
 
 
-def test_a_resume_changes_what_it_was_told_and_nothing_else() -> None:
+def test_a_resume_changes_what_was_asked_and_nothing_else() -> None:
     settings = Settings(num_samples=8, seed=3, name="x", time_budget=60)
     assert resume().settings_of(settings, OPTIONS) == settings
     flags = ["--num-samples", "9", "--time-budget", "2m", "--max-concurrent-trials", "1", "--data-dir", "/d"]

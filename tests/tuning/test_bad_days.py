@@ -78,18 +78,18 @@ def test_searches_without_a_name_that_start_in_the_same_second_get_different_one
     assert len(names) == 3
 
 
-def test_a_lock_that_is_waited_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_for_a_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "PATIENCE_SECONDS", 0.05)
-    told: list[str] = []
-    study, lock = Journal(told.append), tmp_path / "study.journal.lock"
+    messages: list[str] = []
+    study, lock = Journal(messages.append), tmp_path / "study.journal.lock"
     study.append_logs([{"op": 1}])
     study.put_in_place(tmp_path / "study.journal")
     study.append_logs([{"op": 2}])
-    assert told == []
+    assert messages == []
     lock.symlink_to(tmp_path / "study.journal")
     threading.Timer(0.3, lock.unlink).start()
     study.append_logs([{"op": 3}])
-    assert told == [f"waiting for {lock}: another process holds it; if that has died, delete it"]
+    assert messages == [f"waiting for {lock}: another process holds it; if that has died, delete it"]
     assert list(study.read_logs(0)) == [{"op": 1}, {"op": 2}, {"op": 3}]
 
 

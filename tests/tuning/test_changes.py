@@ -21,19 +21,19 @@ def recorded(drawn: dict[str, Any], **changes: Any) -> Ledger:
 
 
 @pytest.mark.parametrize(
-    ("drawn", "changes", "told"),
+    ("drawn", "changes", "named"),
     [
         ({"lr": 0.1}, {}, ""),
         ({"batch_size": 32}, {"batch_size": 128}, ""),  # drawn, so its new default does not matter
         ({"lr": 0.1}, {"shift": None}, "shift is new, 0 by default"),
     ],
 )
-def test_what_is_new_hinders_nothing_and_is_told(
-    drawn: dict[str, Any], changes: dict[str, Any], told: str
+def test_new_hyperparameters_hinder_nothing_and_are_named(
+    drawn: dict[str, Any], changes: dict[str, Any], named: str
 ) -> None:
     ledger = recorded(drawn, **changes)
     check_unchanged(ledger, TASK, "run")
-    assert describe_changes(ledger, TASK) == (told and f"the hyper-parameters have changed since ({told})")
+    assert describe_changes(ledger, TASK) == (named and f"the hyper-parameters have changed since ({named})")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.searches import begun_trials
 from tune_mnist import results
 
 
-def test_a_diverged_trial_fails_at_once_and_the_search_goes_on(warm_joining: WarmRunner) -> None:
+def test_a_diverged_trial_fails_at_once_and_the_search_continues(warm_joining: WarmRunner) -> None:
     flags = ("--num-samples", "4", "--space", "half_diverges", "--name", "half")
     code, out, err = warm_joining.run(*TOY, *flags)
     assert (code, err) == (0, ""), out

@@ -24,7 +24,7 @@ SECRET = "k3y-that-no-file-may-hold"
 
 
 @pytest.mark.timeout(600)  # four sessions
-def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
+def test_a_killed_search_is_resumed_in_another_place_and_then_gets_more_trials(
     joining: Runner, warm_joining: WarmRunner
 ) -> None:
     run_dir, moved = joining.folder / "runs" / "killed", joining.folder / "elsewhere" / "moved"
@@ -48,8 +48,8 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
 
     # The winner's checkpoint is corrupt and its score lost, as by a kill: the next best one wins.
     winner = json.loads((moved / "best" / "metrics.json").read_text())
-    (spoilt,) = moved.glob(f"trial_{winner['number']:05d}_*")
-    for file in spoilt.glob("checkpoint_*/training.pt"):
+    (corrupt,) = moved.glob(f"trial_{winner['number']:05d}_*")
+    for file in corrupt.glob("checkpoint_*/training.pt"):
         file.write_bytes(bytes(len(file.read_bytes())))
     shutil.rmtree(moved / "best")
     assert "6 of 6 trials" in resume(warm_joining, "elsewhere/moved")
@@ -66,7 +66,7 @@ def test_a_killed_search_goes_on_in_another_place_and_then_gets_more_trials(
     check(moved, 8)
 
 
-def test_a_stopped_search_goes_on(runner: Runner, warm_joining: WarmRunner) -> None:
+def test_a_stopped_search_is_resumed(runner: Runner, warm_joining: WarmRunner) -> None:
     run_dir = runner.folder / "runs" / "stopped"
     process = runner.start("--num-samples", "10", "--name", "stopped", "--time-budget", "1h", *TOY)
     wait_for_epochs(3, run_dir / "ledger.jsonl", process)
@@ -125,7 +125,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joining: Runner) -> 
     server.stop()
 
 
-def test_a_search_in_a_bucket_goes_on_on_another_machine(
+def test_a_search_in_a_bucket_is_resumed_on_another_machine(
     bucket: str, joining: Runner, warm_joining: WarmRunner, tmp_path: Path
 ) -> None:
     name = "s3"

@@ -158,7 +158,7 @@ def assert_as_plain(run_dir: Path, trials: Sequence[TrialRecord]) -> None:
             assert (epoch["epoch"], epoch["train_loss"]) == (plain.epoch, plain.train_loss)
 
 
-def test_trials_in_reused_processes_come_to_what_the_plain_loop_comes_to(
+def test_trials_in_reused_processes_equal_the_plain_loop(
     finished: tuple[Path, str, str],
 ) -> None:
     trials, seen, reused = begun_trials(finished[0]), set(), []

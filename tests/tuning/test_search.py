@@ -323,7 +323,7 @@ def test_what_a_closed_session_had_cut_is_unfinished_in_the_next(tmp_path: Path)
     assert not any(STOPPED_BY in trial.user_attrs for trial in trials)
 
 
-def test_a_torn_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) -> None:
+def test_a_truncated_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) -> None:
     interrupted(tmp_path)
     journal = tmp_path / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-20])
@@ -332,7 +332,7 @@ def test_a_torn_journal_and_its_stale_lock_do_not_stop_a_resume(tmp_path: Path) 
     assert len(read_study(tmp_path).trials) == 5
 
 
-def test_asha_decides_as_the_paper_says_and_goes_on_with_the_rungs_of_the_whole_run() -> None:
+def test_asha_decides_as_in_the_paper_and_continues_with_the_rungs_of_the_whole_run() -> None:
     """Driven through the table, even if interrupted after any line, it decides the same."""
     for broken_after in range(len(ASHA_TABLE)):
         ledger = Ledger()

@@ -282,43 +282,43 @@ def test_a_tracker_that_is_down_is_named_once_and_tried_again_at_the_end() -> No
         if len(opened) == 1:
             raise ConnectionError("nobody is there")
 
-    told: list[str] = []
+    messages: list[str] = []
     tracker = Flaky(open)
-    feed = Feed(tracker, told.append)
+    feed = Feed(tracker, messages.append)
     feed.update(record(0, [1.0]))
     wait_until(lambda: opened)
-    while not told:  # the thread has yet to notice it
+    while not messages:  # the thread has yet to notice it
         feed.update(record(0, [1.0, 2.0]))
         time.sleep(0.01)
     feed.update(record(1, [1.0]))
     assert not tracker.taken
     feed.close()
-    assert told == ["Flaky: nobody is there (the search continues and will retry)"]
+    assert messages == ["Flaky: nobody is there (the search continues and will retry)"]
     assert sorted(tracker.taken) == [(0, 2), (1, 1)] and len(opened) == 2
 
 
 def test_a_trial_that_is_refused_holds_up_no_other() -> None:
-    told: list[str] = []
+    messages: list[str] = []
     tracker = Flaky(bad=0)
-    feed = Feed(tracker, told.append)
+    feed = Feed(tracker, messages.append)
     for number in range(3):
         feed.update(record(number, [1.0]))
     feed.close()
     assert sorted(tracker.taken) == [(1, 1), (2, 1)]
-    assert told[-1].startswith("Flaky is missing 1 trial")
-    assert sum("this one is refused" in line for line in told) == 1
+    assert messages[-1].startswith("Flaky is missing 1 trial")
+    assert sum("this one is refused" in line for line in messages) == 1
 
 
 def test_the_end_of_a_search_waits_for_a_tracker_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "CLOSE_SECONDS", 0.1)
-    told: list[str] = []
+    messages: list[str] = []
     release = threading.Event()
-    hanging = Feed(Flaky(lambda: assert_set(release)), told.append)
+    hanging = Feed(Flaky(lambda: assert_set(release)), messages.append)
     hanging.update(record(0, []))
     began = time.monotonic()
     hanging.close()
     release.set()
-    assert time.monotonic() - began < 5 and told == ["Flaky is missing 1 trial: no answer in 0.1 s"]
+    assert time.monotonic() - began < 5 and messages == ["Flaky is missing 1 trial: no answer in 0.1 s"]
 
 
 def assert_set(event: threading.Event) -> None:
@@ -327,11 +327,11 @@ def assert_set(event: threading.Event) -> None:
 
 def test_an_mlflow_server_that_is_down_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    told: list[str] = []
-    down = Feed(MlflowRuns("down", FACTS, RunFolder(tmp_path)), told.append)
+    messages: list[str] = []
+    down = Feed(MlflowRuns("down", FACTS, RunFolder(tmp_path)), messages.append)
     down.update(record(0, [1.0]))
     down.close()
-    (line,) = told
+    (line,) = messages
     assert line.startswith("MLflow is missing 1 trial: API request to http://127.0.0.1:9/")
     assert len(line) < 250 and "secret" not in line
 

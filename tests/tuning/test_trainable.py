@@ -116,7 +116,7 @@ def test_checkpoints_are_written_at_rungs_at_the_end_and_when_due(
     assert list(tune.checkpoints) == epochs
 
 
-def test_a_trial_that_was_killed_goes_on_as_if_it_had_not_been(tune: FakeTune) -> None:
+def test_a_killed_trial_continues_as_if_it_had_not_been_killed(tune: FakeTune) -> None:
     whole = tune.run("whole")
     tune.run("killed", stop_after=2)
     first, second = tune.checkpoints.values()
@@ -198,7 +198,7 @@ def test_the_setting_decides_whether_a_cuda_graph_is_used(
     assert asked == [wanted]
 
 
-def test_a_training_that_diverges_says_so_in_its_last_report(tune: FakeTune) -> None:
+def test_a_diverged_training_says_it_in_its_last_report(tune: FakeTune) -> None:
     (report,) = tune.run(config={"lr": 1e30})  # it returns: the process lives on
     assert re.fullmatch(r"the loss is not finite at step \d of epoch 1", report[FAILURE])
     assert math.isnan(report[OBJECTIVE.metric]) and report[EPOCH] == 1

@@ -210,7 +210,7 @@ def test_several_runs_are_taken_in_their_order_but_not_what_they_had_inherited(t
         read_earlier_runs(Settings(warm_start=(f"{tmp_path}/first", f"{tmp_path}/first/")), FACTS, BLOG)
 
 
-def test_lost_lines_are_told_and_cost_their_trials_alone(tmp_path: Path) -> None:
+def test_lost_lines_are_reported_and_cost_only_their_trials(tmp_path: Path) -> None:
     earlier_run(tmp_path / "first")
     path = tmp_path / "first" / LEDGER
     lines = path.read_text().splitlines()
@@ -295,7 +295,7 @@ def test_what_cannot_be_inherited_is_refused_in_one_line(tmp_path: Path) -> None
         inherit(run)
 
 
-def test_trials_longer_than_any_here_are_refused_shorter_ones_are_told(tmp_path: Path) -> None:
+def test_trials_longer_than_any_here_are_refused_shorter_ones_are_mentioned(tmp_path: Path) -> None:
     space: Space = {"momentum": FloatDistribution(0.4, 0.9)}
     run = tmp_path / "first"
     earlier_run(run, space=space, max_epochs=5)
@@ -327,7 +327,7 @@ def earlier_toys(run_dir: Path) -> None:
         ledger.ended(f"t{number}", failed=False)
 
 
-def test_a_warm_started_search_goes_on_without_the_runs_that_it_knows(
+def test_a_warm_started_search_resumes_without_the_runs_that_it_knows(
     joining: Runner, warm_joining: WarmRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, points, visited = joining.folder / "runs", joining.folder / "points.json", tmp_path / "visited"
