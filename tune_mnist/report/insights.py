@@ -72,7 +72,7 @@ def facts(view: View) -> list[Fact]:
         Fact("Trials", f"{len(view.trials)} of {settings.num_samples}", count_states(view)),
         Fact("Epochs", f"{trained:,}", of_planned),
         Fact("Wall time", duration(outcome.seconds), sessions + most),
-        Fact("Pace", f"{over / hours:.0f} trials an hour", f"{trained / hours:.0f} epochs an hour"),
+        Fact("Pace", f"{over / hours:,.0f} trials an hour", f"{trained / hours:,.0f} epochs an hour"),
         *filter(None, [known_before(view)]),
         *_best_facts(view),
     ]
