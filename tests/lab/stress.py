@@ -40,6 +40,8 @@ TASKS = {
 """Flags by the name of the task."""
 HANG_SECONDS = 300.0
 """Longest time from the last kill to the end of a search; an idle machine needs 20."""
+NOTICE_SECONDS = 30.0
+"""Longest time until a cluster notices the death of a node: before that a driver may join by its raylet."""
 KINDS = ("driver", "worker", "node", "hang", "disk", "temp")
 DISK = "size=300m"
 """Of the tmpfs that holds the runs."""
@@ -49,6 +51,8 @@ class Arena:
     """A cluster whose nodes can be killed and replaced."""
 
     def __init__(self) -> None:
+        self.node_killed = -NOTICE_SECONDS
+        "When a node was killed last, by time.monotonic()."
         self.start()
 
     def start(self) -> None:
@@ -83,6 +87,7 @@ class Arena:
         """Cut a node's power: kill its raylet and all that it has started."""
         for process in self.processes(self.nodes[number]):
             kill(process.pid)
+        self.node_killed = time.monotonic()
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
         self.nodes[number] = self.add()
 
@@ -118,15 +123,19 @@ def one_round(arena: Arena, folder: Path, task: list[str], rng: random.Random, n
     found: dict[str, Any] = {"round": name, "killed": done}
     try:
         with folder.with_name(f"{name}.log").open("w") as log:
-            command, ended = start, ""
+            ended = ""
             while ended != "0":
+                command = resume if (run_dir / "ledger.jsonl").exists() else start
+                size = Path(log.name).stat().st_size
+                unnoticed = time.monotonic() - arena.node_killed < NOTICE_SECONDS
                 joined = [*command, "--address", arena.address]
                 driver = subprocess.Popen(joined, stdout=log, stderr=log, start_new_session=True)
-                ended, command = one_session(arena, driver, run_dir, rng, planned, done), resume
-                # 2: no room for the first line of a session. A raylet takes its driver down with it,
-                # silently.
-                known = ["0", "-9 driver", "1 disk", "2 disk", "1 temp"]
-                known += ["1 node"] * ("tune.py: error" not in Path(log.name).read_text())
+                ended = one_session(arena, driver, run_dir, rng, planned, done)
+                # 2: no room for the first line of a session, or no folder that tells how to join the cluster.
+                known = ["0", "-9 driver", "1 disk", "2 disk", "1 temp", "2 temp"]
+                # A raylet silently takes its driver down with it, and a dead one whoever joins by it.
+                if b"tune.py: error" not in Path(log.name).read_bytes()[size:]:
+                    known += ["1 node", "1 "] if unnoticed else ["1 node"]
                 assert ended in known, f"exit code and last kill: {ended}"
         found |= check(run_dir, TRIALS)
         before = fingerprint(run_dir)
