@@ -26,11 +26,11 @@ TESTS = {
         "a_run_can_be_loaded_again",
     ),
     "tuning/test_ends": (
-        "a_diverged_trial_fails_at_once_and_the_search_goes_on",
+        "a_diverged_trial_fails_at_once_and_the_search_continues",
         "sigterm_ends_the_search_in_order",
     ),
     "tuning/test_resume": (
-        "a_killed_search_goes_on_in_another_place_and_then_gets_more_trials",
+        "a_killed_search_is_resumed_in_another_place_and_then_gets_more_trials",
         "a_lost_process_costs_at_most_what_was_not_saved",
     ),
     "report/test_analyse": (),

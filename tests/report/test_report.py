@@ -168,7 +168,8 @@ def test_the_plots_follow_the_level(wide: Opened, runs: Path) -> None:
         column = opened.column("validation")
         assert sum(value != "–" for value in column) == len(values)
     assert page.locator("#panel-importance .empty").inner_text() == "Nothing to draw."  # 8 have finished
-    assert "it takes 10 that differ" in page.locator("#panel-importance .caption").inner_text()
+    caption = page.locator("#panel-importance .caption").inner_text()
+    assert "10 that differ in their values and hyper-parameters are needed" in caption
     page.select_option("#level", "epoch 1")
     page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
     assert opened.complaints == []
