@@ -49,7 +49,7 @@ FULL = [
 ]
 ROUNDS = 3
 """Rounds of short measurements: those with up to 1,000 known trials."""
-PROCESS_BYTES = 100e6
+PROCESS_BYTES = 300e6
 """Memory that a Ray process takes for itself."""
 SLEEP_SECONDS = 0.5
 """How long a real trial sleeps before each report: 64 could send 128 reports a second, 256 could send 512."""

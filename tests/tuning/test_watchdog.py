@@ -1,10 +1,13 @@
-"""A search that stalls, as its workers hang or its raylet is dead, or that cannot begin."""
+"""A search whose workers hang, cannot begin or take too much memory, or whose raylet is dead."""
 
 import json
 import os
 import signal
 import subprocess
 from pathlib import Path
+
+import psutil
+import pytest
 
 from tests.conftest import ROOT, TOY, Runner
 from tests.invariants import check
@@ -30,6 +33,39 @@ def test_workers_that_hang_are_replaced(runner: Runner) -> None:
     assert (process.returncode, err) == (0, ""), out
     assert stopped and "no progress: connecting to Ray again" in out
     assert broke(run_dir) and "0 FAIL" in out
+    check(run_dir, 4)
+
+
+HUNGRY = """
+import dataclasses, pathlib, time
+from tests import toy
+
+def train(*given):
+    for report in toy.train(*given):
+        yield report
+        if not EATEN.exists():
+            EATEN.touch()
+            hoard = [b"x" * 2**26 for _ in range(96)]
+            time.sleep(60)
+
+EATEN = pathlib.Path(__file__).with_name("eaten")
+TASK = dataclasses.replace(toy.TASK, train=train)
+"""
+
+
+def test_a_worker_that_is_killed_for_lack_of_memory_interrupts_no_other_trial(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, run_dir = psutil.virtual_memory(), runner.folder / "runs" / "hungry"
+    limit = 1 - (memory.available - 4 * 2**30) / memory.total
+    monkeypatch.setitem(runner.environment, "RAY_memory_usage_threshold", f"{limit:.3f}")
+    (runner.folder / "hungry.py").write_text(HUNGRY)
+    flags = ["--num-samples", "4", "--max-epochs", "3", "--max-failures", "9", "--checkpoint-seconds", "0"]
+    process = runner.start("--task", "hungry.py:TASK", "--name", "hungry", *flags)
+    out, err = process.communicate(timeout=150)
+    assert (process.returncode, err) == (0, ""), out
+    assert "a trial was killed for lack of memory" in out and "0 FAIL" in out
+    assert broke(run_dir) == []
     check(run_dir, 4)
 
 

@@ -110,6 +110,7 @@ def connected(address: str | None, *, dashboard: bool = False, preload: str = ""
         session = Path(context.address_info["session_dir"])
         here = machine.has_sockets(session)
         stack.enter_context(ray_private.quiet_errors())
+        stack.enter_context(ray_private.memory_kills_lose_actors())
         if head == "local":
             stack.enter_context(ray_private.waiting_workers())
         try:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 RPC_SECONDS = 2.0
 """Longest wait for an answer from the cluster's head in frequent calls."""
@@ -201,6 +202,21 @@ def _gcs() -> Any:
     from ray._private import worker
 
     return worker.global_worker.gcs_client  # type: ignore[attr-defined]
+
+
+def memory_kills_lose_actors() -> AbstractContextManager[None]:
+    """Turn the error of a worker that was killed for lack of memory into that of a lost actor, for a block.
+
+    Why: Ray Tune expects a RayActorError, and its loop ends with an OutOfMemoryError. Without: all running
+    trials return to their newest checkpoints, and the kill does not count as a failure of its trial.
+    https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/air/execution/_internal/actor_manager.py
+    """
+    loss = "a worker that is killed for lack of memory interrupts all trials"
+
+    def lost(message: str) -> RayActorError:
+        return RayActorError(error_msg=message)
+
+    return _replaced(loss, "ray._private.serialization", "OutOfMemoryError", lambda _: lost)
 
 
 @contextmanager

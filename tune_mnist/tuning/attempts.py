@@ -187,7 +187,7 @@ class Attempts:
             self._end(trial, failed=True)
             return
         self.ledger.lost(trial.trial_id, attempt, text)
-        self.trouble.memory(error, details, trial.lost)
+        self.trouble.memory(details, trial.lost)
         if self._end_if_over(trial):
             return
         if trial.lost > self.settings.max_failures:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError
+from ray.exceptions import RayError
 from ray.util import placement_group_table
 
 from tune_mnist.cluster.machine import has_sockets, why_no_worker
@@ -69,9 +69,9 @@ class Trouble:
         self._say(reason)
         return reason
 
-    def memory(self, error: BaseException | str, details: str, losses: int) -> None:
+    def memory(self, details: str, losses: int) -> None:
         """Delay the next attempt if one was killed for lack of memory, longer after each loss."""
-        if isinstance(error, OutOfMemoryError) or "running low on memory" in details:
+        if "running low on memory" in details:
             self._wait(5 * 2.0**losses)
             self._say(
                 "a trial was killed for lack of memory and will be retried later; a smaller "
