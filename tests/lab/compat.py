@@ -33,7 +33,7 @@ TESTS = {
         "a_killed_search_is_resumed_in_another_place_and_then_gets_more_trials",
         "a_lost_process_costs_at_most_what_was_not_saved",
     ),
-    "tuning/test_watchdog": ("a_worker_that_is_killed_for_lack_of_memory_interrupts_no_other_trial",),
+    "tuning/test_watchdog": ("a_worker_that_is_killed_for_lack_of_memory_costs_one_attempt",),
     "report/test_analyse": (),
     "report/test_report": (),
     "cluster/test_cluster": (

@@ -53,20 +53,20 @@ TASK = dataclasses.replace(toy.TASK, train=train)
 """
 
 
-def test_a_worker_that_is_killed_for_lack_of_memory_interrupts_no_other_trial(
+def test_a_worker_that_is_killed_for_lack_of_memory_costs_one_attempt(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, run_dir = psutil.virtual_memory(), runner.folder / "runs" / "hungry"
     limit = 1 - (memory.available - 4 * 2**30) / memory.total
     monkeypatch.setitem(runner.environment, "RAY_memory_usage_threshold", f"{limit:.3f}")
     (runner.folder / "hungry.py").write_text(HUNGRY)
-    flags = ["--num-samples", "4", "--max-epochs", "3", "--max-failures", "9", "--checkpoint-seconds", "0"]
+    flags = ["--num-samples", "2", "--max-epochs", "2", "--max-failures", "9", "--max-concurrent-trials", "1"]
     process = runner.start("--task", "hungry.py:TASK", "--name", "hungry", *flags)
     out, err = process.communicate(timeout=150)
     assert (process.returncode, err) == (0, ""), out
     assert "a trial was killed for lack of memory" in out and "0 FAIL" in out
     assert broke(run_dir) == []
-    check(run_dir, 4)
+    check(run_dir, 2)
 
 
 NEEDY = """
