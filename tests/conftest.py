@@ -31,8 +31,8 @@ TOY = ["--task", f"{ROOT / 'tests' / 'toy.py'}:TASK", "--max-epochs", "4"]
 # With --dist loadfile one worker runs a whole file. (The loadgroup of pytest-xdist 3.8 silently groups
 # nothing under pytest 9.2: its issue 1386.)
 FIRST = (
-    *("hosts", "ends", "resume", "finals", "watchdog", "cluster", "warm_start", "run", "task", "notebook"),
-    *("autoscaling", "console", "report", "readme", "dashboard", "analyse"),
+    *("hosts", "cluster", "resume", "watchdog", "ends", "finals", "warm_start", "run", "task", "notebook"),
+    *("bad_days", "autoscaling", "predict", "console", "report", "readme", "dashboard", "analyse"),
 )
 
 
