@@ -32,7 +32,7 @@ TOY = ["--task", f"{ROOT / 'tests' / 'toy.py'}:TASK", "--max-epochs", "4"]
 # nothing under pytest 9.2: its issue 1386.)
 FIRST = (
     *("hosts", "cluster", "resume", "watchdog", "ends", "finals", "warm_start", "run", "task", "notebook"),
-    *("bad_days", "autoscaling", "predict", "console", "report", "readme", "dashboard", "analyse"),
+    *("autoscaling", "predict", "console", "report", "readme", "dashboard", "analyse"),
 )
 
 

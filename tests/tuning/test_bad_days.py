@@ -48,7 +48,8 @@ def test_a_full_disk_and_a_deleted_temp_folder_end_a_search_that_is_resumed() ->
     wait_for_epochs(6, run_dir / "ledger.jsonl", process)
     for session in Path("/tmp/ray").glob("session_*"):
         shutil.rmtree(session, ignore_errors=True)  # Ray keeps writing its logs
-    assert f"was deleted while it ran (--resume {run_dir} continues)" in ended(process)
+    complaint = ended(process)
+    assert f"was deleted while it ran (--resume {run_dir} continues)" in complaint, complaint
     process = tune("--resume", str(run_dir), "--address", "local")
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0 and "8 of 8 trials" in out and "0 FAIL" in out, out + err

@@ -72,7 +72,7 @@ class Attempts:
     @property
     def hopeless(self) -> str:
         """Why another attempt is pointless; "" while it is not."""
-        if self.watchdog.reason:
+        if self.watchdog.reason or self.watchdog.has_lost_folder():
             return self.watchdog.reason
         return self.trouble.reason if self.trouble.hopeless and not self.live else ""
 

@@ -124,9 +124,7 @@ class Watchdog:
         How long an epoch takes is unknown before the first, so that needs more patience. ``training`` is
         False if no attempt has a process, perhaps because no node has room, which is not a fault.
         """
-        session = self._session()
-        if session and not has_sockets(session):
-            self.reason = f"Ray's folder {session} was deleted while it ran"
+        if self.has_lost_folder():
             return True
         patience = self.settings.stall_seconds
         if training:
@@ -137,10 +135,18 @@ class Watchdog:
             self.heard()
             return False
         if not training and not self._started and has_place():
-            cause = why_no_worker(session)
+            cause = why_no_worker(self._session())
             self.reason = f"Ray has started no worker in {patience:.0f} s{cause and f': {cause}'}"
         self._stalls += 1
         return True
+
+    def has_lost_folder(self) -> bool:
+        """Return whether the folder of Ray's session was deleted, without which no worker can start."""
+        session = self._session()
+        if session and not has_sockets(session):
+            self.reason = f"Ray's folder {session} was deleted while it ran"
+            return True
+        return False
 
     def _has_room(self) -> bool:
         try:
